@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all the set-up: they need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2]) if sys.version_info >= (3, 11) else None' 2>/dev/null)
+ifeq ($(filter 3.%,$(VERSION)),)
+$(error '$(PYTHON)' is not Python 3.11 or newer; name one that is: make $(MAKECMDGOALS) PYTHON=python3.13)
+endif
+VENV := .venv/py$(VERSION)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test soak lint format clean
+
+demo: $(READY)
+	$(BIN)/feishu-mail-async demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not soak"
+
+soak: $(READY)
+	$(BIN)/python -m pytest -n 2 -m soak
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group dev --editable ".[cli]"
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
