@@ -1,0 +1,235 @@
+"""The values that pass between the rooms: what to send, how, and what became of it."""
+
+import math
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from .errors import FeishuMailError
+
+__all__ = [
+    "Draft",
+    "Outcome",
+    "OutcomeStatus",
+    "Priority",
+    "RateLimit",
+    "RetryPolicy",
+    "SendResult",
+    "check_number",
+    "check_text",
+]
+
+_LONGEST: Final = 512
+_FORBIDDEN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+def check_text(name: str, value: object, *, longest: int = _LONGEST) -> str:
+    """Return `value` if it can stand in a path; otherwise say what is wrong with parameter `name`.
+
+    Raises:
+        TypeError: it is not a string.
+        ValueError: it is empty, longer than `longest` characters, or holds control characters.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: give a string, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{name}: it is empty; give its value")
+    if len(value) > longest:
+        raise ValueError(f"{name}: {len(value)} characters are too many; {longest} are allowed")
+    for place, character in enumerate(value):
+        if unicodedata.category(character) in _FORBIDDEN:
+            raise ValueError(
+                f"{name}: character {place} is the control character U+{ord(character):04X}; take it out"
+            )
+    return value
+
+
+def check_number(
+    name: str, value: object, accepts: Callable[[float], bool], wanted: str, *, infinite: bool = False
+) -> None:
+    """Raise TypeError or ValueError, with a sentence that names `name`, unless `value` is a number accepted."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: give {wanted}, not {type(value).__name__}")
+    if (not infinite and not math.isfinite(value)) or not accepts(value):
+        raise ValueError(f"{name}: give {wanted}, not {value!r}")
+
+
+def _positive(value: float) -> bool:
+    return value > 0
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _check_count(name: str, value: object, least: int, wanted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: give {wanted}, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: give {wanted}, not {value!r}")
+
+
+class Priority(IntEnum):
+    """Who goes first. Served in this order; within one priority users take turns."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BULK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A draft to send.
+
+    Args:
+        draft_id: the draft's id, as creating or listing drafts returned it (1 to 512 characters).
+        mailbox: the mailbox address the draft lies in; `me` is the user's own.
+        user: whose token sends it; None where the client knows one user only.
+        tag: anything of the caller's. It is not compared or shown, and comes back in the outcome.
+
+    Raises:
+        TypeError: a value is not a string.
+        ValueError: a value is empty, too long, or holds control characters.
+
+    Source: "发送草稿", path parameters `draft_id` and `user_mailbox_id`.
+    """
+
+    draft_id: str
+    mailbox: str = "me"
+    user: str | None = None
+    tag: Any = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_text("draft_id", self.draft_id)
+        check_text("mailbox", self.mailbox)
+        if self.user is not None:
+            check_text("user", self.user)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """What the server allows, and how carefully it is kept.
+
+    Args:
+        calls: calls that one window of `per` seconds may hold.
+        per: the window, in seconds.
+        spacing: least seconds between two dispatches (0: none).
+        grace: seconds for which a call without an answer may still be on its way.
+        margin: seconds added to `per`, for clocks that run apart.
+        reserve: permits that only INTERACTIVE sends may take.
+
+    Source: "发送草稿", 接口频率限制 (20 calls a minute, all users of one app together).
+    """
+
+    calls: int = 20
+    per: float = 60.0
+    spacing: float = 0.2
+    grace: float = 10.0
+    margin: float = 0.1
+    reserve: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count("calls", self.calls, 1, "a whole number of calls, 1 or more")
+        check_number("per", self.per, _positive, "seconds above 0")
+        check_number("spacing", self.spacing, _not_negative, "seconds, 0 or more")
+        check_number("grace", self.grace, _not_negative, "seconds, 0 or more")
+        check_number("margin", self.margin, _not_negative, "seconds, 0 or more")
+        _check_count("reserve", self.reserve, 0, "a whole number of permits, 0 or more")
+        if self.reserve >= self.calls:
+            raise ValueError(f"reserve: {self.reserve} of {self.calls} calls leaves none; give less than calls")
+
+    @classmethod
+    def smooth(
+        cls,
+        calls: int = 20,
+        per: float = 60.0,
+        *,
+        grace: float = 10.0,
+        margin: float = 0.1,
+        reserve: int = 0,
+    ) -> Self:
+        """The same limit spread evenly: one call every `per / calls` seconds, never a burst."""
+        plain = cls(calls, per, grace=grace, margin=margin, reserve=reserve)
+        return cls(calls, per, plain.per / plain.calls, grace, margin, reserve)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again, and when to stop.
+
+    Args:
+        attempts: calls that a draft may use up through failures of its own: server errors, lost replies.
+        refusals: refusals it may take for the app's or its user's sake: too many calls, busy mailbox.
+        initial: seconds before the first retry; each further one waits twice as long, with jitter.
+        maximum: the longest of these waits, in seconds.
+        outage: seconds for which nothing may be reachable before what waits ends in TransportError
+            (None: as long as it takes).
+    """
+
+    attempts: int = 6
+    refusals: int = 20
+    initial: float = 1.0
+    maximum: float = 60.0
+    outage: float | None = 600.0
+
+    def __post_init__(self) -> None:
+        _check_count("attempts", self.attempts, 1, "a whole number of attempts, 1 or more")
+        _check_count("refusals", self.refusals, 0, "a whole number of refusals, 0 or more")
+        check_number("initial", self.initial, _positive, "seconds above 0")
+        check_number("maximum", self.maximum, _positive, "seconds above 0")
+        if self.maximum < self.initial:
+            raise ValueError(f"maximum: {self.maximum!r} is below initial ({self.initial!r}); give more")
+        if self.outage is not None:
+            check_number("outage", self.outage, _not_negative, "seconds, 0 or more, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """A draft that was sent.
+
+    Attributes:
+        draft: what was sent.
+        message_id: the sent mail's id; None where the server gave none (as with `already_sent`).
+        thread_id: the conversation's id; None where the server gave none.
+        already_sent: an earlier call had sent it (its reply may have been lost).
+        attempts: calls made for this draft.
+        log_id: the `X-Tt-Logid` of the answer, which support asks for.
+    """
+
+    draft: Draft
+    message_id: str | None
+    thread_id: str | None
+    already_sent: bool
+    attempts: int
+    log_id: str | None
+
+
+class OutcomeStatus(StrEnum):
+    """What became of a draft."""
+
+    SENT = "sent"
+    ALREADY_SENT = "already_sent"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one draft of a run: either `result` or `error` is set.
+
+    Attributes:
+        draft: the draft as it was given.
+        status: sent, already_sent; failed (certainly not sent, and why is its own); unknown (it may have
+            been sent); skipped (not sent, for a reason that is not its own).
+        result: set if it was sent.
+        error: set if it was not, or may not have been.
+    """
+
+    draft: Draft
+    status: OutcomeStatus
+    result: SendResult | None
+    error: "FeishuMailError | None"

@@ -1,0 +1,227 @@
+"""What goes to the server and what its answers mean. Pure: no I/O, no clock.
+
+Source: "发送草稿" for the request and the body of the reply; for `automation_send_disable`, the gateway's
+headers and the log id, the platform's generic documentation.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from .codes import Code, Scope, Until, Verdict, lookup, named
+from .errors import AutomatedSendDisabled, BadReply, FeishuMailError, TransportError, api_error
+from .model import Draft, check_text
+
+__all__ = [
+    "FEISHU",
+    "LARK",
+    "LONGEST_REPLY",
+    "CallEnd",
+    "Judgement",
+    "Reply",
+    "check_base_url",
+    "is_loopback",
+    "judge",
+    "lost",
+    "never_left",
+    "send_path",
+]
+
+FEISHU: Final = "https://open.feishu.cn"
+LARK: Final = "https://open.larksuite.com"
+
+LONGEST_REPLY: Final = 256 * 1024
+"""Bytes of a reply that are read at most; the API's own have a few hundred."""
+
+_LONGEST_PAUSE: Final = 3600.0
+_LONGEST_MESSAGE: Final = 300
+_TOO_MANY_REQUESTS: Final = 429
+_LOOPBACK: Final = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether `host` can only be this machine."""
+    return host is not None and _LOOPBACK.fullmatch(host) is not None
+
+
+def check_base_url(base_url: object) -> str:
+    """Return the URL of the API's host in one spelling, or raise ValueError or TypeError.
+
+    It is https, or http on a loopback host: the token must never cross a network in clear text.
+    """
+    text = check_text("base_url", base_url)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"base_url: {text!r} is no URL; give one like {FEISHU}") from None
+    host = parts.hostname
+    if not host or parts.scheme not in {"http", "https"}:
+        raise ValueError(f"base_url: {text!r} is no https URL; give one like {FEISHU}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url: it holds a user name or password; leave them out")
+    if parts.query or parts.fragment:
+        raise ValueError(f"base_url: {text!r} has a query or a fragment; give one like {FEISHU}")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise ValueError(f"base_url: {text!r} would send the token in clear text; use https")
+    if ":" in host:
+        host = f"[{host}]"
+    ordinary = 443 if parts.scheme == "https" else 80
+    authority = host if port in {None, ordinary} else f"{host}:{port}"
+    return f"{parts.scheme}://{authority}{parts.path.rstrip('/')}"
+
+
+def _segment(text: str) -> str:
+    """Percent-encode one path segment whole: nothing in it can start another segment or a query."""
+    # Dots are "unreserved", but a segment of dots alone is taken for a step within the path.
+    return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
+
+
+def send_path(draft: Draft) -> str:
+    """The path of the call that sends this draft ("发送草稿", HTTP URL)."""
+    return f"/open-apis/mail/v1/user_mailboxes/{_segment(draft.mailbox)}/drafts/{_segment(draft.draft_id)}/send"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer, as far as it could be read.
+
+    Attributes:
+        status: the HTTP status.
+        body: the whole body; None if it broke off or was longer than `LONGEST_REPLY`.
+        log_id: the header `X-Tt-Logid`.
+        reset: the header `x-ogw-ratelimit-reset`, as it came.
+    """
+
+    status: int
+    body: bytes | None
+    log_id: str | None = None
+    reset: str | None = None
+
+
+class CallEnd(Enum):
+    """How a call ended, which decides when its permit and its locks come back."""
+
+    ANSWERED = "answered"
+    LOST = "lost"
+    NEVER_LEFT = "never left"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one attempt means.
+
+    Attributes:
+        verdict: sent, already sent, retry or fatal.
+        end: how the call ended.
+        conclusive: whether it is certain that this attempt sent nothing.
+        scope: who waits (retry) or is closed (fatal).
+        until: what ends that closure; None: nothing but the draft is concerned.
+        pause: seconds the server asks the app to wait; None: it did not say.
+        error: what to raise if this is the last word.
+        message_id: of a sent mail.
+        thread_id: of a sent mail.
+        log_id: of the answer.
+    """
+
+    verdict: Verdict
+    end: CallEnd = CallEnd.ANSWERED
+    conclusive: bool = True
+    scope: Scope = Scope.DRAFT
+    until: Until | None = None
+    pause: float | None = None
+    error: FeishuMailError | None = None
+    message_id: str | None = None
+    thread_id: str | None = None
+    log_id: str | None = None
+
+
+def never_left(reason: str) -> Judgement:
+    """The judgement on a call that provably did not reach the server."""
+    error = TransportError(f"the server cannot be reached: {reason}")
+    return Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT, scope=Scope.APP, error=error)
+
+
+def lost(reason: str) -> Judgement:
+    """The judgement on a call without an answer, which may have sent the mail."""
+    return Judgement(
+        Verdict.RETRY, CallEnd.LOST, conclusive=False, error=BadReply(f"no answer came back: {reason}")
+    )
+
+
+def judge(reply: Reply) -> Judgement:
+    """What an answer to the send call means. The body's code decides; the HTTP status only where there is none."""
+    body = _parse(reply.body)
+    code = body.get("code")
+    if isinstance(code, bool) or not isinstance(code, int):
+        return _not_the_api(reply)
+    row = lookup(code, reply.status)
+    if row.verdict is Verdict.SENT:
+        return _sent(body.get("data"), reply.log_id)
+    if row.verdict is Verdict.ALREADY_SENT:
+        return Judgement(Verdict.ALREADY_SENT, log_id=reply.log_id)
+    return _refused(row, reply, (_text(body.get("msg")) or "")[:_LONGEST_MESSAGE])
+
+
+def _parse(body: bytes | None) -> dict[str, Any]:
+    """The JSON object in `body`; empty where there is none."""
+    try:
+        parsed = json.loads(body) if body else None
+    except (ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _sent(data: Any, log_id: str | None) -> Judgement:
+    fields = data if isinstance(data, dict) else {}
+    disabled = fields.get("automation_send_disable")
+    if disabled is None or disabled is False:
+        message_id, thread_id = _text(fields.get("message_id")), _text(fields.get("thread_id"))
+        return Judgement(Verdict.SENT, message_id=message_id, thread_id=thread_id, log_id=log_id)
+    told = disabled if isinstance(disabled, dict) else {}
+    error = AutomatedSendDisabled(
+        (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE], _text(told.get("reference")), log_id=log_id
+    )
+    return Judgement(Verdict.FATAL, scope=Scope.MAILBOX, until=Until.REOPEN, error=error, log_id=log_id)
+
+
+def _refused(row: Code, reply: Reply, msg: str) -> Judgement:
+    return Judgement(
+        row.verdict,
+        conclusive=row.conclusive,
+        scope=row.scope,
+        until=row.until,
+        pause=_seconds(reply.reset) if row.scope is Scope.APP else None,
+        error=api_error(row, msg, http_status=reply.status, log_id=reply.log_id),
+        log_id=reply.log_id,
+    )
+
+
+def _not_the_api(reply: Reply) -> Judgement:
+    if reply.status == _TOO_MANY_REQUESTS:
+        # A gateway that refuses without a body refuses for the reason gateways have.
+        return _refused(named("FrequencyLimited"), reply, "HTTP 429 without a JSON body")
+    what = "it was cut off or too long" if reply.body is None else "it is not the API's JSON"
+    error = BadReply(
+        f"the answer (HTTP {reply.status}) cannot be read: {what}",
+        http_status=reply.status,
+        log_id=reply.log_id,
+    )
+    return Judgement(Verdict.RETRY, conclusive=False, error=error, log_id=reply.log_id)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _seconds(header: str | None) -> float | None:
+    """The seconds in a reset header: at most an hour; None where it says nothing usable."""
+    try:
+        seconds = float(header) if header is not None else math.nan
+    except ValueError:
+        return None
+    return min(seconds, _LONGEST_PAUSE) if seconds >= 0 else None
