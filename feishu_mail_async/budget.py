@@ -1,0 +1,99 @@
+"""How many calls a window may hold, and how close together: the decision has its home here.
+
+A permit is taken at the dispatch of a call and comes back `per + margin` seconds after the call has ENDED.
+The server counts a call somewhere between its dispatch and its answer; a window that opened at the dispatch
+would let the next call arrive while the server still counts this one.
+"""
+
+import heapq
+import math
+from typing import Final
+
+from aiolimiter import AsyncLimiter
+
+from .model import RateLimit
+
+__all__ = ["Budget", "Spacing"]
+
+_ROUNDING: Final = 1e-5
+
+
+class Budget:
+    """The permits of one app. All times are seconds of the loop's clock, handed in.
+
+    Attributes:
+        limit: the limit in force; setting another one counts the calls made so far against it.
+        in_flight: permits taken by calls that have not ended.
+    """
+
+    __slots__ = ("_ended", "in_flight", "limit")
+
+    def __init__(self, limit: RateLimit) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        # When each call ended that still counts, the earliest first. Kept as ends, not as the times the
+        # permits come back, so that a changed `per` holds for them too.
+        self._ended: list[float] = []
+
+    def free(self, now: float) -> int:
+        """Permits that can be taken now; 0 or less while there is none."""
+        while self._ended and self._back(self._ended[0]) <= now:
+            heapq.heappop(self._ended)
+        return self.limit.calls - self.in_flight - len(self._ended)
+
+    def next_at(self) -> float:
+        """When the next permit comes back; infinity while that depends on a call in flight."""
+        return self._back(self._ended[0]) if self._ended else math.inf
+
+    def take(self) -> None:
+        """Take a permit for a call that is dispatched now."""
+        self.in_flight += 1
+
+    def ended(self, at: float) -> None:
+        """The call has ended: its permit comes back `per + margin` after `at`."""
+        self.in_flight -= 1
+        heapq.heappush(self._ended, at)
+
+    def refund(self) -> None:
+        """The call never left: its permit comes back at once."""
+        self.in_flight -= 1
+
+    def _back(self, ended: float) -> float:
+        return ended + self.limit.per + self.limit.margin
+
+
+class Spacing:
+    """The least time between two dispatches: a token bucket that holds one.
+
+    Its capacity is 1 because a bucket of r lets nearly 2 r through in its first period. A dispatch takes its
+    token at the moment it goes: one that was taken earlier and kept while waiting for a permit would have
+    been refilled by then, and the next dispatch would follow at once.
+    """
+
+    __slots__ = ("_bucket", "_last", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = -1.0
+        self._last = -math.inf
+        self._bucket: AsyncLimiter | None = None
+        self.set(seconds)
+
+    def set(self, seconds: float) -> None:
+        """Change the spacing; the last dispatch counts for the new one too."""
+        if seconds == self._seconds:
+            return
+        self._seconds = seconds
+        self._bucket = AsyncLimiter(1, seconds) if seconds else None  # AsyncLimiter(1, 0) divides by zero
+
+    def ready_at(self, now: float) -> float:
+        """When the next dispatch may go; `now` or earlier if at once."""
+        at = self._last + self._seconds
+        if at <= now and self._bucket is not None and not self._bucket.has_capacity():
+            return now + _ROUNDING  # the bucket's own arithmetic is a rounding error behind
+        return at
+
+    async def take(self, now: float) -> None:
+        """Count a dispatch. Where `ready_at` said at once, this does not suspend."""
+        self._last = now
+        if self._bucket is not None:
+            await self._bucket.acquire()
