@@ -1,0 +1,257 @@
+"""The face: checks what it is given, and wires the rooms together."""
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from weakref import WeakKeyDictionary, WeakSet
+
+import aiohttp
+
+from .errors import ClientClosed
+from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_number, check_text
+from .protocol import FEISHU, check_base_url
+from .scheduler import Scheduler, Snapshot
+from .sending import Sender
+from .tokens import Tokens, UserTokens
+from .transport import Transport
+
+__all__ = ["FeishuMailClient"]
+
+
+@dataclass(slots=True)
+class _App:
+    """What all clients of one app share in one event loop: its limit, and who may go when.
+
+    It outlives its clients: the calls they made still count in the server's window.
+    """
+
+    scheduler: Scheduler
+    clients: "WeakSet[FeishuMailClient]" = field(default_factory=WeakSet)
+
+
+_AppKey = tuple[str, str | None]
+_apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_AppKey, _App]]] = WeakKeyDictionary()
+
+
+def _app(loop: asyncio.AbstractEventLoop, key: _AppKey, limit: RateLimit) -> _App:
+    for other in [other for other in _apps if other.is_closed()]:
+        del _apps[other]
+    apps = _apps.setdefault(loop, {})
+    if key not in apps:
+        apps[key] = _App(Scheduler(limit))
+    return apps[key]
+
+
+class FeishuMailClient:
+    """Sends mail drafts: within the app's rate limit, one call at a time for each user.
+
+    Args:
+        tokens: where a user_access_token comes from: a string (one user), a mapping of users to tokens, an
+            async callable that takes the user, or a `TokenSource`.
+        app: names the budget, for example the app id. All clients of one `base_url` and `app` in a running
+            event loop share one limit.
+        base_url: the API's host; https, or http on a loopback host.
+        rate_limit: what the server allows.
+        retry: when to try again.
+        attempt_timeout: seconds for one call.
+        ledger: None: permits and locks are kept in memory, for this process alone.
+        session: an aiohttp session of the caller's own, which the client does not close; None: it opens one.
+
+    Raises:
+        ValueError, TypeError: a parameter is wrong; the sentence names it.
+
+    Source: "发送草稿".
+    """
+
+    def __init__(
+        self,
+        tokens: UserTokens,
+        *,
+        app: str | None = None,
+        base_url: str = FEISHU,
+        rate_limit: RateLimit = RateLimit(),  # noqa: B008 - frozen
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        attempt_timeout: float = 30.0,
+        ledger: None = None,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        self._tokens = Tokens(tokens)
+        if app is not None:
+            check_text("app", app)
+        self._key = check_base_url(base_url), app
+        self._limit = _check_type("rate_limit", rate_limit, RateLimit)
+        self._retry = _check_type("retry", retry, RetryPolicy)
+        check_number("attempt_timeout", attempt_timeout, lambda value: value > 0, "seconds above 0")
+        if ledger is not None:
+            raise ValueError("ledger: permits are kept in memory only; leave it out")
+        if session is not None:
+            _check_type("session", session, aiohttp.ClientSession)
+            if session.closed:
+                raise ValueError("session: it is closed; give an open one, or none")
+            if session.auth is not None:
+                raise ValueError("session: it sends an auth of its own, and the token has to stand there")
+        self._transport = Transport(self._key[0], attempt_timeout, session)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._shared: _App | None = None
+        self._sender: Sender | None = None
+        self._closed = False
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return  # built outside a loop: bound on first use
+        self._bound()
+
+    async def send_draft(
+        self,
+        draft: str | Draft,
+        *,
+        mailbox: str = "me",
+        user: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
+    ) -> SendResult:
+        """Send one draft and wait until it is sent, or certain not to be.
+
+        The same draft sent twice at once is one send: the second waits for the first. Cancelling a send that
+        waits costs nothing; one whose call is under way returns at once, and the client finishes the call.
+
+        Args:
+            draft: the draft's id, or a Draft, which then brings its own mailbox and user.
+            mailbox: the address of the mailbox it lies in; `me` is the user's own.
+            user: whose token sends it; None: the only user there is.
+            priority: who goes first among those that wait.
+            deadline: seconds for the whole send, waiting included; None: as long as it takes.
+
+        Returns:
+            what the server said; `already_sent` if an earlier call had sent it.
+
+        Raises:
+            ApiError: the server refused it; the class tells why.
+            AutomatedSendDisabled: the mailbox does not allow automated sending; nothing was sent.
+            OutcomeUnknown: it may have been sent, and no answer settled it.
+            NotSent: certainly not sent: the deadline passed first, or there is no token.
+            TransportError: nothing was reachable for `RetryPolicy.outage` seconds.
+            ScopeClosed: not attempted: its user, mailbox or app is closed.
+            UnknownUser: there is no such user.
+            ClientClosed: the client is closed.
+            ValueError, TypeError: a parameter is wrong; nothing was sent.
+
+        Source: "发送草稿".
+        """
+        sender = self._bound()
+        wanted = self._resolved(_draft(draft, mailbox, user))
+        if not isinstance(priority, Priority):
+            raise TypeError(f"priority: give a Priority, not {type(priority).__name__}")
+        if deadline is not None:
+            check_number("deadline", deadline, lambda value: value > 0, "seconds above 0, or None")
+        return await sender.send(wanted, priority, None if deadline == math.inf else deadline)
+
+    def snapshot(self) -> Snapshot:
+        """How the app's calls stand: what waits, which permits are free, what is paused or closed."""
+        self._bound()
+        return self._app.scheduler.snapshot()
+
+    def reopen(self, scope: str) -> None:
+        """Let the drafts of a closed scope go again.
+
+        Args:
+            scope: "app", "user:NAME" or "mailbox:ADDRESS", as `ScopeClosed.scope` and `snapshot` name it.
+                One that is not closed stays as it is.
+
+        Raises:
+            ValueError: it is none of the three forms.
+        """
+        kind, _, key = check_text("scope", scope, longest=2048).partition(":")
+        if scope != "app" and (kind not in {"user", "mailbox"} or not key):
+            raise ValueError(f'scope: give "app", "user:NAME" or "mailbox:ADDRESS", not {scope!r}')
+        self._bound()
+        self._app.scheduler.reopen(f"mailbox:{key.casefold()}" if kind == "mailbox" else scope)
+
+    def set_rate_limit(self, rate_limit: RateLimit) -> None:
+        """Change the limit at once, for all clients of the app; calls already made count against it."""
+        limit = _check_type("rate_limit", rate_limit, RateLimit)
+        self._bound()
+        self._limit = limit
+        self._app.scheduler.set_limit(limit)
+
+    async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a promised name
+        """Close the client: what waits ends with ClientClosed, calls in flight are finished.
+
+        Args:
+            timeout: seconds to wait for the calls in flight, which are broken off then; None: until they end.
+        """
+        if timeout is not None:
+            check_number("timeout", timeout, lambda value: value >= 0, "seconds, 0 or more, or None")
+        self._closed = True
+        try:
+            if self._sender is not None:
+                await self._sender.close(timeout)
+        finally:
+            if self._shared is not None:
+                self._shared.clients.discard(self)
+            await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        self._bound()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        base_url, app = self._key
+        return f"<{type(self).__name__} {base_url} app={app!r}{' closed' if self._closed else ''}>"
+
+    @property
+    def _app(self) -> _App:
+        assert self._shared is not None
+        return self._shared
+
+    def _bound(self) -> Sender:
+        """The sends of this client, bound to the running loop."""
+        if self._closed:
+            raise ClientClosed("the client is closed; open a new one")
+        loop = asyncio.get_running_loop()
+        if self._sender is None:
+            self._shared = _app(loop, self._key, self._limit)
+            self._join(self._shared)
+            self._sender = Sender(self._shared.scheduler, self._transport, self._tokens, self._retry)
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError(
+                "the client belongs to another event loop; from other threads use "
+                "asyncio.run_coroutine_threadsafe(client.send_draft(...), loop)"
+            )
+        return self._sender
+
+    def _join(self, app: _App) -> None:
+        in_force = app.scheduler.limit
+        if self._limit != in_force:
+            if app.clients:
+                raise ValueError(
+                    f"rate_limit: another client of {self._key[0]} and app {self._key[1]!r} is open with "
+                    f"{in_force}; give the same, or change it with set_rate_limit"
+                )
+            app.scheduler.set_limit(self._limit)
+        app.clients.add(self)
+
+    def _resolved(self, draft: Draft) -> Draft:
+        user = self._tokens.resolve(draft.user)
+        if user == draft.user:
+            return draft
+        return Draft(draft.draft_id, draft.mailbox, user, draft.tag)
+
+
+def _check_type(name: str, value: Any, wanted: type[Any]) -> Any:
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name}: give a {wanted.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _draft(draft: str | Draft, mailbox: str, user: str | None) -> Draft:
+    if not isinstance(draft, Draft):
+        return Draft(check_text("draft", draft), mailbox, user)
+    if mailbox not in {"me", draft.mailbox} or user not in {None, draft.user}:
+        raise ValueError("mailbox, user: the Draft brings its own; leave them out")
+    return draft
