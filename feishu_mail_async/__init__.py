@@ -1,5 +1,6 @@
 """Send Feishu and Lark mail drafts from asyncio: within the rate limit, nothing lost, nothing sent twice."""
 
+from .bulk import BulkRun, Summary
 from .client import FeishuMailClient
 from .errors import (
     AccessDenied,
@@ -47,6 +48,7 @@ __all__ = [
     "AppQuotaSpent",
     "AutomatedSendDisabled",
     "BadReply",
+    "BulkRun",
     "ClientClosed",
     "ClosedScope",
     "ConcurrentWrite",
@@ -77,6 +79,7 @@ __all__ = [
     "SenderCheckFailed",
     "ServerError",
     "Snapshot",
+    "Summary",
     "TenantExternalQuota",
     "TenantStorageFull",
     "Throttled",

@@ -1,22 +1,27 @@
 """The face: checks what it is given, and wires the rooms together."""
 
 import asyncio
-import math
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 
-from .errors import ClientClosed
-from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_number, check_text
-from .protocol import FEISHU, check_base_url
+from .bulk import BulkRun, DraftSource
+from .errors import BadReply, ClientClosed, UnknownUser
+from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_count, check_number, check_text
+from .protocol import FEISHU, check_base_url, list_path
 from .scheduler import Scheduler, Snapshot
-from .sending import Sender
+from .sending import Call, Sender
 from .tokens import Tokens, UserTokens
 from .transport import Transport
 
 __all__ = ["FeishuMailClient"]
+
+
+_LISTING: Final = RateLimit(calls=10, per=1.0, spacing=0.0)
+"""The limit of listing drafts, an endpoint with a limit of its own ("列出草稿", 接口频率限制)."""
 
 
 @dataclass(slots=True)
@@ -27,6 +32,7 @@ class _App:
     """
 
     scheduler: Scheduler
+    listing: Scheduler = field(default_factory=lambda: Scheduler(_LISTING))
     clients: "WeakSet[FeishuMailClient]" = field(default_factory=WeakSet)
 
 
@@ -95,6 +101,8 @@ class FeishuMailClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shared: _App | None = None
         self._sender: Sender | None = None
+        self._lister: Sender | None = None
+        self._runs: WeakSet[BulkRun] = WeakSet()
         self._closed = False
         try:
             asyncio.get_running_loop()
@@ -140,12 +148,82 @@ class FeishuMailClient:
         Source: "发送草稿".
         """
         sender = self._bound()
-        wanted = self._resolved(_draft(draft, mailbox, user))
-        if not isinstance(priority, Priority):
-            raise TypeError(f"priority: give a Priority, not {type(priority).__name__}")
+        wanted = _draft(draft, mailbox, user)
+        _check_type("priority", priority, Priority)
         if deadline is not None:
             check_number("deadline", deadline, lambda value: value > 0, "seconds above 0, or None")
-        return await sender.send(wanted, priority, None if deadline == math.inf else deadline)
+        return await sender.send(wanted, self._user(wanted), priority, deadline)
+
+    def send_drafts(
+        self, drafts: DraftSource, *, priority: Priority = Priority.BULK, read_ahead: int = 10_000
+    ) -> BulkRun:
+        """Send many drafts; the run hands out each one's outcome as soon as it is known.
+
+        A draft that fails does not stop the others. Nothing is read or sent before the run is iterated or
+        entered.
+
+        Args:
+            drafts: an iterable or async iterable of ids or Drafts. What it raises is raised by the run, after
+                the outcomes of all that was read before.
+            priority: who goes first among those that wait.
+            read_ahead: drafts read, and not fetched as outcomes, at most. Fairness among users holds for
+                these, and memory grows with them.
+
+        Returns:
+            the run: an async iterator of Outcome and an async context manager.
+
+        Raises:
+            TypeError, ValueError: a parameter is wrong; nothing was sent.
+            ClientClosed: the client is closed.
+
+        Source: "发送草稿".
+        """
+        sender = self._bound()
+        if isinstance(drafts, str | bytes | Draft) or not isinstance(drafts, Iterable | AsyncIterable):
+            raise TypeError(
+                f"drafts: give an iterable of ids or Drafts, not {type(drafts).__name__}; for one draft there "
+                f"is send_draft"
+            )
+        _check_type("priority", priority, Priority)
+        check_count("read_ahead", read_ahead, 1, "a whole number of drafts, 1 or more")
+        run = BulkRun(sender, drafts, self._resolved, priority, read_ahead)
+        self._runs.add(run)
+        return run
+
+    async def list_drafts(self, *, mailbox: str = "me", user: str | None = None) -> AsyncIterator[Draft]:
+        """List the drafts of a mailbox, within the limit of that endpoint (10 calls a second).
+
+        Args:
+            mailbox: the address of the mailbox; `me` is the user's own.
+            user: whose token lists it; None: the only user there is.
+
+        Yields:
+            the drafts, in the server's order, as they can be given to `send_drafts`.
+
+        Raises:
+            ApiError: the server refused it; the class tells why.
+            BadReply: no readable answer came, also after retries.
+            TransportError, ScopeClosed, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
+
+        Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
+        """
+        self._bound()
+        owner = Draft("-", mailbox, user)  # checks both
+        resolved = self._user(owner)
+        page_token = None
+        while True:
+            assert self._lister is not None
+            path = list_path(mailbox, page_token)
+            job = await self._lister.request(Call("GET", path, path, mailbox, resolved), Priority.NORMAL)
+            page = job.page()
+            for draft_id in page.draft_ids:
+                yield Draft(draft_id, mailbox, user)
+            if page.next_token is None:
+                return
+            if page.next_token == page_token:
+                raise BadReply("the list of drafts does not end: two pages have the same page_token")
+            page_token = page.next_token
+            self._bound()
 
     def snapshot(self) -> Snapshot:
         """How the app's calls stand: what waits, which permits are free, what is paused or closed."""
@@ -184,13 +262,20 @@ class FeishuMailClient:
         if timeout is not None:
             check_number("timeout", timeout, lambda value: value >= 0, "seconds, 0 or more, or None")
         self._closed = True
+        runs = list(self._runs)
+        for run in runs:
+            run.stop()
         try:
-            if self._sender is not None:
-                await self._sender.close(timeout)
+            if self._sender is not None and self._lister is not None:
+                await asyncio.gather(self._sender.close(timeout), self._lister.close(timeout))
+            for run in runs:
+                await run.finish()
+            await self._tokens.close()
         finally:
             if self._shared is not None:
                 self._shared.clients.discard(self)
             await self._transport.close()
+            await asyncio.sleep(0)  # a dispatcher for which nobody waits any more ends in this step
 
     async def __aenter__(self) -> Self:
         self._bound()
@@ -217,6 +302,7 @@ class FeishuMailClient:
             self._shared = _app(loop, self._key, self._limit)
             self._join(self._shared)
             self._sender = Sender(self._shared.scheduler, self._transport, self._tokens, self._retry)
+            self._lister = Sender(self._shared.listing, self._transport, self._tokens, self._retry)
             self._loop = loop
         elif self._loop is not loop:
             raise RuntimeError(
@@ -236,11 +322,17 @@ class FeishuMailClient:
             app.scheduler.set_limit(self._limit)
         app.clients.add(self)
 
-    def _resolved(self, draft: Draft) -> Draft:
-        user = self._tokens.resolve(draft.user)
-        if user == draft.user:
-            return draft
-        return Draft(draft.draft_id, draft.mailbox, user, draft.tag)
+    def _user(self, draft: Draft) -> str | None:
+        """The user that is meant; UnknownUser, with the draft, if there is none such."""
+        try:
+            return self._tokens.resolve(draft.user)
+        except UnknownUser as error:
+            error.draft = draft
+            raise
+
+    def _resolved(self, item: str | Draft) -> tuple[Draft, str | None]:
+        draft = _draft(item, "me", None)
+        return draft, self._user(draft)
 
 
 def _check_type(name: str, value: Any, wanted: type[Any]) -> Any:

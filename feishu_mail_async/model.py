@@ -18,6 +18,7 @@ __all__ = [
     "RateLimit",
     "RetryPolicy",
     "SendResult",
+    "check_count",
     "check_number",
     "check_text",
 ]
@@ -65,7 +66,8 @@ def _not_negative(value: float) -> bool:
     return value >= 0
 
 
-def _check_count(name: str, value: object, least: int, wanted: str) -> None:
+def check_count(name: str, value: object, least: int, wanted: str) -> None:
+    """Raise TypeError or ValueError, naming `name`, unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: give {wanted}, not {type(value).__name__}")
     if value < least:
@@ -132,12 +134,12 @@ class RateLimit:
     reserve: int = 0
 
     def __post_init__(self) -> None:
-        _check_count("calls", self.calls, 1, "a whole number of calls, 1 or more")
+        check_count("calls", self.calls, 1, "a whole number of calls, 1 or more")
         check_number("per", self.per, _positive, "seconds above 0")
         check_number("spacing", self.spacing, _not_negative, "seconds, 0 or more")
         check_number("grace", self.grace, _not_negative, "seconds, 0 or more")
         check_number("margin", self.margin, _not_negative, "seconds, 0 or more")
-        _check_count("reserve", self.reserve, 0, "a whole number of permits, 0 or more")
+        check_count("reserve", self.reserve, 0, "a whole number of permits, 0 or more")
         if self.reserve >= self.calls:
             raise ValueError(f"reserve: {self.reserve} of {self.calls} calls leaves none; give less than calls")
 
@@ -176,8 +178,8 @@ class RetryPolicy:
     outage: float | None = 600.0
 
     def __post_init__(self) -> None:
-        _check_count("attempts", self.attempts, 1, "a whole number of attempts, 1 or more")
-        _check_count("refusals", self.refusals, 0, "a whole number of refusals, 0 or more")
+        check_count("attempts", self.attempts, 1, "a whole number of attempts, 1 or more")
+        check_count("refusals", self.refusals, 0, "a whole number of refusals, 0 or more")
         check_number("initial", self.initial, _positive, "seconds above 0")
         check_number("maximum", self.maximum, _positive, "seconds above 0")
         if self.maximum < self.initial:

@@ -7,7 +7,8 @@ headers and the log id, the platform's generic documentation.
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -22,12 +23,15 @@ __all__ = [
     "LONGEST_REPLY",
     "CallEnd",
     "Judgement",
+    "Page",
     "Reply",
     "check_base_url",
     "is_loopback",
     "judge",
+    "list_path",
     "lost",
     "never_left",
+    "read_page",
     "send_path",
 ]
 
@@ -37,6 +41,7 @@ LARK: Final = "https://open.larksuite.com"
 LONGEST_REPLY: Final = 256 * 1024
 """Bytes of a reply that are read at most; the API's own have a few hundred."""
 
+_PAGE_SIZE: Final = 100
 _LONGEST_PAUSE: Final = 3600.0
 _LONGEST_MESSAGE: Final = 300
 _TOO_MANY_REQUESTS: Final = 429
@@ -83,7 +88,19 @@ def _segment(text: str) -> str:
 
 def send_path(draft: Draft) -> str:
     """The path of the call that sends this draft ("发送草稿", HTTP URL)."""
-    return f"/open-apis/mail/v1/user_mailboxes/{_segment(draft.mailbox)}/drafts/{_segment(draft.draft_id)}/send"
+    return f"{_drafts_path(draft.mailbox)}/{_segment(draft.draft_id)}/send"
+
+
+def list_path(mailbox: str, page_token: str | None) -> str:
+    """The path of the call that lists a page of a mailbox's drafts ("列出草稿")."""
+    query = f"?page_size={_PAGE_SIZE}"
+    if page_token is not None:
+        query += f"&page_token={quote(page_token, safe='')}"
+    return _drafts_path(mailbox) + query
+
+
+def _drafts_path(mailbox: str) -> str:
+    return f"/open-apis/mail/v1/user_mailboxes/{_segment(mailbox)}/drafts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +140,7 @@ class Judgement:
         until: what ends that closure; None: nothing but the draft is concerned.
         pause: seconds the server asks the app to wait; None: it did not say.
         error: what to raise if this is the last word.
-        message_id: of a sent mail.
-        thread_id: of a sent mail.
+        data: the `data` of a success.
         log_id: of the answer.
     """
 
@@ -135,9 +151,12 @@ class Judgement:
     until: Until | None = None
     pause: float | None = None
     error: FeishuMailError | None = None
-    message_id: str | None = None
-    thread_id: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
     log_id: str | None = None
+
+    def text(self, name: str) -> str | None:
+        """A text in `data`; None where there is none."""
+        return _text(self.data.get(name))
 
 
 def never_left(reason: str) -> Judgement:
@@ -154,7 +173,7 @@ def lost(reason: str) -> Judgement:
 
 
 def judge(reply: Reply) -> Judgement:
-    """What an answer to the send call means. The body's code decides; the HTTP status only where there is none."""
+    """What an answer means. The body's code decides; the HTTP status only where there is none."""
     body = _parse(reply.body)
     code = body.get("code")
     if isinstance(code, bool) or not isinstance(code, int):
@@ -165,6 +184,34 @@ def judge(reply: Reply) -> Judgement:
     if row.verdict is Verdict.ALREADY_SENT:
         return Judgement(Verdict.ALREADY_SENT, log_id=reply.log_id)
     return _refused(row, reply, (_text(body.get("msg")) or "")[:_LONGEST_MESSAGE])
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a mailbox's drafts; `next_token` is None on the last one."""
+
+    draft_ids: tuple[str, ...]
+    next_token: str | None
+
+
+def read_page(judgement: Judgement) -> Page:
+    """Read the `data` of a successful list call.
+
+    Raises:
+        BadReply: it does not have the documented form.
+    """
+    items = judgement.data.get("items") or []
+    ids = (
+        [item.get("id") if isinstance(item, dict) else None for item in items]
+        if isinstance(items, list)
+        else [None]
+    )
+    draft_ids = tuple(draft_id for draft_id in ids if isinstance(draft_id, str) and draft_id)
+    more = judgement.data.get("has_more") is True
+    next_token = judgement.text("page_token") if more else None
+    if len(draft_ids) != len(ids) or (more and next_token is None):
+        raise BadReply("the list of drafts does not have the documented form", log_id=judgement.log_id)
+    return Page(draft_ids, next_token)
 
 
 def _parse(body: bytes | None) -> dict[str, Any]:
@@ -180,8 +227,7 @@ def _sent(data: Any, log_id: str | None) -> Judgement:
     fields = data if isinstance(data, dict) else {}
     disabled = fields.get("automation_send_disable")
     if disabled is None or disabled is False:
-        message_id, thread_id = _text(fields.get("message_id")), _text(fields.get("thread_id"))
-        return Judgement(Verdict.SENT, message_id=message_id, thread_id=thread_id, log_id=log_id)
+        return Judgement(Verdict.SENT, data=fields, log_id=log_id)
     told = disabled if isinstance(disabled, dict) else {}
     error = AutomatedSendDisabled(
         (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE], _text(told.get("reference")), log_id=log_id

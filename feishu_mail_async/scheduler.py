@@ -5,8 +5,9 @@ then for any pause, then for a permit, and only then picks an ask; nothing is aw
 dispatch, so a late, urgent ask never stands behind one picked earlier. Every turn ends in `settle`, which takes
 the judgement on the call and says who waits and who is closed.
 
-Asks of one user, mailbox and priority form a `_Lane`, first come, first served. A lane is *ready* when both
-its gates, its user's and its mailbox's, are open: no call in flight, no cool-down. Otherwise it is *parked* on
+Asks of one user, mailbox and priority form a `_Lane`, first come, first served. A lane is *ready* when its
+gates, its user's and its mailbox's, are open: no call in flight, no cool-down. (A run has a gate too, which it
+shuts while its consumer does not keep up.) Otherwise it is *parked* on
 the gate that is shut, and a gate that opens wakes one lane. All choices are made on heaps, so that a decision
 costs the same however many wait.
 
@@ -29,7 +30,17 @@ from .errors import FeishuMailError, ScopeClosed, TransportError
 from .model import Priority, RateLimit
 from .protocol import CallEnd, Judgement
 
-__all__ = ["Ask", "ClosedScope", "Delays", "Scheduler", "Snapshot", "Taker", "Turn", "mailbox_key"]
+__all__ = [
+    "Ask",
+    "ClosedScope",
+    "Delays",
+    "Scheduler",
+    "Snapshot",
+    "Stream",
+    "Taker",
+    "Turn",
+    "mailbox_key",
+]
 
 _HOUR: Final = 3600.0
 _USERS_REMEMBERED: Final = 10_000
@@ -72,16 +83,27 @@ class Ask:
         priority: who goes first.
         taker: who is told.
         outage: seconds nothing may be reachable before this ask is refused; infinity: as long as it takes.
+        stream: the run it belongs to, which can be held back as a whole.
     """
 
-    __slots__ = ("lane", "mailbox", "outage", "priority", "seq", "taker", "user")
+    __slots__ = ("lane", "mailbox", "outage", "priority", "seq", "stream", "taker", "user")
 
-    def __init__(self, user: str, mailbox: str, priority: Priority, taker: Taker, outage: float) -> None:
+    def __init__(
+        self,
+        user: str,
+        mailbox: str,
+        priority: Priority,
+        taker: Taker,
+        *,
+        outage: float = math.inf,
+        stream: "Stream | None" = None,
+    ) -> None:
         self.user = user
         self.mailbox = mailbox
         self.priority = priority
         self.taker = taker
         self.outage = outage
+        self.stream = stream
         self.seq = 0
         self.lane: _Lane | None = None
 
@@ -202,7 +224,7 @@ class _Gate:
         self.cooling = -math.inf  # the end of a cool-down alone, for the snapshot
         self.served = 0  # the count of turns when it had its last
         self.strikes = 0  # refusals in a row
-        self.lanes: dict[tuple[str, Priority], _Lane] = {}  # by the key of the other gate
+        self.lanes: dict[_Lane, None] = {}  # a set that keeps its order
         self.parked = _LaneHeap()
         self.stand_in: _Lane | None = None  # the ready lane that stands for those parked here while it is open
         self.alarm = math.inf  # the time for which an alarm is set
@@ -211,15 +233,23 @@ class _Gate:
         return self.busy or self.held or self.open_at > now
 
 
+class Stream(_Gate):
+    """The asks of one run, which can be held back together. Any number of them may have a turn at once."""
+
+    __slots__ = ()
+
+
 class _Lane:
-    """Asks of one user, mailbox and priority."""
+    """Asks of one user, mailbox, priority and stream."""
 
-    __slots__ = ("asks", "heap", "mailbox", "priority", "ticket", "user")
+    __slots__ = ("asks", "gates", "heap", "mailbox", "priority", "stream", "ticket", "user")
 
-    def __init__(self, user: _Gate, mailbox: _Gate, priority: Priority) -> None:
+    def __init__(self, user: _Gate, mailbox: _Gate, priority: Priority, stream: Stream | None) -> None:
         self.user = user
         self.mailbox = mailbox
         self.priority = priority
+        self.stream = stream
+        self.gates = (user, mailbox) if stream is None else (user, mailbox, stream)
         # A linked list: first in, first out, and any ask can leave at once.
         self.asks: OrderedDict[Ask, None] = OrderedDict()
         self.heap: _LaneHeap | None = None
@@ -228,9 +258,13 @@ class _Lane:
     def head(self) -> Ask:
         return next(iter(self.asks))
 
-    def key(self) -> _Key:
-        """The smallest goes first: by priority, then the user unserved the longest, then the ask's arrival."""
-        return (self.priority, self.user.served, self.head().seq)
+    def key(self, at: _Gate | None = None) -> _Key:
+        """The smallest goes first: by priority, then the user unserved the longest, then the ask's arrival.
+
+        Among those parked `at` their user, all of one user, the user's last turn makes no difference; left
+        out, a turn does not make the keys of all the others wrong.
+        """
+        return (self.priority, 0 if at is self.user else self.user.served, self.head().seq)
 
 
 @dataclass(slots=True)
@@ -263,6 +297,7 @@ class Scheduler:
         self._users: dict[str, _Gate] = {}
         self._idle_users: OrderedDict[str, None] = OrderedDict()
         self._mailboxes: dict[str, _Gate] = {}
+        self._lanes: dict[tuple[str, str, Priority, Stream | None], _Lane] = {}
         self._ready = _LaneHeap()
         self._alarms: list[tuple[float, int, _Gate]] = []
         self._waiting = dict.fromkeys(Priority, 0)
@@ -297,29 +332,39 @@ class Scheduler:
         self._remove(ask, lane)
         if not lane.asks:
             self._retire(lane)
+        if not any(self._waiting.values()):
+            self._nudge()  # the dispatcher ends when nobody waits
 
-    def promote(self, ask: Ask, priority: Priority) -> None:
-        """Give a waiting ask a higher priority; a lower one changes nothing."""
-        waiting = ask.lane is not None
-        if priority >= ask.priority:
+    def move(self, ask: Ask, priority: Priority, stream: Stream | None) -> None:
+        """Somebody else wants an ask's draft too: it gets the higher priority, and no single stream holds it."""
+        if stream is ask.stream and priority >= ask.priority:
             return
+        waiting = ask.lane is not None
         self.cancel(ask)
-        ask.priority = priority
+        ask.priority = min(priority, ask.priority)
+        ask.stream = stream if stream is ask.stream else None
         if waiting:
             self._enqueue(ask)
 
+    def stream(self) -> Stream:
+        """A new stream, for the asks of one run."""
+        return Stream("")
+
+    def hold(self, stream: Stream) -> None:
+        """Give the asks of a stream no turn until `resume`."""
+        stream.held = True
+
+    def resume(self, stream: Stream) -> None:
+        """Let the asks of a stream go again."""
+        stream.held = False
+        self._wake(stream)
+        self._nudge()
+
     def _enqueue(self, ask: Ask) -> None:
-        user = self._users.get(ask.user)
-        if user is None:
-            user = self._users[ask.user] = _Gate(ask.user)
-        self._idle_users.pop(ask.user, None)
-        lane = user.lanes.get((ask.mailbox, ask.priority))
+        key = (ask.user, ask.mailbox, ask.priority, ask.stream)
+        lane = self._lanes.get(key)
         if lane is None:
-            mailbox = self._mailboxes.get(ask.mailbox)
-            if mailbox is None:
-                mailbox = self._mailboxes[ask.mailbox] = _Gate(ask.mailbox)
-            lane = _Lane(user, mailbox, ask.priority)
-            user.lanes[ask.mailbox, ask.priority] = mailbox.lanes[ask.user, ask.priority] = lane
+            lane = self._lanes[key] = self._new_lane(ask)
         lane.asks[ask] = None
         ask.lane = lane
         self._waiting[ask.priority] += 1
@@ -330,6 +375,19 @@ class Scheduler:
         else:
             self._nudge()
 
+    def _new_lane(self, ask: Ask) -> _Lane:
+        user = self._users.get(ask.user)
+        if user is None:
+            user = self._users[ask.user] = _Gate(ask.user)
+        self._idle_users.pop(ask.user, None)
+        mailbox = self._mailboxes.get(ask.mailbox)
+        if mailbox is None:
+            mailbox = self._mailboxes[ask.mailbox] = _Gate(ask.mailbox)
+        lane = _Lane(user, mailbox, ask.priority, ask.stream)
+        for gate in lane.gates:
+            gate.lanes[lane] = None
+        return lane
+
     def _remove(self, ask: Ask, lane: _Lane) -> None:
         del lane.asks[ask]
         ask.lane = None
@@ -339,30 +397,35 @@ class Scheduler:
 
     def _place(self, lane: _Lane, now: float) -> None:
         """Put a lane that holds asks where it belongs: ready, or parked on what keeps it."""
+        shut = self._shut_gate(lane, now)
+        if shut is not None:
+            self._park(lane, shut)
+            return
         key = lane.key()
-        for gate in (lane.user, lane.mailbox):
-            if gate.shut(now):
-                self._park(lane, gate)
-                return
-        for gate in (lane.user, lane.mailbox):
+        for gate in lane.gates:
             # One ready lane stands for all of an open gate: the others cost nothing until it has gone.
             if gate.stand_in is not None and gate.stand_in.key() <= key:
-                gate.parked.push(lane, key)
+                self._park(lane, gate)
                 return
-        self._make_ready(lane, key)
+        self._make_ready(lane)
+
+    @staticmethod
+    def _shut_gate(lane: _Lane, now: float) -> _Gate | None:
+        return next((gate for gate in lane.gates if gate.shut(now)), None)
 
     def _park(self, lane: _Lane, gate: _Gate) -> None:
-        gate.parked.push(lane, lane.key())
+        gate.parked.push(lane, lane.key(gate))
         self._set_alarm(gate)
 
-    def _make_ready(self, lane: _Lane, key: _Key) -> None:
-        lane.user.stand_in = lane.mailbox.stand_in = lane
-        self._ready.push(lane, key)
+    def _make_ready(self, lane: _Lane) -> None:
+        for gate in lane.gates:
+            gate.stand_in = lane
+        self._ready.push(lane, lane.key())
 
     def _unplace(self, lane: _Lane) -> None:
         if lane.heap is not None:
             lane.heap.remove(lane)
-        for gate in (lane.user, lane.mailbox):
+        for gate in lane.gates:
             if gate.stand_in is lane:
                 gate.stand_in = None
 
@@ -370,9 +433,10 @@ class Scheduler:
         """An empty lane goes; if it stood for others at an open gate, another takes its place."""
         was_ready = lane.heap is self._ready
         self._unplace(lane)
-        del lane.user.lanes[lane.mailbox.key, lane.priority]
-        del lane.mailbox.lanes[lane.user.key, lane.priority]
-        for gate in (lane.user, lane.mailbox):
+        del self._lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
+        for gate in lane.gates:
+            del gate.lanes[lane]
+        for gate in lane.gates:
             if was_ready:
                 self._wake(gate)
             self._forget(gate)
@@ -380,20 +444,23 @@ class Scheduler:
     def _wake(self, gate: _Gate) -> None:
         """Make the best of the lanes parked on an open gate ready.
 
-        A lane whose other gate is shut moves there. There are no more such gates than calls in flight and
-        users cooling down, so this does not grow with the number of lanes.
+        A lane that another gate keeps moves there. There are no more such gates than calls in flight, users
+        cooling down and streams held, so this does not grow with the number of lanes.
         """
         now = self._now()
         if gate.shut(now):
             return
         while (best := gate.parked.first()) is not None:
-            lane = best[1]
+            key, lane = best
             gate.parked.remove(lane)
-            other = lane.mailbox if gate is lane.user else lane.user
-            if not other.shut(now):
-                self._make_ready(lane, lane.key())
+            shut = self._shut_gate(lane, now)
+            if shut is not None:
+                self._park(lane, shut)
+            elif lane.key(gate) != key:
+                self._park(lane, gate)  # its user was served since: another lane may be better now
+            else:
+                self._make_ready(lane)
                 return
-            self._park(lane, other)
 
     def _set_alarm(self, gate: _Gate) -> None:
         """Have a gate that only time keeps shut looked at when it opens."""
@@ -470,20 +537,19 @@ class Scheduler:
             if urgent_only and lane.priority is not Priority.INTERACTIVE:
                 return None
             self._unplace(lane)
-            user, mailbox = lane.user, lane.mailbox
-            if not user.shut(now) and not mailbox.shut(now) and lane.key() == key:
+            if self._shut_gate(lane, now) is None and lane.key() == key:
                 ask = lane.head()
                 self._remove(ask, lane)
                 return ask
             # A gate has shut since, or its user was served. Where a gate is open, another lane has to stand in.
             self._place(lane, now)
-            self._wake(user)
-            self._wake(mailbox)
+            for gate in lane.gates:
+                self._wake(gate)
         return None
 
     def _grant(self, ask: Ask) -> Turn:
-        user, mailbox = self._users[ask.user], self._mailboxes[ask.mailbox]
-        lane = user.lanes[ask.mailbox, ask.priority]
+        lane = self._lanes[ask.user, ask.mailbox, ask.priority, ask.stream]
+        user, mailbox = lane.user, lane.mailbox
         self._served += 1
         user.served = self._served
         user.busy = mailbox.busy = True
@@ -495,6 +561,8 @@ class Scheduler:
             self._place(lane, self._now())
         else:
             self._retire(lane)
+        if ask.stream is not None:
+            self._wake(ask.stream)  # it is still open, and another lane has to stand for it
         return turn
 
     async def _sleep(self, until: float) -> None:
@@ -660,7 +728,7 @@ class Scheduler:
 
     @staticmethod
     def _asks_at(gate: _Gate | None) -> Iterator[Ask]:
-        for lane in gate.lanes.values() if gate is not None else ():
+        for lane in gate.lanes if gate is not None else ():
             yield from lane.asks
 
     @staticmethod

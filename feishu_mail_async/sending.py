@@ -1,38 +1,66 @@
-"""One draft's way: turn -> attempt -> verdict -> outcome.
+"""One call's way: turn -> attempt -> verdict -> outcome.
 
-A `Job` is one draft on its way. It waits without a task of its own, so that many can wait; its first turn
-starts the task that makes the attempts. Whoever wants its outcome is one of its listeners: the same draft asked
-for twice is one job with two listeners, and a job that has lost its last listener ends as soon as it may.
+A `Job` is one call on its way, usually the sending of a draft. It waits without a task of its own, so that many
+can wait; its first turn starts the task that makes the attempts. Whoever wants its outcome is one of its
+listeners: the same draft asked for twice is one job with two listeners, and a job that has lost its last
+listener ends as soon as it may.
 """
 
 import asyncio
 import contextvars
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .codes import Until, Verdict
 from .errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown
 from .model import Draft, Priority, RetryPolicy, SendResult
-from .protocol import CallEnd, Judgement, Reply, judge, lost, never_left, send_path
+from .protocol import CallEnd, Judgement, Page, Reply, judge, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
-from .scheduler import Ask, Scheduler, Turn, mailbox_key
+from .scheduler import Ask, Scheduler, Stream, Turn, mailbox_key
 from .tokens import Tokens
 from .transport import Failure, Transport
 
-__all__ = ["Job", "Sender"]
-
-Listener = Callable[["Job"], None]
-_JobKey = tuple[str, str, str]
+__all__ = ["Call", "Job", "Listener", "Sender", "sending"]
 
 _CLOSED: Final = "the client was closed before the draft was sent"
 _SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call asks of the server.
+
+    Attributes:
+        method: the HTTP method.
+        path: the path and query, encoded.
+        name: tells calls of one user and mailbox apart; a call of the same name joins the one under way.
+        mailbox: the mailbox concerned.
+        user: the user, resolved; None: the only one.
+        draft: the draft it sends; None for a call that changes nothing at the server.
+    """
+
+    method: str
+    path: str
+    name: str
+    mailbox: str
+    user: str | None
+    draft: Draft | None = None
+
+
+def sending(draft: Draft, user: str | None) -> Call:
+    """The call that sends a draft for a resolved user."""
+    return Call("POST", send_path(draft), draft.draft_id, draft.mailbox, user, draft)
+
+
+Listener = Callable[["Job"], None]
+_JobKey = tuple[str, str, str]
+
+
 class Sender:
-    """The sends of one client: its jobs, and what they need.
+    """The calls of one client to one endpoint: its jobs, and what they need.
 
     Args:
         scheduler: gives the turns; shared with the other clients of the app.
@@ -49,17 +77,23 @@ class Sender:
         self.delays = PolicyDelays(policy)
         self.closing = False
         self.jobs: dict[_JobKey, Job] = {}
-        # Jobs in flight whose callers have all gone are in no one's hands but ours.
+        # Calls in flight whose callers have all gone are in no one's hands but ours.
         self.tasks: set[asyncio.Task[None]] = set()
 
-    async def send(self, draft: Draft, priority: Priority, deadline: float | None) -> SendResult:
-        """Send one draft, and wait for what becomes of it.
+    async def send(self, draft: Draft, user: str | None, priority: Priority, deadline: float | None) -> SendResult:
+        """Send one draft and wait for what becomes of it.
 
         Args:
-            draft: the draft, with its user resolved.
+            draft: the draft.
+            user: its user, resolved.
             priority: who goes first.
             deadline: seconds for all of it; None: as long as it takes.
         """
+        job = await self.request(sending(draft, user), priority, deadline)
+        return job.sent(draft)
+
+    async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
+        """Make a call and wait for its job to end; the parameters are those of `send`."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         job: Job | None = None
 
@@ -69,17 +103,17 @@ class Sender:
 
         try:
             async with asyncio.timeout(deadline):
-                await self.prepare(draft.user)
-                job = self.start(draft, priority, listener)
+                await self.prepare(call.user)
+                job = self.start(call, priority, listener)
                 await done
         except TimeoutError:
             if not done.done():
-                raise _late(draft, job, deadline) from None
+                raise _late(call, job, deadline) from None
         finally:
             if job is not None:
                 job.leave(listener)
         assert job is not None
-        return job.outcome_for(draft)
+        return job
 
     async def prepare(self, user: str | None) -> None:
         """Have a token ready for this user, before a turn is asked for."""
@@ -89,24 +123,24 @@ class Sender:
         if refused is not None and self.tokens.mark(await self.tokens.ready(user, anew=True)) != refused:
             self.scheduler.reopen(f"user:{key}")
 
-    def start(self, draft: Draft, priority: Priority, listener: Listener) -> "Job":
-        """Let a draft wait for its turn, or join the job of the same draft. The listener is called once.
+    def start(self, call: Call, priority: Priority, listener: Listener, stream: Stream | None = None) -> "Job":
+        """Let a call wait for its turn, or join the job of the same call. The listener is called once.
 
         Raises:
             ClientClosed: the client, or the caller's own session, is closed.
         """
         if self.closing or self.transport.closed:
-            raise ClientClosed(_CLOSED if self.closing else _SESSION_CLOSED, draft=draft)
-        user = self.tokens.key(draft.user)
-        mailbox = mailbox_key(user, draft.mailbox)
-        key = user, mailbox, draft.draft_id
+            raise ClientClosed(_CLOSED if self.closing else _SESSION_CLOSED, draft=call.draft)
+        user = self.tokens.key(call.user)
+        mailbox = mailbox_key(user, call.mailbox)
+        key = user, mailbox, call.name
         job = self.jobs.get(key)
         if job is not None:
-            job.join(listener, priority)
+            job.join(listener, priority, stream)
             return job
-        job = self.jobs[key] = Job(self, key, draft, priority)
-        job.join(listener, priority)
-        job.begin()
+        outage = math.inf if self.policy.outage is None else self.policy.outage
+        job = self.jobs[key] = Job(self, key, call, listener)
+        job.begin(Ask(user, mailbox, priority, job, outage=outage, stream=stream))
         return job
 
     async def close(self, timeout: float | None) -> None:  # noqa: ASYNC109 - part of the promised signature
@@ -120,16 +154,17 @@ class Sender:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
-        await self.tokens.close()
 
 
 class Job:
-    """One draft on its way.
+    """One call on its way.
 
     Attributes:
-        draft: the draft as it was given first.
-        result: set when it was sent.
-        error: set when it was not, or may not have been.
+        call: the call, as it was asked for first.
+        listeners: called once when it has ended.
+        task: makes the attempts; None before the first turn.
+        success: set when it succeeded.
+        error: set when it did not, or may not have.
     """
 
     __slots__ = (
@@ -138,61 +173,79 @@ class Job:
         "_granted",
         "_in_flight",
         "_key",
-        "_listeners",
         "_sender",
-        "_task",
+        "_stopping",
         "_tries",
-        "draft",
+        "call",
         "error",
-        "result",
+        "listeners",
+        "success",
+        "task",
     )
 
-    def __init__(self, sender: Sender, key: _JobKey, draft: Draft, priority: Priority) -> None:
-        outage = sender.policy.outage
+    _ask: Ask
+
+    def __init__(self, sender: Sender, key: _JobKey, call: Call, listener: Listener) -> None:
         self._sender = sender
         self._key = key
-        self._ask = Ask(key[0], key[1], priority, self, math.inf if outage is None else outage)
         self._context = contextvars.copy_context()
         self._granted: asyncio.Future[Turn] | None = None
         self._in_flight = False
-        self._listeners: list[Listener] = []
-        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._tries = Tries()
-        self.draft = draft
+        self.call = call
+        self.listeners: list[Listener] = [listener]
+        self.task: asyncio.Task[None] | None = None
+        self.success: Judgement | None = None
         self.error: FeishuMailError | None = None
-        self.result: SendResult | None = None
 
     # -- whoever wants the outcome ---------------------------------------------------------------------
 
-    def join(self, listener: Listener, priority: Priority) -> None:
-        """Add a listener; a more urgent one makes the draft more urgent."""
-        self._listeners.append(listener)
-        self._sender.scheduler.promote(self._ask, priority)
+    def join(self, listener: Listener, priority: Priority, stream: Stream | None) -> None:
+        """Add a listener; a more urgent one makes the call more urgent."""
+        self.listeners.append(listener)
+        self._stopping = False
+        self._sender.scheduler.move(self._ask, priority, stream)
 
     def leave(self, listener: Listener) -> None:
-        """Take a listener away. Without any, a draft that waits is given up, and a call in flight is the last."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
-            if not self._listeners:
+        """Take a listener away. Without any, a call that waits is given up, and one in flight is the last."""
+        if listener in self.listeners:
+            self.listeners.remove(listener)
+            if not self.listeners:
                 self.stop()
 
     def stop(self) -> None:
-        """Make no further call; one in flight is finished."""
+        """Make no further call; one in flight is finished, and settles the outcome if it can."""
+        self._stopping = True
         if self._in_flight:
             return
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
             self._forget()
         else:
             self._sender.scheduler.cancel(self._ask)
             self._end(self._stopped())
 
-    def outcome_for(self, draft: Draft) -> SendResult:
-        """The result, or the error raised, for one who asked for `draft` (its tag may differ)."""
+    def sent(self, draft: Draft) -> SendResult:
+        """The result for one who asked for `draft` (its tag may differ), or the error raised."""
         if self.error is not None:
             raise self.error
-        assert self.result is not None
-        return self.result if draft is self.draft else replace(self.result, draft=draft)
+        assert self.success is not None
+        return SendResult(
+            draft,
+            self.success.text("message_id"),
+            self.success.text("thread_id"),
+            self.success.verdict is Verdict.ALREADY_SENT,
+            self._tries.calls,
+            self.success.log_id,
+        )
+
+    def page(self) -> Page:
+        """The page of drafts this call has listed, or the error raised."""
+        if self.error is not None:
+            raise self.error
+        assert self.success is not None
+        return read_page(self.success)
 
     @property
     def calls(self) -> int:
@@ -202,24 +255,25 @@ class Job:
     @property
     def uncertain(self) -> bool:
         """Whether a call may have sent the mail without our knowing."""
-        return self._in_flight or not self._tries.conclusive
+        return self.call.draft is not None and (self._in_flight or not self._tries.conclusive)
 
     # -- the scheduler's side --------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self, ask: Ask) -> None:
         """Ask for the first turn."""
-        self._sender.scheduler.submit(self._ask)
+        self._ask = ask
+        self._sender.scheduler.submit(ask)
 
     def granted(self, turn: Turn) -> None:
         """Make the call of this turn; the first one starts the job's task."""
         if self._granted is not None:
             self._granted.set_result(turn)
             return
-        loop = asyncio.get_running_loop()
         self._in_flight = True
-        self._task = loop.create_task(self._run(turn), name="feishu-mail-send", context=self._context)
-        self._sender.tasks.add(self._task)
-        self._task.add_done_callback(self._sender.tasks.discard)
+        loop = asyncio.get_running_loop()
+        self.task = loop.create_task(self._run(turn), name="feishu-mail-call", context=self._context)
+        self._sender.tasks.add(self.task)
+        self.task.add_done_callback(self._sender.tasks.discard)
 
     def refused(self, error: FeishuMailError) -> None:
         """There will be no turn."""
@@ -247,7 +301,7 @@ class Job:
 
     async def _run(self, turn: Turn) -> None:
         try:
-            self.result = await self._attempts(turn)
+            self.success = await self._attempts(turn)
             self._end(None)
         except FeishuMailError as error:
             self._end(self._final(error))
@@ -255,21 +309,21 @@ class Job:
             self._end(self._stopped())
         except Exception as error:
             # A mistake of ours must not leave the caller waiting, nor claim that nothing was sent.
-            unknown = OutcomeUnknown(f"an internal error: {type(error).__name__}", draft=self.draft)
+            unknown = OutcomeUnknown(f"an internal error: {type(error).__name__}", draft=self.call.draft)
             unknown.__cause__ = error
             self._end(unknown)
             raise
 
-    async def _attempts(self, turn: Turn) -> SendResult:
+    async def _attempts(self, turn: Turn) -> Judgement:
         try:
             return await self._attempt(turn)
         except Again as again:
             first: Again | None = again
 
-        async def attempt() -> SendResult:
+        async def attempt() -> Judgement:
             nonlocal first
             if first is not None:
-                # Most drafts are sent at the first attempt: only one that failed is worth the loop's cost.
+                # Most calls succeed at the first attempt: only one that failed is worth the loop's cost.
                 failed, first = first, None
                 raise failed
             return await self._attempt(await self._next_turn())
@@ -279,7 +333,7 @@ class Job:
         except Again as again:
             raise _error(again.judgement) from None
 
-    async def _attempt(self, turn: Turn) -> SendResult:
+    async def _attempt(self, turn: Turn) -> Judgement:
         """Make the one call of a turn.
 
         Raises:
@@ -289,18 +343,17 @@ class Job:
         sender = self._sender
         self._in_flight = False
         try:
-            if not self._listeners or sender.closing:
-                raise self._stopped()
+            self._check_wanted()
             if sender.transport.closed:
                 raise ClientClosed(_SESSION_CLOSED)
-            token = sender.tokens.current(self.draft.user)
+            token = sender.tokens.current(self.call.user)
         except FeishuMailError:
             sender.scheduler.give_back(turn)
             raise
-        judgement = lost("the call was broken off")
+        judgement = self._judged(Failure(CallEnd.LOST, "the call was broken off"))
         self._in_flight = True
         try:
-            judgement = _judge(await sender.transport.exchange("POST", send_path(self.draft), token))
+            judgement = self._judged(await sender.transport.exchange(self.call.method, self.call.path, token))
         finally:
             # Also when this task is cancelled: the call may be on its way.
             self._in_flight = False
@@ -308,23 +361,29 @@ class Job:
             renewing = judgement.until is Until.TOKEN
             sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
         if judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
-            return SendResult(
-                self.draft,
-                judgement.message_id,
-                judgement.thread_id,
-                judgement.verdict is Verdict.ALREADY_SENT,
-                self._tries.calls,
-                judgement.log_id,
-            )
+            return judgement
         if renewing:
             again = await self._renew(token, judgement)
         else:
             again = judgement.verdict is Verdict.RETRY and not self._outage_over(judgement)
         if not again:
             raise _error(judgement)
-        if not self._listeners or sender.closing:
-            raise self._stopped()
+        self._check_wanted()
         raise Again(judgement)
+
+    def _judged(self, answer: Reply | Failure) -> Judgement:
+        if isinstance(answer, Reply):
+            judgement = judge(answer)
+        else:
+            judgement = (lost if answer.end is CallEnd.LOST else never_left)(answer.reason)
+        if self.call.draft is None and not judgement.conclusive:
+            # Where nothing can have been changed, nothing is left open.
+            judgement = replace(judgement, conclusive=True)
+        return judgement
+
+    def _check_wanted(self) -> None:
+        if self._stopping or self._sender.closing:
+            raise self._stopped()
 
     def _outage_over(self, judgement: Judgement) -> bool:
         outage = self._sender.policy.outage
@@ -332,19 +391,18 @@ class Job:
         return unreachable and outage is not None and self._sender.scheduler.unreachable_for() >= outage
 
     async def _renew(self, refused: str, judgement: Judgement) -> bool:
-        """Have the user's refused token replaced; the user's other drafts are held meanwhile.
+        """Have the user's refused token replaced; the user's other calls are held meanwhile.
 
         A second refusal, or none but the same token, closes the user until the token changes.
         """
-        sender, user = self._sender, self.draft.user
+        sender = self._sender
         closed_by = None
         try:
-            if self._tries.renewed or await sender.tokens.renew(user, refused) is None:
+            if self._tries.renewed or await sender.tokens.renew(self.call.user, refused) is None:
                 closed_by = judgement.error
         except NotSent as error:
-            closed_by = judgement.error
-            if closed_by is not None:
-                closed_by.__cause__ = error
+            closed_by = _error(judgement)
+            closed_by.__cause__ = error
         finally:
             self._tries.renewed = True
             sender.scheduler.renewed(self._key[0], closed_by, sender.tokens.mark(refused))
@@ -355,7 +413,7 @@ class Job:
     def _end(self, error: FeishuMailError | None) -> None:
         self.error = error
         self._forget()
-        listeners, self._listeners = self._listeners, []
+        listeners, self.listeners = self.listeners, []
         for listener in listeners:
             listener(self)
 
@@ -366,16 +424,16 @@ class Job:
     def _stopped(self) -> FeishuMailError:
         if self._sender.closing:
             return self._final(ClientClosed(_CLOSED))
-        return self._final(NotSent("it was given up before it was sent"))
+        return self._final(NotSent("it was stopped before it was sent"))
 
     def _final(self, error: FeishuMailError) -> FeishuMailError:
         """What to tell the caller: an error is only the last word if no attempt may have sent the mail."""
-        error.draft, error.attempts = self.draft, self._tries.calls
+        error.draft, error.attempts = self.call.draft, self._tries.calls
         if self._tries.conclusive or isinstance(error, OutcomeUnknown):
             return error
         unknown = OutcomeUnknown(
             f"it may have been sent: an attempt had no clear answer, and then: {error} {_SAFE}",
-            draft=self.draft,
+            draft=self.call.draft,
             log_id=error.log_id,
             attempts=self._tries.calls,
         )
@@ -388,22 +446,16 @@ def _error(judgement: Judgement) -> FeishuMailError:
     return judgement.error
 
 
-def _judge(answer: Reply | Failure) -> Judgement:
-    if isinstance(answer, Reply):
-        return judge(answer)
-    return lost(answer.reason) if answer.end is CallEnd.LOST else never_left(answer.reason)
-
-
-def _late(draft: Draft, job: Job | None, deadline: float | None) -> FeishuMailError:
+def _late(call: Call, job: Job | None, deadline: float | None) -> FeishuMailError:
     attempts = 0 if job is None else job.calls
     if job is not None and job.uncertain:
         return OutcomeUnknown(
             f"it may have been sent: the deadline of {deadline:g} s passed before a clear answer came. {_SAFE}",
-            draft=draft,
+            draft=call.draft,
             attempts=attempts,
         )
     return NotSent(
         f"not sent: the deadline of {deadline:g} s passed before its turn came",
-        draft=draft,
+        draft=call.draft,
         attempts=attempts,
     )

@@ -1,0 +1,314 @@
+"""A run over many drafts: it reads ahead, lets the scheduler choose, and hands out each outcome once it is known.
+
+    input --read_ahead--> jobs waiting in the scheduler --> outcomes --> the consumer
+
+Fairness among users holds for the drafts that have been read. A consumer that falls behind shuts the run's gate
+in the scheduler, so that no new calls are made for it; and reading stops when `read_ahead` drafts have been read
+whose outcomes have not been fetched. So memory stays bounded at both ends.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sized
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Final, Self
+
+from .errors import ApiError, FeishuMailError, NotSent, UnknownUser
+from .model import Draft, Outcome, OutcomeStatus, Priority
+from .sending import Job, Sender, sending
+
+__all__ = ["BulkRun", "DraftSource", "Summary"]
+
+DraftSource = Iterable[str | Draft] | AsyncIterable[str | Draft]
+"""What `send_drafts` takes."""
+
+_BACKLOG: Final = 100
+"""Outcomes that may wait for the consumer before no new calls are made."""
+
+_BREATH: Final = 50
+"""Items handled in one go before others in the loop have their chance."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What has become of the drafts of a run so far.
+
+    Attributes:
+        statuses: outcomes by status.
+        codes: outcomes that an answer of the API decided, by its code.
+        errors: outcomes that ended in an error, by the class of the error that came last.
+        calls: calls made for the drafts that have an outcome.
+    """
+
+    statuses: Counter[OutcomeStatus] = field(default_factory=Counter)
+    codes: Counter[int] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+
+    @property
+    def total(self) -> int:
+        """Outcomes in all."""
+        return self.statuses.total()
+
+    def count(self, outcome: Outcome, calls: int) -> None:
+        """Add one outcome, for which that many calls were made."""
+        self.statuses[outcome.status] += 1
+        self.calls += calls
+        if outcome.error is None:
+            return
+        # An unknown outcome, and a closed scope, have what decided them as their cause.
+        told: BaseException = outcome.error.__cause__ or outcome.error
+        self.errors[type(told).__name__] += 1
+        if isinstance(told, ApiError):
+            self.codes[told.code] += 1
+
+
+class _Entry:
+    """One input of a run: a listener of its draft's job."""
+
+    __slots__ = ("draft", "duplicate", "run")
+
+    def __init__(self, run: "BulkRun", draft: Draft) -> None:
+        self.run = run
+        self.draft = draft
+        self.duplicate = False
+
+    def __call__(self, job: Job) -> None:
+        self.run._finished(self, job)  # noqa: SLF001 - two halves of one thing
+
+
+class BulkRun:
+    """A run over many drafts: an async iterator of outcomes, each as soon as it is known.
+
+    Every draft read ends in exactly one outcome. Of duplicates in the input the first is sent, and the others get
+    what the server would say of them: `already_sent`, without a call while the first is under way (or the same
+    error, if it failed).
+
+    Use it as an async context manager: leaving it makes no new calls and waits for those in flight. After a plain
+    `async for … break` the client's `close` does that.
+
+    Made by `FeishuMailClient.send_drafts`, which says what the parameters are.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        drafts: DraftSource,
+        resolve: Callable[[str | Draft], tuple[Draft, str | None]],
+        priority: Priority,
+        read_ahead: int,
+    ) -> None:
+        self._sender = sender
+        self._drafts = drafts
+        self._resolve = resolve
+        self._priority = priority
+        self._read_ahead = read_ahead
+        self._stream = sender.scheduler.stream()
+        self._reader: asyncio.Task[None] | None = None
+        self._entries: dict[_Entry, Job | None] = {}
+        self._jobs: dict[Job, None] = {}
+        self._outcomes: deque[Outcome] = deque()
+        self._fetched = 0
+        self._failure: Exception | None = None
+        self._stopping = False
+        self._left = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._summary = Summary()
+
+    # -- the consumer's side ---------------------------------------------------------------------------
+
+    @property
+    def summary(self) -> Summary:
+        """Counts by status and code, of the outcomes known so far."""
+        return self._summary
+
+    @property
+    def waiting(self) -> int:
+        """Drafts that have been read and have no outcome yet."""
+        return len(self._entries)
+
+    def stop(self) -> None:
+        """Make no new calls: those in flight are finished, and the rest is skipped.
+
+        Of an input that has a length the unread rest is skipped too; any other is not read further.
+        """
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._reader is not None and not isinstance(self._drafts, Sized):
+            self._reader.cancel()
+        for job in list(self._jobs):
+            if all(isinstance(listener, _Entry) and listener.run is self for listener in job.listeners):
+                job.stop()
+        self._changed()
+
+    def __aiter__(self) -> AsyncIterator[Outcome]:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        self._begin()
+        self._fetched += 1
+        if self._fetched % _BREATH == 0:
+            await asyncio.sleep(0)
+        while not self._outcomes:
+            if self._ended():
+                if self._failure is not None and not self._left:
+                    failure, self._failure = self._failure, None
+                    raise failure
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        outcome = self._outcomes.popleft()
+        self._changed()
+        return outcome
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.leave()
+
+    async def leave(self) -> None:
+        """End the run: what waits is given up, calls in flight are waited for, the outcomes left are dropped."""
+        self._left = self._stopping = True
+        if self._reader is not None:
+            self._reader.cancel()
+        for entry, job in list(self._entries.items()):
+            if job is not None:
+                job.leave(entry)
+        self._entries.clear()
+        self._outcomes.clear()
+        self._changed()
+        tasks = [task for task in (self._reader, *(job.task for job in self._jobs)) if task is not None]
+        self._jobs.clear()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def finish(self) -> None:
+        """Wait until the input has been read; with `stop` before it, until every draft has its outcome."""
+        if self._reader is not None:
+            await asyncio.wait([self._reader])
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._reader is None and not self._left:
+            self._reader = asyncio.get_running_loop().create_task(self._read(), name="feishu-mail-read")
+
+    def _ended(self) -> bool:
+        return self._left or (self._reader is not None and self._reader.done() and not self._entries)
+
+    async def _read(self) -> None:
+        """Read the input; its exception is kept until everything read before it has its outcome."""
+        try:
+            if self._stopping and not isinstance(self._drafts, Sized):
+                return
+            if isinstance(self._drafts, AsyncIterable):
+                await self._read_async(self._drafts)
+            else:
+                for number, item in enumerate(self._drafts, 1):
+                    await self._admit(number, item)
+        except Exception as error:  # noqa: BLE001 - it is the caller's own, and reaches the caller
+            self._failure = error
+        finally:
+            # The task is done only once this has run; whoever waits has to look again after that.
+            asyncio.get_running_loop().call_soon(self._changed)
+
+    async def _read_async(self, drafts: AsyncIterable[str | Draft]) -> None:
+        iterator = aiter(drafts)
+        number = 0
+        try:
+            async for item in iterator:
+                number += 1
+                await self._admit(number, item)
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _admit(self, number: int, item: str | Draft) -> None:
+        """Let one input go on its way, then wait until there is room for the next."""
+        try:
+            draft, user = self._resolve(item)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"drafts: item {number}: {error}") from None
+        except UnknownUser as error:
+            if error.draft is None:
+                raise
+            self._add(Outcome(error.draft, error.status, None, error))
+        else:
+            await self._start(draft, user)
+        if number % _BREATH == 0:
+            await asyncio.sleep(0)
+        if not self._stopping:
+            await self._room.wait()
+
+    async def _start(self, draft: Draft, user: str | None) -> None:
+        entry = _Entry(self, draft)
+        try:
+            if self._stopping:
+                raise _stopped(draft)
+            await self._sender.prepare(user)
+            self._entries[entry] = None
+            job = self._sender.start(sending(draft, user), self._priority, entry, self._stream)
+        except FeishuMailError as error:
+            self._entries.pop(entry, None)
+            self._add(Outcome(draft, error.status, None, error))
+            return
+        except asyncio.CancelledError:
+            # Stopped while its token was fetched: it has been read, so it has an outcome.
+            self._add(Outcome(draft, OutcomeStatus.SKIPPED, None, _stopped(draft)))
+            raise
+        if entry in self._entries:
+            self._entries[entry] = job
+            entry.duplicate = job in self._jobs
+            self._jobs[job] = None
+            self._changed()
+
+    # -- outcomes --------------------------------------------------------------------------------------
+
+    def _finished(self, entry: _Entry, job: Job) -> None:
+        self._jobs.pop(job, None)
+        del self._entries[entry]
+        try:
+            result = job.sent(entry.draft)
+        except FeishuMailError as error:
+            outcome = Outcome(entry.draft, error.status, None, error)
+        else:
+            if entry.duplicate and not result.already_sent:
+                result = replace(result, already_sent=True)
+            status = OutcomeStatus.ALREADY_SENT if result.already_sent else OutcomeStatus.SENT
+            outcome = Outcome(entry.draft, status, result, None)
+        self._add(outcome, 0 if entry.duplicate else job.calls)
+
+    def _add(self, outcome: Outcome, calls: int = 0) -> None:
+        if self._left:
+            return
+        self._summary.count(outcome, calls)
+        self._outcomes.append(outcome)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Let reading, calling and the consumer go on, or not, as things stand now."""
+        if self._stopping or len(self._entries) + len(self._outcomes) < self._read_ahead:
+            self._room.set()
+        else:
+            self._room.clear()
+        behind = len(self._outcomes) >= _BACKLOG
+        if behind and not self._stream.held:
+            self._sender.scheduler.hold(self._stream)
+        elif not behind and self._stream.held:
+            self._sender.scheduler.resume(self._stream)
+        if self._outcomes or self._ended():
+            self._news.set()
+
+
+def _stopped(draft: Draft) -> NotSent:
+    return NotSent("not sent: the run was stopped before its turn came", draft=draft)
