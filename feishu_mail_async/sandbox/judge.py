@@ -1,0 +1,240 @@
+"""What becomes of a call at the instant it arrives: limit, token, mailbox, locks, and the fault that is due.
+
+Nothing here awaits, so no other call can come between a look and the lock that follows from it.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from feishu_mail_async import codes
+
+from .endpoints import Case, Effect, Endpoints, now
+from .faults import LIMIT_HEADER, RESET_HEADER, Fault, Kind, Reply, refusal
+from .ledger import SEND, Arrival, Ledger
+from .oauth import OAuth
+from .paths import Call
+from .window import RateWindow, Window, make_window
+from .world import MODIFY, READ, SEND_SCOPE, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Judge", "Plan"]
+
+_SCOPES: Final = {
+    SEND: SEND_SCOPE,
+    "cancel": SEND_SCOPE,
+    "list": READ,
+    "read": READ,
+    "create": MODIFY,
+    "delete": MODIFY,
+}
+_WRITES: Final = frozenset({SEND, "cancel", "create", "delete"})
+# Calls a second, from the platform's pages of these endpoints; that of "cancel" is not documented.
+_SIBLING_LIMITS: Final = {"list": 10, "read": 10, "create": 5, "delete": 5}
+
+_AS_USUAL: Final = frozenset({Kind.DELAY, Kind.NORMAL})
+
+
+class _RefusedError(Exception):
+    """The call ends here, with the answer that the table of codes has for it."""
+
+    def __init__(self, row: codes.Code, *headers: tuple[str, str], paused: bool = False) -> None:
+        super().__init__(row.name)
+        self.reply = refusal(row, *headers)
+        self.paused = paused
+
+
+@dataclass(slots=True)
+class Plan:
+    """What was decided about a call when it arrived.
+
+    Attributes:
+        log_id: the answer's `X-Tt-Logid`.
+        reply: the answer.
+        fault: what goes wrong, if anything does.
+        user: the user's name, once the token has told it.
+        mailbox: the mailbox's address, `me` resolved where it could be.
+        locks: what the call holds until it is released.
+        effect: what it changes when it has been processed.
+        accepted: it passed the rate limit.
+        paused: a pause refused it, not the window.
+    """
+
+    log_id: str
+    reply: Reply
+    fault: Fault | None
+    mailbox: str
+    user: str | None = None
+    locks: tuple[str, ...] = ()
+    effect: Effect | None = None
+    accepted: bool = False
+    paused: bool = False
+
+
+class Judge:
+    """Decides about calls of the mail endpoints, and enters each in the ledger.
+
+    Args:
+        world: the mail.
+        oauth: the tokens.
+        ledger: where every call is entered.
+        endpoints: what a call does.
+        window: the send endpoint's window.
+        calls: how many calls it holds.
+
+    Attributes:
+        on_call: see `Sandbox.on_call`.
+        paused_until: sends are refused until then, in seconds of the loop's clock.
+    """
+
+    def __init__(
+        self, *, world: World, oauth: OAuth, ledger: Ledger, endpoints: Endpoints, window: RateWindow, calls: int
+    ) -> None:
+        self._world = world
+        self._oauth = oauth
+        self._ledger = ledger
+        self._endpoints = endpoints
+        self._limits: dict[str, tuple[RateWindow, int]] = {
+            name: (make_window(Window.SLIDING, limit, 1.0), limit) for name, limit in _SIBLING_LIMITS.items()
+        }
+        self._limits[SEND] = (window, calls)
+        self._locks: set[str] = set()
+        self._scripts: dict[str, deque[Fault]] = {}
+        self.on_call: Callable[[Arrival], Fault | None] | None = None
+        self.paused_until = -math.inf
+
+    def script(self, draft_id: str, *faults: Fault) -> None:
+        """Queue faults for the next sends of a draft."""
+        self._scripts.setdefault(draft_id, deque()).extend(faults)
+
+    def claim_delay(self, call: Call) -> Fault | None:
+        """The delay of a call that sets out: it begins before the call can be judged."""
+        script = self._scripts.get(call.draft_id or "") if call.endpoint == SEND else None
+        return script.popleft() if script and script[0].kind is Kind.DELAY else None
+
+    def release(self, plan: Plan) -> None:
+        """Give the call's locks back; once is enough, and twice does no harm."""
+        self._locks.difference_update(plan.locks)
+        # Or a second release would take them from whoever holds them by then.
+        plan.locks = ()
+
+    def forget_locks(self) -> None:
+        """Give every lock back: nobody is left who holds one."""
+        self._locks.clear()
+
+    def judge(
+        self, call: Call, *, authorization: str | None, body: bytes, log_id: str, delay: Fault | None
+    ) -> Plan:
+        """Decide about a call that arrives now, take its locks, and enter it in the ledger.
+
+        Args:
+            call: what is called.
+            authorization: the header of that name.
+            body: the request's body.
+            log_id: of the answer to come.
+            delay: what `claim_delay` gave when the call set out.
+        """
+        time = now()
+        plan = Plan(log_id, _NOTHING, delay, call.mailbox)
+        case = None
+        try:
+            self._limit(call, time)
+            plan.accepted = True
+            case = self._identify(call, authorization, body, time, plan)
+            if call.endpoint in _WRITES:
+                self._lock(case, plan)
+            plan.reply, plan.effect = self._endpoints.carry_out(case)
+        except _RefusedError as error:
+            plan.reply, plan.paused = error.reply, error.paused
+        arrival = Arrival(
+            time=time,
+            endpoint=call.endpoint,
+            user=plan.user,
+            mailbox=plan.mailbox,
+            draft_id=call.draft_id,
+            code=plan.reply.code,
+            http_status=plan.reply.status,
+            scripted=False,
+            accepted=plan.accepted,
+            log_id=log_id,
+        )
+        # Whoever holds locks got as far as being carried out: there, and only there, faults come in.
+        if call.endpoint == SEND and plan.locks:
+            assert case is not None
+            arrival = self._disturb(case, arrival, plan)
+        self._ledger.record(arrival, paused=plan.paused)
+        return plan
+
+    def _limit(self, call: Call, time: float) -> None:
+        if call.endpoint not in self._limits:
+            return
+        window, calls = self._limits[call.endpoint]
+        if call.endpoint == SEND and time < self.paused_until:
+            raise _limited(calls, self.paused_until - time, paused=True)
+        wait = window.arrive(time)
+        if wait is not None:
+            raise _limited(calls, wait)
+
+    def _identify(self, call: Call, authorization: str | None, body: bytes, time: float, plan: Plan) -> Case:
+        grant = self._oauth.check(authorization, time)
+        if isinstance(grant, codes.Code):
+            raise _RefusedError(grant)
+        user = self._world.users[grant.user]
+        plan.user = user.name
+        if _SCOPES[call.endpoint] not in grant.scopes:
+            raise _RefusedError(codes.named("UserScopeMissing"))
+        if not call.readable:
+            raise _RefusedError(codes.named("InvalidRequest"))
+        mailbox = self._world.find_mailbox(call.mailbox, user)
+        if mailbox is None:
+            raise _RefusedError(codes.named("MailboxNotFound"))
+        plan.mailbox = mailbox.address
+        if mailbox.closed:
+            raise _RefusedError(codes.named("MailboxNotFound"))
+        if user.name not in mailbox.members:
+            raise _RefusedError(codes.named("PermissionDenied"))
+        return Case(call, body, time, user, mailbox)
+
+    def _lock(self, case: Case, plan: Plan) -> None:
+        locks = (f"user:{case.user.name}", f"mailbox:{case.mailbox.address.lower()}")
+        if not self._locks.isdisjoint(locks):
+            raise _RefusedError(codes.named("ConcurrentWrite"))
+        self._locks.update(locks)
+        plan.locks = locks
+
+    def _disturb(self, case: Case, arrival: Arrival, plan: Plan) -> Arrival:
+        """Put the fault that is due, if one is, in the place of the answer and of the effect."""
+        if plan.fault is None:
+            script = self._scripts.get(case.call.draft_id or "")
+            if script:
+                plan.fault = script.popleft()
+            elif self.on_call is not None:
+                plan.fault = self.on_call(arrival)
+        fault = plan.fault
+        if fault is None or fault.kind in _AS_USUAL:
+            return arrival
+        plan.effect = self._endpoints.sending(case) if fault.accepted else None
+        if fault.reply is not None:
+            plan.reply = fault.reply
+            return replace(arrival, scripted=True, code=fault.reply.code, http_status=fault.reply.status)
+        return replace(arrival, scripted=True, code=None, http_status=_OK if fault.kind is Kind.HUGE else None)
+
+
+_OK: Final = 200
+_NOTHING: Final = Reply(500, b"")
+"""What would go out if nothing were decided; it never does."""
+
+
+def _limited(calls: int, wait: float, *, paused: bool = False) -> _RefusedError:
+    # Whole seconds, rounded up, so that whoever obeys is let in; less a hair, or a float's error makes one
+    # second more.
+    seconds = max(1, math.ceil(wait - 1e-6))
+    return _RefusedError(
+        codes.named("FrequencyLimited"),
+        (LIMIT_HEADER, str(calls)),
+        (RESET_HEADER, str(seconds)),
+        paused=paused,
+    )

@@ -1,0 +1,120 @@
+"""The rate limit as a server may lay it: a window that says of every arrival whether it fits.
+
+How Feishu's own window is laid is not documented, so there are three. Each counts at the instant of arrival,
+in seconds of whatever clock the caller reads.
+"""
+
+import math
+from collections import deque
+from enum import StrEnum
+from typing import Protocol
+
+__all__ = ["TOLERANCE", "RateWindow", "Window", "make_window"]
+
+TOLERANCE = 1e-9
+"""Seconds. Sums of floats miss by less than this; nobody is refused for a rounding error."""
+
+
+class Window(StrEnum):
+    """How the window is laid.
+
+    `FIXED` starts anew at every multiple of `per`. `SLIDING` looks back `per` seconds from each arrival and
+    is the strictest of the three. `TOKEN_BUCKET` is the classical one: it holds `calls` tokens and gains
+    `calls / per` a second. A client that keeps at most `calls` in any `per` seconds never empties it (over a
+    time T it makes at most `calls + calls * T / per`), and no smaller bucket would do, because such a client
+    may make all its `calls` at once.
+    """
+
+    FIXED = "fixed"
+    SLIDING = "sliding"
+    TOKEN_BUCKET = "token-bucket"  # noqa: S105 - the name of a shape, not a secret
+
+
+class RateWindow(Protocol):
+    """What the server asks of a window."""
+
+    def arrive(self, now: float) -> float | None:
+        """None if the call that arrives at `now` fits, else the seconds until one would."""
+
+
+class _Fixed:
+    def __init__(self, calls: int, per: float) -> None:
+        self._calls = calls
+        self._per = per
+        self._index = -1
+        self._count = 0
+
+    def arrive(self, now: float) -> float | None:
+        index = math.floor(now / self._per + TOLERANCE)
+        if index != self._index:
+            self._index, self._count = index, 0
+        # Counting refusals changes nothing here: a window that is full stays full to its end.
+        if self._count >= self._calls:
+            return (index + 1) * self._per - now
+        self._count += 1
+        return None
+
+
+class _Sliding:
+    def __init__(self, calls: int, per: float, *, count_refusals: bool) -> None:
+        self._calls = calls
+        self._per = per
+        self._count_refusals = count_refusals
+        self._log: deque[float] = deque()
+
+    def arrive(self, now: float) -> float | None:
+        log = self._log
+        oldest = now - self._per + TOLERANCE
+        while log and log[0] <= oldest:
+            log.popleft()
+        if len(log) < self._calls:
+            log.append(now)
+            return None
+        if self._count_refusals:
+            log.append(now)
+        # With refusals in the log, it is the last `calls` entries that stand in the way.
+        return log[-self._calls] + self._per - now
+
+
+class _TokenBucket:
+    def __init__(self, calls: int, per: float, *, count_refusals: bool) -> None:
+        self._capacity = float(calls)
+        self._rate = calls / per
+        self._count_refusals = count_refusals
+        self._tokens = self._capacity
+        self._at: float | None = None
+
+    def arrive(self, now: float) -> float | None:
+        if self._at is not None:
+            self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        fits = self._tokens >= 1 - TOLERANCE
+        if fits:
+            self._tokens -= 1
+            return None
+        if self._count_refusals:
+            # A debt of one whole bucket at most, or a client that hammers would be locked out for days.
+            self._tokens = max(self._tokens - 1, -self._capacity)
+        return (1 - self._tokens) / self._rate
+
+
+def make_window(kind: Window, calls: int, per: float, *, count_refusals: bool = False) -> RateWindow:
+    """A window of `calls` in `per` seconds, laid as `kind` says.
+
+    Args:
+        kind: how it is laid.
+        calls: how many fit.
+        per: seconds.
+        count_refusals: whether a refused call fills the window too.
+    """
+    if calls < 1:
+        raise ValueError(f"calls: give 1 or more, not {calls!r}")
+    if not (per > 0 and math.isfinite(per)):
+        raise ValueError(f"per: give seconds above 0, not {per!r}")
+    match kind:
+        case Window.FIXED:
+            return _Fixed(calls, per)
+        case Window.SLIDING:
+            return _Sliding(calls, per, count_refusals=count_refusals)
+        case Window.TOKEN_BUCKET:
+            return _TokenBucket(calls, per, count_refusals=count_refusals)
