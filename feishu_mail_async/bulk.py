@@ -255,9 +255,10 @@ class BulkRun:
         try:
             if self._stopping:
                 raise _stopped(draft)
-            await self._sender.prepare(user)
+            call = sending(draft, user)
+            await self._sender.prepare(call)
             self._entries[entry] = None
-            job = self._sender.start(sending(draft, user), self._priority, entry, self._stream)
+            job = self._sender.start(call, self._priority, entry, self._stream)
         except FeishuMailError as error:
             self._entries.pop(entry, None)
             self._add(Outcome(draft, error.status, None, error))

@@ -95,8 +95,6 @@ class FeishuMailClient:
             _check_type("session", session, aiohttp.ClientSession)
             if session.closed:
                 raise ValueError("session: it is closed; give an open one, or none")
-            if session.auth is not None:
-                raise ValueError("session: it sends an auth of its own, and the token has to stand there")
         self._transport = Transport(self._key[0], attempt_timeout, session)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shared: _App | None = None
@@ -240,11 +238,9 @@ class FeishuMailClient:
         Raises:
             ValueError: it is none of the three forms.
         """
-        kind, _, key = check_text("scope", scope, longest=2048).partition(":")
-        if scope != "app" and (kind not in {"user", "mailbox"} or not key):
-            raise ValueError(f'scope: give "app", "user:NAME" or "mailbox:ADDRESS", not {scope!r}')
+        check_text("scope", scope, longest=2048)
         self._bound()
-        self._app.scheduler.reopen(f"mailbox:{key.casefold()}" if kind == "mailbox" else scope)
+        self._app.scheduler.reopen(scope)
 
     def set_rate_limit(self, rate_limit: RateLimit) -> None:
         """Change the limit at once, for all clients of the app; calls already made count against it."""

@@ -4,11 +4,12 @@ Source: "发送草稿" for the request and the body of the reply; for `automatio
 headers and the log id, the platform's generic documentation.
 """
 
+import ipaddress
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -44,13 +45,19 @@ LONGEST_REPLY: Final = 256 * 1024
 _PAGE_SIZE: Final = 100
 _LONGEST_PAUSE: Final = 3600.0
 _LONGEST_MESSAGE: Final = 300
+_REDACTED: Final = "***"
 _TOO_MANY_REQUESTS: Final = 429
-_LOOPBACK: Final = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+_URL: Final = re.compile(r"[!-~]+")
 
 
 def is_loopback(host: str | None) -> bool:
     """Whether `host` can only be this machine."""
-    return host is not None and _LOOPBACK.fullmatch(host) is not None
+    if host is None:
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_base_url(base_url: object) -> str:
@@ -60,6 +67,8 @@ def check_base_url(base_url: object) -> str:
     """
     text = check_text("base_url", base_url)
     try:
+        if _URL.fullmatch(text) is None:
+            raise ValueError  # noqa: TRY301 - one sentence for all that is no URL
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
@@ -172,9 +181,16 @@ def lost(reason: str) -> Judgement:
     )
 
 
-def judge(reply: Reply) -> Judgement:
-    """What an answer means. The body's code decides; the HTTP status only where there is none."""
-    body = _parse(reply.body)
+def judge(reply: Reply, token: str | None = None) -> Judgement:
+    """What an answer means. The body's code decides; the HTTP status only where there is none.
+
+    Args:
+        reply: the answer.
+        token: the token of the call. Where the answer repeats it, it is taken out.
+    """
+    if token:
+        reply = replace(reply, log_id=_scrub(reply.log_id, token), reset=_scrub(reply.reset, token))
+    body = _parse(reply.body, token)
     code = body.get("code")
     if isinstance(code, bool) or not isinstance(code, int):
         return _not_the_api(reply)
@@ -214,13 +230,33 @@ def read_page(judgement: Judgement) -> Page:
     return Page(draft_ids, next_token)
 
 
-def _parse(body: bytes | None) -> dict[str, Any]:
+def _scrub(text: str | None, token: str) -> str | None:
+    return text and text.replace(token, _REDACTED)
+
+
+def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
     """The JSON object in `body`; empty where there is none."""
     try:
         parsed = json.loads(body) if body else None
     except (ValueError, RecursionError):
         return {}
-    return parsed if isinstance(parsed, dict) else {}
+    if not isinstance(parsed, dict):
+        return {}
+    if token:
+        _redact(parsed, token)
+    return parsed
+
+
+def _redact(parsed: dict[str, Any], token: str) -> None:
+    """Take the token out of every text in parsed JSON; in its bytes it might hide behind escapes."""
+    containers: list[Any] = [parsed]
+    while containers:
+        container = containers.pop()
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            if isinstance(value, str):
+                container[key] = value.replace(token, _REDACTED)
+            elif isinstance(value, dict | list):
+                containers.append(value)
 
 
 def _sent(data: Any, log_id: str | None) -> Judgement:

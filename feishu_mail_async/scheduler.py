@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _HOUR: Final = 3600.0
+_OWN: Final = "me/"
 _USERS_REMEMBERED: Final = 10_000
 
 
@@ -51,7 +52,7 @@ def mailbox_key(user: str, mailbox: str) -> str:
     folded = mailbox.casefold()
     if folded != "me":
         return folded
-    return user.casefold() if "@" in user else f"me/{user}"
+    return user.casefold() if "@" in user else f"{_OWN}{user}"
 
 
 class Taker(Protocol):
@@ -766,7 +767,15 @@ class Scheduler:
 
         Args:
             scope: "app", "user:NAME" or "mailbox:ADDRESS", as `ScopeClosed.scope` and `snapshot` say.
+
+        Raises:
+            ValueError: it is none of the three forms.
         """
+        kind, _, key = scope.partition(":")
+        if scope != "app" and (kind not in {"user", "mailbox"} or not key):
+            raise ValueError(f'scope: give "app", "user:NAME" or "mailbox:ADDRESS", not {scope!r}')
+        if kind == "mailbox" and not key.startswith(_OWN):
+            scope = f"mailbox:{key.casefold()}"
         self._closed.pop(scope, None)
 
     # -- the limit, and how things stand ---------------------------------------------------------------

@@ -103,7 +103,7 @@ class Sender:
 
         try:
             async with asyncio.timeout(deadline):
-                await self.prepare(call.user)
+                await self.prepare(call)
                 job = self.start(call, priority, listener)
                 await done
         except TimeoutError:
@@ -115,13 +115,22 @@ class Sender:
         assert job is not None
         return job
 
-    async def prepare(self, user: str | None) -> None:
-        """Have a token ready for this user, before a turn is asked for."""
-        await self.tokens.ready(user)
-        key = self.tokens.key(user)
-        refused = self.scheduler.refused_mark(key)
-        if refused is not None and self.tokens.mark(await self.tokens.ready(user, anew=True)) != refused:
-            self.scheduler.reopen(f"user:{key}")
+    async def prepare(self, call: Call) -> None:
+        """Have a token ready for the call's user, before a turn is asked for.
+
+        Raises:
+            NotSent: there is none. Each call gets an error of its own, though all may wait for one token.
+        """
+        try:
+            await self.tokens.ready(call.user)
+            key = self.tokens.key(call.user)
+            refused = self.scheduler.refused_mark(key)
+            if refused is not None:
+                token = await self.tokens.ready(call.user, anew=True)
+                if self.tokens.mark(token) != refused:
+                    self.scheduler.reopen(f"user:{key}")
+        except NotSent as error:
+            raise type(error)(str(error), draft=call.draft) from error.__cause__
 
     def start(self, call: Call, priority: Priority, listener: Listener, stream: Stream | None = None) -> "Job":
         """Let a call wait for its turn, or join the job of the same call. The listener is called once.
@@ -350,10 +359,11 @@ class Job:
         except FeishuMailError:
             sender.scheduler.give_back(turn)
             raise
-        judgement = self._judged(Failure(CallEnd.LOST, "the call was broken off"))
+        judgement = self._judged(Failure(CallEnd.LOST, "the call was broken off"), token)
         self._in_flight = True
         try:
-            judgement = self._judged(await sender.transport.exchange(self.call.method, self.call.path, token))
+            answer = await sender.transport.exchange(self.call.method, self.call.path, token)
+            judgement = self._judged(answer, token)
         finally:
             # Also when this task is cancelled: the call may be on its way.
             self._in_flight = False
@@ -371,9 +381,9 @@ class Job:
         self._check_wanted()
         raise Again(judgement)
 
-    def _judged(self, answer: Reply | Failure) -> Judgement:
+    def _judged(self, answer: Reply | Failure, token: str) -> Judgement:
         if isinstance(answer, Reply):
-            judgement = judge(answer)
+            judgement = judge(answer, token)
         else:
             judgement = (lost if answer.end is CallEnd.LOST else never_left)(answer.reason)
         if self.call.draft is None and not judgement.conclusive:

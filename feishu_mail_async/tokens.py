@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol, runtime_checkable
 
-from .errors import NotSent, UnknownUser
+from .errors import ClientClosed, NotSent, UnknownUser
 from .model import check_text
 
 __all__ = ["TokenSource", "Tokens", "UserTokens"]
@@ -45,6 +45,18 @@ def _check(token: object, whose: str) -> str:
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise ValueError(f"{name} holds spaces or characters that no token has; give it as it was issued")
     return token
+
+
+def _good(token: object, user: str | None) -> str:
+    try:
+        return _check(token, _label(user))
+    except (TypeError, ValueError) as error:
+        raise NotSent(str(error)) from error
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _label(user: str | None) -> str:
@@ -131,9 +143,10 @@ class Tokens:
             return self._cache[user][0]
         try:
             # A mapping is the caller's own, and may have changed since it was given.
-            return _check(self._fixed[user], _label(user))
+            token = self._fixed[user]
         except Exception as error:
             raise self._failed(user, error) from error
+        return _good(token, user)
 
     async def ready(self, user: str | None, *, anew: bool = False) -> str:
         """A token for this user; one fetched within the last minute is taken again unless `anew`.
@@ -151,8 +164,13 @@ class Tokens:
             task = asyncio.get_running_loop().create_task(self._ask(user, self._fetch))
             self._fetching[user] = task
             task.add_done_callback(lambda done: self._fetched(user, done))
-        # Shielded: several drafts may wait for it, and one of them giving up must not fail the others.
-        return await asyncio.shield(task)
+        try:
+            # Shielded: several drafts may wait for it, and one of them giving up must not fail the others.
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if _being_cancelled():
+                raise
+            raise ClientClosed("the client was closed while a token was fetched; nothing was sent") from None
 
     async def renew(self, user: str | None, refused: str) -> str | None:
         """Another token in place of a refused one; None if there is none.
@@ -170,10 +188,14 @@ class Tokens:
 
     async def _ask(self, user: str | None, fetch: Callable[[str | None], Awaitable[str]]) -> str:
         try:
-            token = _check(await fetch(user), _label(user))
+            token = await fetch(user)
+        except asyncio.CancelledError as error:
+            if _being_cancelled():
+                raise
+            raise self._failed(user, error) from error  # something within the source was cancelled, not we
         except Exception as error:
             raise self._failed(user, error) from error
-        self._cache[user] = token, asyncio.get_running_loop().time()
+        self._cache[user] = _good(token, user), asyncio.get_running_loop().time()
         return token
 
     def _fetched(self, user: str | None, task: asyncio.Task[str]) -> None:
@@ -182,10 +204,9 @@ class Tokens:
             task.exception()  # looked at, in case nobody waits for it any more
 
     @staticmethod
-    def _failed(user: str | None, error: Exception) -> NotSent:
-        if isinstance(error, NotSent):
-            return error
-        return NotSent(f"tokens: there is none for {_label(user)}: {type(error).__name__}: {error}")
+    def _failed(user: str | None, error: BaseException) -> NotSent:
+        # What the source says of its failure may quote a token: it is the cause, and not repeated.
+        return NotSent(f"tokens: there is none for {_label(user)} ({type(error).__name__})")
 
     async def close(self) -> None:
         """End what is still being fetched."""

@@ -58,6 +58,11 @@ class Transport:
         self._timeout = aiohttp.ClientTimeout(
             total=attempt_timeout, connect=min(_LONGEST_CONNECT, attempt_timeout / 2), ceil_threshold=math.inf
         )
+        # aiohttp refuses our header beside credentials that the session brings, its own or those of ~/.netrc.
+        # Set after that check, by a middleware, it takes their place.
+        self._late_header = session is not None and (session.auth is not None or session.trust_env)
+        if session is None:
+            self._set_proxy()
 
     async def exchange(self, method: str, path: str, token: str) -> Reply | Failure:
         """Make one call and read its answer.
@@ -71,23 +76,23 @@ class Transport:
         try:
             # The caller's session may have settings of its own; these are the ones that would turn an answer
             # into an exception, make several calls of one, or carry the token to another host.
+            headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+            bearer = f"Bearer {token}"
+            if not self._late_header:
+                headers["Authorization"] = bearer
             async with session.request(
                 method,
                 URL(self._base_url + path, encoded=True),
-                headers={
-                    "Authorization": f"Bearer {token}",
-                    "Accept": "application/json",
-                    "Accept-Encoding": "identity",
-                },
+                headers=headers,
                 timeout=self._timeout,
                 allow_redirects=False,
                 raise_for_status=False,
-                middlewares=(),
+                middlewares=(_authorize(bearer),) if self._late_header else (),
                 auto_decompress=True,
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers,
             ) as response:
-                return await _read(response, token)
+                return await _read(response)
         except _BEFORE_THE_REQUEST as error:
             return Failure(CallEnd.NEVER_LEFT, _reason(error, token))
         except TimeoutError:
@@ -106,7 +111,6 @@ class Transport:
             await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:
-        self._set_proxy()
         self._session = aiohttp.ClientSession(
             # How many calls run at once is the scheduler's business, not the pool's.
             connector=aiohttp.TCPConnector(limit=0),
@@ -123,9 +127,17 @@ class Transport:
         found = getproxies().get(url.scheme)
         if not found:
             return
-        proxy = URL(found if "://" in found else f"http://{found}")
+        try:
+            proxy = URL(found if "://" in found else f"http://{found}")
+        except ValueError:
+            proxy = URL()
+        if proxy.scheme not in {"http", "https"} or not proxy.host:
+            # What stands there may hold a password, so it is not quoted.
+            raise ValueError(
+                f"{url.scheme.upper()}_PROXY: the environment's proxy cannot be used; give http://HOST:PORT"
+            )
         if proxy.user:
-            credentials = aiohttp.BasicAuth(proxy.user, proxy.password or "").encode()
+            credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
             self._proxy_headers = {"Proxy-Authorization": credentials}
         self._proxy = proxy.with_user(None)
 
@@ -139,7 +151,17 @@ class Transport:
         await self.close()
 
 
-async def _read(response: aiohttp.ClientResponse, token: str) -> Reply:
+def _authorize(bearer: str) -> aiohttp.ClientMiddlewareType:
+    async def middleware(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        request.headers["Authorization"] = bearer
+        return await handler(request)
+
+    return middleware
+
+
+async def _read(response: aiohttp.ClientResponse) -> Reply:
     """Read an answer up to its bound. From here on the call has been answered, whatever becomes of the body."""
     body: bytes | None
     try:
@@ -148,13 +170,11 @@ async def _read(response: aiohttp.ClientResponse, token: str) -> Reply:
         body = None
     if body is None:
         response.close()  # the rest is never read, so the connection cannot be used again
-    elif token.encode() in body:
-        body = body.replace(token.encode(), _REDACTED.encode())
     return Reply(
         response.status,
         body,
-        log_id=_header(response, "X-Tt-Logid", token),
-        reset=_header(response, "x-ogw-ratelimit-reset", token),
+        log_id=_header(response, "X-Tt-Logid"),
+        reset=_header(response, "x-ogw-ratelimit-reset"),
     )
 
 
@@ -171,9 +191,8 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
     return b"".join(chunks)
 
 
-def _header(response: aiohttp.ClientResponse, name: str, token: str) -> str | None:
-    value = response.headers.get(name)
-    return value.replace(token, _REDACTED)[:200] if value else None
+def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
+    return response.headers.get(name) or None
 
 
 def _reason(error: Exception, token: str) -> str:
