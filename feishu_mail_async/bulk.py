@@ -8,8 +8,18 @@ whose outcomes have not been fetched. So memory stays bounded at both ends.
 """
 
 import asyncio
+import itertools
 from collections import Counter, deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sized,
+)
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Self
@@ -74,8 +84,12 @@ class _Entry:
         self.draft = draft
         self.duplicate = False
 
-    def __call__(self, job: Job) -> None:
-        self.run._finished(self, job)  # noqa: SLF001 - two halves of one thing
+    @property
+    def wants_calls(self) -> bool:
+        return not self.run._stopping  # noqa: SLF001 - two halves of one thing
+
+    def ended(self, job: Job) -> None:
+        self.run._finished(self, job)  # noqa: SLF001
 
 
 class BulkRun:
@@ -138,11 +152,10 @@ class BulkRun:
         if self._stopping:
             return
         self._stopping = True
-        if self._reader is not None and not isinstance(self._drafts, Sized):
+        if self._reader is not None:
             self._reader.cancel()
         for job in list(self._jobs):
-            if all(isinstance(listener, _Entry) and listener.run is self for listener in job.listeners):
-                job.stop()
+            job.reconsider()
         self._changed()
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
@@ -185,7 +198,9 @@ class BulkRun:
         self._entries.clear()
         self._outcomes.clear()
         self._changed()
-        tasks = [task for task in (self._reader, *(job.task for job in self._jobs)) if task is not None]
+        # A job that somebody else listens to goes on without us.
+        jobs = [job.task for job in self._jobs if not job.listeners]
+        tasks = [task for task in (self._reader, *jobs) if task is not None]
         self._jobs.clear()
         if tasks:
             await asyncio.wait(tasks)
@@ -206,31 +221,44 @@ class BulkRun:
 
     async def _read(self) -> None:
         """Read the input; its exception is kept until everything read before it has its outcome."""
+        iterator: AsyncIterator[str | Draft] | Iterator[str | Draft] | None = None
         try:
-            if self._stopping and not isinstance(self._drafts, Sized):
-                return
-            if isinstance(self._drafts, AsyncIterable):
-                await self._read_async(self._drafts)
-            else:
-                for number, item in enumerate(self._drafts, 1):
-                    await self._admit(number, item)
+            iterator = aiter(self._drafts) if isinstance(self._drafts, AsyncIterable) else iter(self._drafts)
+            await self._read_from(iterator)
+        except asyncio.CancelledError as error:
+            if not self._stopping:
+                self._failure = RuntimeError("drafts: it was cancelled from within")
+                self._failure.__cause__ = error
         except Exception as error:  # noqa: BLE001 - it is the caller's own, and reaches the caller
             self._failure = error
         finally:
+            if isinstance(iterator, AsyncGenerator):
+                await iterator.aclose()
+            elif isinstance(iterator, Generator):
+                iterator.close()
             # The task is done only once this has run; whoever waits has to look again after that.
             asyncio.get_running_loop().call_soon(self._changed)
 
-    async def _read_async(self, drafts: AsyncIterable[str | Draft]) -> None:
-        iterator = aiter(drafts)
-        number = 0
+    async def _read_from(self, iterator: AsyncIterator[str | Draft] | Iterator[str | Draft]) -> None:
+        numbers = itertools.count(1)
+        if isinstance(iterator, AsyncIterator):
+            while not self._stopping:
+                try:
+                    item = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+                await self._admit(next(numbers), item)
+            return
         try:
-            async for item in iterator:
-                number += 1
-                await self._admit(number, item)
-        finally:
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
-                await close()
+            if not self._stopping:
+                for item in iterator:
+                    await self._admit(next(numbers), item)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        if self._stopping and not self._left and isinstance(self._drafts, Sized):
+            for item in iterator:
+                await self._admit(next(numbers), item)
 
     async def _admit(self, number: int, item: str | Draft) -> None:
         """Let one input go on its way, then wait until there is room for the next."""

@@ -166,6 +166,9 @@ class Snapshot:
 _Key = tuple[int, int, int]
 
 
+_tickets: Final = itertools.count(1)
+
+
 class _LaneHeap:
     """Lanes by their keys; a lane is in one heap at most. A record is void once its lane has left."""
 
@@ -177,13 +180,13 @@ class _LaneHeap:
 
     def push(self, lane: "_Lane", key: _Key) -> None:
         lane.heap = self
-        lane.ticket += 1
+        lane.ticket = next(_tickets)  # no two records are ever equal, so lanes are never compared
         self._live += 1
         heapq.heappush(self._records, (key, lane.ticket, lane))
 
     def remove(self, lane: "_Lane") -> None:
         lane.heap = None
-        lane.ticket += 1
+        lane.ticket = 0
         self._live -= 1
         if len(self._records) > 2 * self._live + 64:
             # Many lanes came and went while nothing was popped; without this a long pause would pile them up.

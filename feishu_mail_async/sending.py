@@ -9,9 +9,8 @@ listener ends as soon as it may.
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from .codes import Until, Verdict
 from .errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown
@@ -55,7 +54,30 @@ def sending(draft: Draft, user: str | None) -> Call:
     return Call("POST", send_path(draft), draft.draft_id, draft.mailbox, user, draft)
 
 
-Listener = Callable[["Job"], None]
+class Listener(Protocol):
+    """Whoever wants the outcome of a job."""
+
+    @property
+    def wants_calls(self) -> bool:
+        """Whether further calls are to be made for it; if none of a job's listeners wants any, it stops."""
+
+    def ended(self, job: "Job") -> None:
+        """The job has ended. It must be quick and must not raise."""
+
+
+class _Caller:
+    """A listener that waits."""
+
+    wants_calls = True
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(self, _: "Job") -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
 _JobKey = tuple[str, str, str]
 
 
@@ -94,24 +116,19 @@ class Sender:
 
     async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
         """Make a call and wait for its job to end; the parameters are those of `send`."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        caller = _Caller()
         job: Job | None = None
-
-        def listener(_: "Job") -> None:
-            if not done.done():
-                done.set_result(None)
-
         try:
             async with asyncio.timeout(deadline):
                 await self.prepare(call)
-                job = self.start(call, priority, listener)
-                await done
+                job = self.start(call, priority, caller)
+                await caller.done
         except TimeoutError:
-            if not done.done():
+            if not caller.done.done() or caller.done.cancelled():
                 raise _late(call, job, deadline) from None
         finally:
             if job is not None:
-                job.leave(listener)
+                job.leave(caller)
         assert job is not None
         return job
 
@@ -133,7 +150,7 @@ class Sender:
             raise type(error)(str(error), draft=call.draft) from error.__cause__
 
     def start(self, call: Call, priority: Priority, listener: Listener, stream: Stream | None = None) -> "Job":
-        """Let a call wait for its turn, or join the job of the same call. The listener is called once.
+        """Let a call wait for its turn, or join the job of the same call.
 
         Raises:
             ClientClosed: the client, or the caller's own session, is closed.
@@ -170,7 +187,7 @@ class Job:
 
     Attributes:
         call: the call, as it was asked for first.
-        listeners: called once when it has ended.
+        listeners: told once, when it has ended.
         task: makes the attempts; None before the first turn.
         success: set when it succeeded.
         error: set when it did not, or may not have.
@@ -217,11 +234,15 @@ class Job:
         self._sender.scheduler.move(self._ask, priority, stream)
 
     def leave(self, listener: Listener) -> None:
-        """Take a listener away. Without any, a call that waits is given up, and one in flight is the last."""
+        """Take a listener away, before the end or after it."""
         if listener in self.listeners:
             self.listeners.remove(listener)
-            if not self.listeners:
-                self.stop()
+            self.reconsider()
+
+    def reconsider(self) -> None:
+        """Stop if no listener wants further calls: what waits is given up, and a call in flight is the last."""
+        if not any(listener.wants_calls for listener in self.listeners):
+            self.stop()
 
     def stop(self) -> None:
         """Make no further call; one in flight is finished, and settles the outcome if it can."""
@@ -425,7 +446,7 @@ class Job:
         self._forget()
         listeners, self.listeners = self.listeners, []
         for listener in listeners:
-            listener(self)
+            listener.ended(self)
 
     def _forget(self) -> None:
         if self._sender.jobs.get(self._key) is self:

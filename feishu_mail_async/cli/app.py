@@ -1,0 +1,108 @@
+"""The program: its commands, and the one line and exit code that every problem ends in."""
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, Final
+
+import typer
+
+from .demo import demo
+from .problems import INTERRUPTED, SOME_NOT, Problem
+from .sandbox import sandbox
+from .send import send
+from .verbose import print_traceback
+
+__all__ = ["app", "run"]
+
+_NAME: Final = "feishu-mail-async"
+_EXIT_CODES: Final = (
+    "Exit codes: 0 all is sent; 1 some drafts are not; 2 the command line is wrong, and nothing was sent; "
+    "3 cannot start (no token, no free port, packages missing); 130 stopped by a second Ctrl-C."
+)
+
+app = typer.Typer(
+    name=_NAME,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _flowing(text: str | None) -> str:
+    """A docstring whose paragraphs are one line each, for a help text as wide as the terminal."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{_NAME} {version(_NAME)}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EXIT_CODES)
+def _program(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            show_default=False,
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Send Feishu and Lark mail drafts: within the rate limit, nothing lost, nothing sent twice.
+
+    No account at hand? Try: feishu-mail-async demo
+    """
+
+
+for _command in (send, demo, sandbox):
+    app.command(_command.__name__, help=_flowing(_command.__doc__), epilog=_EXIT_CODES)(_command)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: those after the program's name; the process's own if not given.
+    """
+    try:
+        code = app(arguments, prog_name=_NAME, standalone_mode=False)
+        sys.stdout.flush()
+    except Problem as problem:
+        _say(str(problem))
+        return problem.exit_code
+    except typer.TyperException as error:
+        return _wrong(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone, and Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_NOT
+    except Exception as error:  # noqa: BLE001 - the one place where whatever is left becomes a line
+        if "--verbose" in (sys.argv[1:] if arguments is None else arguments):
+            print_traceback(error)
+        _say(f"a mistake of this program: {type(error).__name__} (--verbose prints the traceback)")
+        return SOME_NOT
+    return code if isinstance(code, int) else 0
+
+
+def _wrong(error: typer.TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{error.format_message()}\n")
+        return error.exit_code
+    said = " ".join(error.format_message().split())
+    _say(said[:1].lower() + said[1:])
+    if context is not None:
+        sys.stderr.write(f"Help: {context.command_path} --help\n")
+    return error.exit_code
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"error: {text}\n")

@@ -1,0 +1,123 @@
+"""The options that several commands have, and how what stands in them is read."""
+
+import math
+from typing import Annotated, Final
+
+import typer
+
+from feishu_mail_async.model import RateLimit
+from feishu_mail_async.protocol import FEISHU, LARK, check_base_url
+
+from .problems import WrongUsage
+
+__all__ = [
+    "AppOption",
+    "BaseUrlOption",
+    "JsonOption",
+    "LarkOption",
+    "MailboxOption",
+    "RateOption",
+    "TokenFileOption",
+    "UserOption",
+    "VerboseOption",
+    "read_base_url",
+    "read_rate",
+]
+
+_ACCOUNT: Final = "Account"
+_OUTPUT: Final = "Output"
+
+UserOption = Annotated[
+    str | None,
+    typer.Option(
+        "--user", metavar="NAME", help="A name for the token's user, for reports.", rich_help_panel=_ACCOUNT
+    ),
+]
+AppOption = Annotated[
+    str | None,
+    typer.Option(
+        "--app", metavar="ID", help="A name for the app's limit, such as the app id.", rich_help_panel=_ACCOUNT
+    ),
+]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        help=f"The API's host, if it is not {FEISHU}: https, or http on this machine.",
+        rich_help_panel=_ACCOUNT,
+    ),
+]
+LarkOption = Annotated[
+    bool, typer.Option("--lark", help=f"Use Lark: {LARK}.", show_default=False, rich_help_panel=_ACCOUNT)
+]
+TokenFileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token-file",
+        metavar="PATH",
+        help="Read the user_access_token from the first line of this file, which only you may read. "
+        "Without it: from FEISHU_USER_ACCESS_TOKEN.",
+        rich_help_panel=_ACCOUNT,
+    ),
+]
+RateOption = Annotated[
+    str,
+    typer.Option("--rate", metavar="CALLS/SECONDS", help="Send calls that the app may make in so many seconds."),
+]
+MailboxOption = Annotated[
+    str,
+    typer.Option("--mailbox", metavar="ADDRESS", help="The mailbox that the drafts lie in; me: the user's own."),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="JSON on standard output, and nothing else.", show_default=False, rich_help_panel=_OUTPUT
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        help="Log what happens, and print the traceback of an error.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+
+_LARGEST_SPACING: Final = 0.2
+
+
+def read_rate(text: str) -> RateLimit:
+    """The limit that `--rate` gives: "20/60" is 20 calls in any 60 seconds.
+
+    Raises:
+        WrongUsage: it gives none.
+    """
+    calls, slash, per = text.partition("/")
+    try:
+        if not slash or not math.isfinite(float(per)):
+            raise ValueError  # noqa: TRY301 - one sentence for all that is no rate
+        count, seconds = int(calls), float(per)
+    except ValueError:
+        raise WrongUsage("--rate", f"give calls/seconds, such as 20/60, not {text!r}") from None
+    if count < 1 or seconds <= 0:
+        raise WrongUsage("--rate", f"give at least 1 call, and more than 0 seconds, not {text!r}")
+    # The spacing must not be what limits: at half the even pace it never is.
+    return RateLimit(count, seconds, spacing=min(_LARGEST_SPACING, seconds / count / 2))
+
+
+def read_base_url(base_url: str | None, *, lark: bool) -> str:
+    """The host that `--base-url` and `--lark` give.
+
+    Raises:
+        WrongUsage: they give none, or two.
+    """
+    if base_url is None:
+        return LARK if lark else FEISHU
+    if lark:
+        raise WrongUsage("--lark", "it stands for a base URL of its own; give it or --base-url, not both")
+    try:
+        return check_base_url(base_url)
+    except ValueError as error:
+        raise WrongUsage("--base-url", error) from None

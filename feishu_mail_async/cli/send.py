@@ -1,0 +1,99 @@
+"""`feishu-mail-async send`: some drafts, named by their ids."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from feishu_mail_async.model import Draft, RetryPolicy
+
+from .account import read_account
+from .options import (
+    AppOption,
+    BaseUrlOption,
+    JsonOption,
+    LarkOption,
+    MailboxOption,
+    RateOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+)
+from .problems import WrongUsage
+from .running import run_drafts
+from .screen import Screen
+from .verbose import Verbose
+from .words import name_draft, summary
+
+__all__ = ["send"]
+
+_WIDEST_ID = 44
+
+
+def send(
+    draft_ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DRAFT_ID...", help="The ids of the drafts, as Feishu gave them.", show_default=False
+        ),
+    ],
+    *,
+    mailbox: MailboxOption = "me",
+    rate: RateOption = "20/60",
+    outage: Annotated[
+        float,
+        typer.Option(
+            "--outage",
+            metavar="SECONDS",
+            help="Give up when the server could not be reached for so long.",
+            show_default="60",
+        ),
+    ] = 60.0,
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Send drafts, each once, within the app's rate limit.
+
+    The token is a user_access_token. It comes from the environment variable FEISHU_USER_ACCESS_TOKEN or from
+    --token-file, never from an argument, which others on this machine could read.
+
+    Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
+    safe: a draft that went out is not sent twice, and is reported as "already sent".
+    """
+    drafts = _drafts(draft_ids, mailbox)
+    try:
+        retry = RetryPolicy(outage=outage)
+    except ValueError:
+        raise WrongUsage("--outage", f"give seconds, 0 or more, not {outage:g}") from None
+    account = read_account(user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file)
+    if account.user is not None:
+        drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
+    client = account.client(retry)
+    screen = Screen(
+        as_json=as_json,
+        verbose=Verbose(on=verbose),
+        id_width=min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts)),
+    )
+    run = asyncio.run(run_drafts(client, drafts, screen))
+    if len(drafts) > 1 and not as_json:
+        screen.out.print(summary(run.outcomes))
+    return run.exit_code
+
+
+def _drafts(ids: list[str], mailbox: str) -> list[Draft]:
+    try:
+        Draft("any", mailbox)
+    except ValueError as error:
+        raise WrongUsage("--mailbox", error) from None
+    drafts = []
+    for draft_id in dict.fromkeys(ids):
+        try:
+            drafts.append(Draft(draft_id, mailbox))
+        except ValueError as error:
+            raise WrongUsage("DRAFT_ID", error) from None
+    return drafts
