@@ -287,12 +287,8 @@ def _not_the_api(reply: Reply) -> Judgement:
     if reply.status == _TOO_MANY_REQUESTS:
         # A gateway that refuses without a body refuses for the reason gateways have.
         return _refused(named("FrequencyLimited"), reply, "HTTP 429 without a JSON body")
-    what = "it was cut off or too long" if reply.body is None else "it is not the API's JSON"
-    error = BadReply(
-        f"the answer (HTTP {reply.status}) cannot be read: {what}",
-        http_status=reply.status,
-        log_id=reply.log_id,
-    )
+    what = "was cut off or too long" if reply.body is None else "is not the API's (a gateway's page, perhaps)"
+    error = BadReply(f"HTTP {reply.status}: the answer {what}", http_status=reply.status, log_id=reply.log_id)
     return Judgement(Verdict.RETRY, conclusive=False, error=error, log_id=reply.log_id)
 
 

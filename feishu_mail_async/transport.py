@@ -5,7 +5,9 @@ aiohttp's exceptions, some of which hold the request's headers and so the token,
 """
 
 import math
+import os
 from dataclasses import dataclass
+from errno import errorcode
 from typing import Final, Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -197,5 +199,12 @@ def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
 
 def _reason(error: Exception, token: str) -> str:
     """What an exception says, without what it holds: some of aiohttp's hold the request's headers."""
-    text = f"HTTP {error.status} {error.message}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
-    return f"{type(error).__name__}: {text}".replace(token, _REDACTED)[:300]
+    match error:
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said)):
+            # asyncio tells which call failed; the number tells why.
+            text = f"{error.host}:{error.port}: {os.strerror(number) if number in errorcode else said}"
+        case aiohttp.ClientResponseError():
+            text = f"HTTP {error.status} {error.message}"
+        case _:
+            text = f"{type(error).__name__}: {error}"
+    return text.replace(token, _REDACTED)[:300]
