@@ -125,6 +125,7 @@ class BulkRun:
         self._outcomes: deque[Outcome] = deque()
         self._fetched = 0
         self._failure: Exception | None = None
+        self._reading = False  # the reader has had its first step; a task cancelled before it does nothing at all
         self._stopping = False
         self._left = False
         self._news = asyncio.Event()
@@ -152,7 +153,7 @@ class BulkRun:
         if self._stopping:
             return
         self._stopping = True
-        if self._reader is not None:
+        if self._reader is not None and self._reading:
             self._reader.cancel()
         for job in list(self._jobs):
             job.reconsider()
@@ -190,7 +191,7 @@ class BulkRun:
     async def leave(self) -> None:
         """End the run: what waits is given up, calls in flight are waited for, the outcomes left are dropped."""
         self._left = self._stopping = True
-        if self._reader is not None:
+        if self._reader is not None and self._reading:
             self._reader.cancel()
         for entry, job in list(self._entries.items()):
             if job is not None:
@@ -215,29 +216,29 @@ class BulkRun:
     def _begin(self) -> None:
         if self._reader is None and not self._left:
             self._reader = asyncio.get_running_loop().create_task(self._read(), name="feishu-mail-read")
+            self._reader.add_done_callback(lambda _: self._changed())
 
     def _ended(self) -> bool:
         return self._left or (self._reader is not None and self._reader.done() and not self._entries)
 
     async def _read(self) -> None:
         """Read the input; its exception is kept until everything read before it has its outcome."""
-        iterator: AsyncIterator[str | Draft] | Iterator[str | Draft] | None = None
+        self._reading = True
         try:
             iterator = aiter(self._drafts) if isinstance(self._drafts, AsyncIterable) else iter(self._drafts)
-            await self._read_from(iterator)
+            try:
+                await self._read_from(iterator)
+            finally:
+                if isinstance(iterator, AsyncGenerator):
+                    await iterator.aclose()
+                elif isinstance(iterator, Generator):
+                    iterator.close()
         except asyncio.CancelledError as error:
             if not self._stopping:
                 self._failure = RuntimeError("drafts: it was cancelled from within")
                 self._failure.__cause__ = error
         except Exception as error:  # noqa: BLE001 - it is the caller's own, and reaches the caller
             self._failure = error
-        finally:
-            if isinstance(iterator, AsyncGenerator):
-                await iterator.aclose()
-            elif isinstance(iterator, Generator):
-                iterator.close()
-            # The task is done only once this has run; whoever waits has to look again after that.
-            asyncio.get_running_loop().call_soon(self._changed)
 
     async def _read_from(self, iterator: AsyncIterator[str | Draft] | Iterator[str | Draft]) -> None:
         numbers = itertools.count(1)

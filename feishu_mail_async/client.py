@@ -209,6 +209,7 @@ class FeishuMailClient:
         owner = Draft("-", mailbox, user)  # checks both
         resolved = self._user(owner)
         page_token = None
+        seen: set[str] = set()
         while True:
             assert self._lister is not None
             path = list_path(mailbox, page_token)
@@ -218,8 +219,9 @@ class FeishuMailClient:
                 yield Draft(draft_id, mailbox, user)
             if page.next_token is None:
                 return
-            if page.next_token == page_token:
+            if page.next_token in seen:
                 raise BadReply("the list of drafts does not end: two pages have the same page_token")
+            seen.add(page.next_token)
             page_token = page.next_token
             self._bound()
 

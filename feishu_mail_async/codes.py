@@ -137,8 +137,8 @@ _ROWS: Final = (
     Code(
         1234013, "MailboxNotFound", "MailboxNotFound", 404, "user mailbox not found or user mailbox not active",
         _FATAL, _MAILBOX, True,
-        "Check the mailbox address, and that the mailbox is active; then reopen the mailbox.",
-        "邮箱不存在或未启用，请检查邮箱地址并确认邮箱状态正常后重新开放该邮箱。",
+        "Check the mailbox address, and that the mailbox is active.",
+        "邮箱不存在或未启用，请检查邮箱地址，并确认邮箱状态正常。",
         Until.REOPEN,
     ),
     Code(

@@ -44,7 +44,14 @@ __all__ = [
     "UserDailyQuota",
     "UserExternalQuota",
     "api_error",
+    "sentence",
 ]
+
+
+def sentence(text: object) -> str:
+    """The text with a full stop at its end, so that another sentence can follow."""
+    said = str(text)
+    return said if said.endswith((".", "!", "?", "。")) else f"{said}."
 
 
 def _rebuild(
@@ -231,7 +238,7 @@ class AutomatedSendDisabled(FeishuMailError):
         link = f" Open the draft at {reference} and send it there," if reference else " Send it by hand,"
         super().__init__(
             f"nothing was sent: the mailbox does not allow automated sending ({reason or 'no reason given'})."
-            f"{link} or change the mailbox's setting and reopen the mailbox.",
+            f"{link} or change the mailbox's setting.",
             draft=draft,
             log_id=log_id,
             attempts=attempts,

@@ -45,6 +45,7 @@ LONGEST_REPLY: Final = 256 * 1024
 _PAGE_SIZE: Final = 100
 _LONGEST_PAUSE: Final = 3600.0
 _LONGEST_MESSAGE: Final = 300
+_LONGEST_HEADER: Final = 200
 _REDACTED: Final = "***"
 _TOO_MANY_REQUESTS: Final = 429
 _URL: Final = re.compile(r"[!-~]+")
@@ -188,8 +189,7 @@ def judge(reply: Reply, token: str | None = None) -> Judgement:
         reply: the answer.
         token: the token of the call. Where the answer repeats it, it is taken out.
     """
-    if token:
-        reply = replace(reply, log_id=_scrub(reply.log_id, token), reset=_scrub(reply.reset, token))
+    reply = replace(reply, log_id=_shown(reply.log_id, token))
     body = _parse(reply.body, token)
     code = body.get("code")
     if isinstance(code, bool) or not isinstance(code, int):
@@ -217,21 +217,24 @@ def read_page(judgement: Judgement) -> Page:
         BadReply: it does not have the documented form.
     """
     items = judgement.data.get("items") or []
-    ids = (
-        [item.get("id") if isinstance(item, dict) else None for item in items]
-        if isinstance(items, list)
-        else [None]
-    )
-    draft_ids = tuple(draft_id for draft_id in ids if isinstance(draft_id, str) and draft_id)
     more = judgement.data.get("has_more") is True
     next_token = judgement.text("page_token") if more else None
-    if len(draft_ids) != len(ids) or (more and next_token is None):
-        raise BadReply("the list of drafts does not have the documented form", log_id=judgement.log_id)
+    try:
+        draft_ids = tuple(check_text("id", item["id"]) for item in items)
+        if more and next_token is None:
+            raise ValueError("there is more, but no page_token")  # noqa: TRY301 - one way to say it
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadReply(
+            f"the list of drafts does not have the documented form ({error})", log_id=judgement.log_id
+        ) from None
     return Page(draft_ids, next_token)
 
 
-def _scrub(text: str | None, token: str) -> str | None:
-    return text and text.replace(token, _REDACTED)
+def _shown(header: str | None, token: str | None) -> str | None:
+    """A header as it can stand in a message."""
+    if header and token:
+        header = header.replace(token, _REDACTED)
+    return header and header[:_LONGEST_HEADER]
 
 
 def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:

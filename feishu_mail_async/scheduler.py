@@ -44,6 +44,8 @@ __all__ = [
 
 _HOUR: Final = 3600.0
 _OWN: Final = "me/"
+_UNWATCHED: Final = 60.0
+"""Seconds without a probe after which an outage may have ended and begun again."""
 _USERS_REMEMBERED: Final = 10_000
 
 
@@ -112,11 +114,12 @@ class Ask:
 class Turn:
     """The leave to make one call. It must be given to `settle` or `give_back`, once, whatever happens."""
 
-    __slots__ = ("mailbox", "pauses", "probe", "user")
+    __slots__ = ("at", "mailbox", "pauses", "probe", "user")
 
-    def __init__(self, user: "_Gate", mailbox: "_Gate", pauses: int, *, probe: bool) -> None:
+    def __init__(self, user: "_Gate", mailbox: "_Gate", at: float, pauses: int, *, probe: bool) -> None:
         self.user = user
         self.mailbox = mailbox
+        self.at = at
         self.pauses = pauses
         self.probe = probe
 
@@ -558,7 +561,7 @@ class Scheduler:
         user.served = self._served
         user.busy = mailbox.busy = True
         self._budget.take()
-        turn = Turn(user, mailbox, self._pauses, probe=self._pause is not None)
+        turn = Turn(user, mailbox, self._now(), self._pauses, probe=self._pause is not None)
         if self._pause is not None:
             self._pause.probe = turn
         if lane.asks:
@@ -677,10 +680,11 @@ class Scheduler:
             self._pause.until, self._pause.reason = until, reason
 
     def _unreachable(self, turn: Turn, judgement: Judgement, delays: Delays, now: float) -> None:
-        if self._unreachable_since is None:
-            self._unreachable_since = now
-        elif turn.pauses != self._pauses:
+        if self._unreachable_since is not None and turn.pauses != self._pauses:
             return  # made before the pause: it tells nothing new
+        unwatched = self._pause is not None and turn.at > self._pause.until + _UNWATCHED
+        if self._unreachable_since is None or unwatched:
+            self._unreachable_since, self._unreachable_times = now, 0
         lasted = now - self._unreachable_since
         self._unreachable_times += 1
         self._pause_app(now + delays.outage(self._unreachable_times, lasted), str(judgement.error))

@@ -8,12 +8,13 @@ listener ends as soon as it may.
 
 import asyncio
 import contextvars
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from .codes import Until, Verdict
-from .errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown
+from .errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown, sentence
 from .model import Draft, Priority, RetryPolicy, SendResult
 from .protocol import CallEnd, Judgement, Page, Reply, judge, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
@@ -259,7 +260,7 @@ class Job:
     def sent(self, draft: Draft) -> SendResult:
         """The result for one who asked for `draft` (its tag may differ), or the error raised."""
         if self.error is not None:
-            raise self.error
+            raise self._error_for(draft)
         assert self.success is not None
         return SendResult(
             draft,
@@ -269,6 +270,15 @@ class Job:
             self._tries.calls,
             self.success.log_id,
         )
+
+    def _error_for(self, draft: Draft) -> FeishuMailError:
+        """The error, one for each who asked: it names their draft, and carries their traceback."""
+        assert self.error is not None
+        if draft is self.call.draft:
+            return self.error
+        error = copy.copy(self.error)
+        error.draft, error.__cause__ = draft, self.error.__cause__
+        return error
 
     def page(self) -> Page:
         """The page of drafts this call has listed, or the error raised."""
@@ -463,7 +473,7 @@ class Job:
         if self._tries.conclusive or isinstance(error, OutcomeUnknown):
             return error
         unknown = OutcomeUnknown(
-            f"it may have been sent: an attempt had no clear answer, and then: {error} {_SAFE}",
+            f"it may have been sent: an attempt had no clear answer, and then: {sentence(error)} {_SAFE}",
             draft=self.call.draft,
             log_id=error.log_id,
             attempts=self._tries.calls,

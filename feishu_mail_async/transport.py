@@ -89,7 +89,7 @@ class Transport:
                 timeout=self._timeout,
                 allow_redirects=False,
                 raise_for_status=False,
-                middlewares=(_authorize(bearer),) if self._late_header else (),
+                middlewares=(self._middleware(bearer),) if self._late_header else (),
                 auto_decompress=True,
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers,
@@ -111,6 +111,17 @@ class Transport:
         """Close the session if it is our own."""
         if self._own and self._session is not None:
             await self._session.close()
+
+    def _middleware(self, bearer: str) -> aiohttp.ClientMiddlewareType:
+        async def authorize(
+            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            request.headers["Authorization"] = bearer
+            if is_loopback(request.url.host):
+                request.proxy = None  # an environment's proxy would carry the token over a network, in the clear
+            return await handler(request)
+
+        return authorize
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
@@ -151,16 +162,6 @@ class Transport:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _authorize(bearer: str) -> aiohttp.ClientMiddlewareType:
-    async def middleware(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        request.headers["Authorization"] = bearer
-        return await handler(request)
-
-    return middleware
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply:

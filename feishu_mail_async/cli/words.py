@@ -1,23 +1,47 @@
 """What became of a draft, in words for a person and as JSON for a program."""
 
+import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from feishu_mail_async.errors import (
     ApiError,
     AutomatedSendDisabled,
-    ClientClosed,
     FeishuMailError,
+    MailboxNotFound,
+    NotSent,
     OutcomeUnknown,
     ScopeClosed,
 )
 from feishu_mail_async.model import Draft, Outcome, OutcomeStatus
 
-__all__ = ["as_json", "brief", "clean", "count", "detail", "explain", "name_draft", "name_status", "summary"]
+__all__ = [
+    "advise",
+    "as_json",
+    "brief",
+    "clean",
+    "closing",
+    "count",
+    "detail",
+    "explain",
+    "log_id",
+    "name_draft",
+    "name_scope",
+    "name_status",
+    "reason",
+    "span",
+    "summary",
+    "tally",
+]
 
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
+_NOT_ALLOWED: Final = "the mailbox does not allow automated sending"
+_STOPPED: Final = "stopped before its turn came"
+_MAILBOX: Final = "Check the mailbox address, and that the mailbox is active; then send its drafts again."
+_MINUTE: Final = 60
+_HOUR: Final = 3600
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
@@ -47,67 +71,123 @@ def brief(error: BaseException) -> str:
         case ApiError():
             words = f"{error.msg} ({error.code})"
         case AutomatedSendDisabled():
-            words = "the mailbox does not allow automated sending"
+            words = _NOT_ALLOWED
         case ScopeClosed() if error.__cause__ is not None:
-            words = f"{_scope(error)}: {brief(error.__cause__)}"
+            words = f"{name_scope(error.scope)}: {brief(error.__cause__)}"
         case OutcomeUnknown() if error.__cause__ is not None:
             words = f"no clear answer; the last one: {brief(error.__cause__)}"
-        case ClientClosed():
-            words = "stopped before its turn came"
+        case NotSent():
+            words = _STOPPED  # here there are no deadlines, and tokens are there from the start
         case _:
             words = str(error)
     return clean(words)
 
 
+def advise(error: BaseException | None) -> str:
+    """What to do about it on the command line; empty if there is nothing to say."""
+    match error:
+        case MailboxNotFound():
+            words = _MAILBOX  # the table's own advice is about `client.reopen`
+        case ApiError():
+            words = error.advice
+        case AutomatedSendDisabled() if error.reference:
+            words = f"Open the draft at {error.reference} and send it there, or change the mailbox's setting."
+        case AutomatedSendDisabled():
+            words = "Send it by hand, or change the mailbox's setting."
+        case ScopeClosed(__cause__=AutomatedSendDisabled()):
+            words = advise(AutomatedSendDisabled("", None))  # the link is that of another draft
+        case ScopeClosed():
+            words = advise(error.__cause__)
+        case OutcomeUnknown():
+            words = f"{advise(error.__cause__)} {_SAFE}".strip()
+        case _:
+            words = ""
+    return clean(words)
+
+
+def reason(error: FeishuMailError) -> FeishuMailError:
+    """What decided the outcome: the cause of an unknown outcome or a closed scope, or else the error itself."""
+    return error.__cause__ if isinstance(error.__cause__, FeishuMailError) else error
+
+
+def log_id(error: FeishuMailError) -> str | None:
+    """The log id that support asks for."""
+    return error.log_id or reason(error).log_id
+
+
 def explain(error: FeishuMailError) -> str:
     """What went wrong and what to do about it, on one line; with the log id, which support asks for."""
-    log_id = error.log_id
     match error:
         case ScopeClosed():
-            cause = error.__cause__
-            words = f"not tried, because of {_scope(error)}: {_because(cause)}"
-            if error.until is not None:
-                words += f" It may go again in {_minutes(error.until)}."
-            log_id = log_id or getattr(cause, "log_id", None)
+            words = f"not tried, because of {name_scope(error.scope)}: {_because(error)}{_again(error)}"
         case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):
-            words = f"it may have been sent. Last: {_because(error.__cause__)} {_SAFE}"
+            words = f"it may have been sent. Last: {_because(error)}"
         case _:
             words = _because(error)
-    return clean(f"{words} [log id {log_id}]" if log_id else words)
+    known = log_id(error)
+    return clean(f"{words} [log id {known}]" if known else words)
 
 
-def _because(error: BaseException | None) -> str:
+def closing(error: ScopeClosed, *, advice: bool) -> str:
+    """That a scope has closed and why, once for all its drafts.
+
+    Args:
+        error: of one of the drafts that are skipped.
+        advice: whether to say what to do.
+    """
+    why = _because(error) if advice else _sentence(_why(reason(error)))
+    whose = "All drafts" if error.scope == "app" else "Its drafts"
+    return clean(f"{name_scope(error.scope)}: {why} {whose} are skipped.{_again(error)}")
+
+
+def _because(error: FeishuMailError) -> str:
+    return f"{_sentence(_why(reason(error)))} {advise(error)}".strip()
+
+
+def _why(error: FeishuMailError) -> str:
     match error:
-        case ApiError():
-            return f"{_sentence(f'{error.msg} ({error.code})')} {error.advice}"
-        case AutomatedSendDisabled():
-            reason = f" ({error.reason})" if error.reason else ""
-            way = (
-                f"Open the draft at {error.reference} and send it there" if error.reference else "Send it by hand"
-            )
-            return f"the mailbox does not allow automated sending{reason}. {way}, or change the mailbox's setting."
-        case ClientClosed():
-            return "stopped before its turn came; it was not sent."
-        case None:
-            return "it is closed."
+        case ScopeClosed():
+            return "it is closed"
+        case AutomatedSendDisabled() if error.reason:
+            return f"{_NOT_ALLOWED} ({error.reason})"
+        case NotSent():
+            return f"{_STOPPED}; it was not sent"
         case _:
-            return _sentence(str(error))
+            return brief(error)
 
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?", "。")) else f"{text}."
 
 
-def _scope(error: ScopeClosed) -> str:
-    kind, _, name = error.scope.partition(":")
+def name_scope(scope: str) -> str:
+    """Whom a closure concerns."""
+    kind, _, name = scope.partition(":")
     if kind == "app":
         return "the whole app"
-    # A user without a name goes by a mark of the token, which tells a person nothing.
-    return f"this {kind}" if "(" in name or name.startswith("me/") else f"{kind} {name}"
+    owner = name.removeprefix("me/")
+    if "(" in name:
+        return f"this {kind}"  # a user without a name goes by a mark of the token, which tells a person nothing
+    return f"{kind} {name}" if owner == name else f"the own mailbox of {owner}"
+
+
+def _again(error: ScopeClosed) -> str:
+    return "" if error.until is None else f" It may go again in {_minutes(error.until)}."
 
 
 def _minutes(seconds: float) -> str:
     return count(round(seconds / 60), "minute") if seconds >= 90 else f"{seconds:.0f} s"  # noqa: PLR2004
+
+
+def span(seconds: float) -> str:
+    """A time as a person says it: "42 s", "7 min", "4 h 10 min"; rounded up."""
+    if seconds <= 2 * _MINUTE:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / _MINUTE)
+    if seconds <= 2 * _HOUR:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
 def detail(outcome: Outcome) -> str:
@@ -125,8 +205,12 @@ def detail(outcome: Outcome) -> str:
 def summary(outcomes: Iterable[Outcome]) -> str:
     """All of them on one line: "12 drafts: 9 sent, 1 already sent, 2 failed"."""
     counts = Counter(outcome.status for outcome in outcomes)
-    parts = [f"{counts[status]} {name_status(status)}" for status in OutcomeStatus if counts[status]]
-    return f"{count(counts.total(), 'draft')}: {', '.join(parts)}"
+    return f"{count(counts.total(), 'draft')}: {tally(counts)}"
+
+
+def tally(counts: Mapping[OutcomeStatus, int]) -> str:
+    """How many ended how: "9 sent, 1 already sent, 2 failed"."""
+    return ", ".join(f"{counts[status]} {name_status(status)}" for status in OutcomeStatus if counts.get(status))
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -146,13 +230,13 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     if result is not None:
         told |= {"attempts": result.attempts, "log_id": result.log_id}
     if error is not None:
-        source = error if isinstance(error, ApiError) else error.__cause__
-        api = source if isinstance(source, ApiError) else None
-        told |= {"attempts": error.attempts, "log_id": error.log_id or (api.log_id if api is not None else None)}
+        decided = reason(error)
+        api = decided if isinstance(decided, ApiError) else None
+        told |= {"attempts": error.attempts, "log_id": log_id(error)}
         told["error"] = {
             "type": type(error).__name__,
             "code": api.code if api is not None else None,
-            "message": error.msg if isinstance(error, ApiError) else str(error),
-            "advice": api.advice if api is not None else None,
+            "message": error.msg if isinstance(error, ApiError) else brief(error),
+            "advice": advise(error) or None,
         }
     return told
