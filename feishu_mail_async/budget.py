@@ -41,9 +41,15 @@ class Budget:
             heapq.heappop(self._ended)
         return self.limit.calls - self.in_flight - len(self._ended)
 
-    def next_at(self) -> float:
-        """When the next permit comes back; infinity while that depends on a call in flight."""
-        return self._back(self._ended[0]) if self._ended else math.inf
+    def next_at(self, now: float, reserve: int = 0) -> float:
+        """When more than `reserve` permits are free; infinity while that depends on a call in flight."""
+        missing = reserve + 1 - self.free(now)
+        if missing <= 0:
+            return now
+        if missing > len(self._ended):
+            return math.inf
+        # More than one is missing only after the limit was lowered, or behind a reserve.
+        return self._back(self._ended[0] if missing == 1 else heapq.nsmallest(missing, self._ended)[-1])
 
     def take(self) -> None:
         """Take a permit for a call that is dispatched now."""
@@ -87,10 +93,14 @@ class Spacing:
 
     def ready_at(self, now: float) -> float:
         """When the next dispatch may go; `now` or earlier if at once."""
-        at = self._last + self._seconds
+        at = self.after(self._seconds)
         if at <= now and self._bucket is not None and not self._bucket.has_capacity():
             return now + _ROUNDING  # the bucket's own arithmetic is a rounding error behind
         return at
+
+    def after(self, seconds: float) -> float:
+        """That long after the last dispatch."""
+        return self._last + seconds
 
     async def take(self, now: float) -> None:
         """Count a dispatch. Where `ready_at` said at once, this does not suspend."""

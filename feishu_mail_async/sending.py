@@ -15,10 +15,11 @@ from typing import Final, Protocol
 
 from .codes import Until, Verdict
 from .errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown, sentence
+from .lanes import Ask, Stream, Turn, mailbox_key
 from .model import Draft, Priority, RetryPolicy, SendResult
 from .protocol import CallEnd, Judgement, Page, Reply, judge, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
-from .scheduler import Ask, Scheduler, Stream, Turn, mailbox_key
+from .scheduler import Scheduler
 from .tokens import Tokens
 from .transport import Failure, Transport
 
@@ -250,11 +251,12 @@ class Job:
         self._stopping = True
         if self._in_flight:
             return
+        # Before the task hears of it: a turn granted in between would be nobody's.
+        self._sender.scheduler.cancel(self._ask)
         if self.task is not None:
             self.task.cancel()
             self._forget()
         else:
-            self._sender.scheduler.cancel(self._ask)
             self._end(self._stopped())
 
     def sent(self, draft: Draft) -> SendResult:
@@ -307,7 +309,10 @@ class Job:
     def granted(self, turn: Turn) -> None:
         """Make the call of this turn; the first one starts the job's task."""
         if self._granted is not None:
-            self._granted.set_result(turn)
+            if self._granted.done():  # cancelled in this very pass of the loop
+                self._sender.scheduler.give_back(turn)
+            else:
+                self._granted.set_result(turn)
             return
         self._in_flight = True
         loop = asyncio.get_running_loop()
@@ -318,7 +323,8 @@ class Job:
     def refused(self, error: FeishuMailError) -> None:
         """There will be no turn."""
         if self._granted is not None:
-            self._granted.set_exception(error)
+            if not self._granted.done():
+                self._granted.set_exception(error)
         else:
             self._end(self._final(error))
 

@@ -1,44 +1,48 @@
-"""Whose mail it is, and at which host: the token's way from the environment or a file into a client."""
+"""Whose mail it is, and at which host: the tokens' way from the environment or a file into a client."""
 
+import codecs
+import json
 import os
 import shlex
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
 
-from .options import read_base_url, read_rate
+from .options import DEFAULT_RATE, read_base_url, read_rate
 from .problems import CannotStart, WrongUsage
 from .verbose import hide
 
-__all__ = ["ENVIRONMENT", "Account", "read_account"]
+__all__ = ["ENVIRONMENT", "Account", "read_account", "reason"]
 
 ENVIRONMENT: Final = "FEISHU_USER_ACCESS_TOKEN"
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-_MOST_READ: Final = 64 * 1024
+_MOST_READ: Final = 16 * 1024 * 1024
+_MOST_NAMED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user at a host.
+    """A user at a host, or several.
 
     Attributes:
         base_url: the API's host.
         app: names the budget.
-        user: the user's name, if one was given.
+        user: whose mail it is where nothing else says so; None: the only user's, or nobody's if there are several.
         rate_limit: what the app may do.
-        token: the user_access_token.
-        source: where it came from, for messages.
+        tokens: the user_access_tokens by user; a token of no named user goes by None.
+        source: where they came from, for messages.
     """
 
     base_url: str
     app: str | None
     user: str | None
     rate_limit: RateLimit
-    token: str = field(repr=False)
+    tokens: Mapping[str | None, str] = field(repr=False)
     source: str = ENVIRONMENT
 
     def client(self, retry: RetryPolicy = RetryPolicy()) -> FeishuMailClient:  # noqa: B008 - frozen
@@ -49,7 +53,7 @@ class Account:
         """
         try:
             return FeishuMailClient(
-                self.token if self.user is None else {self.user: self.token},
+                self.tokens.get(None) or {user: token for user, token in self.tokens.items() if user is not None},
                 app=self.app,
                 base_url=self.base_url,
                 rate_limit=self.rate_limit,
@@ -59,11 +63,46 @@ class Account:
             # Everything else was looked at before; what is said of a token never quotes it.
             raise CannotStart(f"{self.source}: {str(error).removeprefix('tokens: ')}") from None
 
+    def user_of(self, named: str | None) -> str | None:
+        """The user that a draft is sent for, of which the input says this.
+
+        Raises:
+            ValueError: there is no token for such a user; the sentence says which there are.
+        """
+        user = self.user if named is None else named
+        if user in self.tokens:
+            return user
+        if user is None:
+            raise ValueError(f"it names no user, and there are tokens for {self._names()}")
+        if None in self.tokens:
+            raise ValueError(f"there is no token for user {user!r}, only one of no named user")
+        raise ValueError(f"there is no token for user {user!r}, only for {self._names()}")
+
+    def only(self) -> Self:
+        """This account, if it is clear whose mail it is.
+
+        Raises:
+            WrongUsage: there are several users, and none was named.
+        """
+        if self.user is None and None not in self.tokens:
+            raise WrongUsage("--user", f"there are tokens for {self._names()}; name one of them")
+        return self
+
+    def _names(self) -> str:
+        names = sorted(user for user in self.tokens if user is not None)
+        return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
+
 
 def read_account(
-    *, user: str | None, app: str | None, rate: str, base_url: str | None, lark: bool, token_file: str | None
+    *,
+    user: str | None,
+    app: str | None,
+    base_url: str | None,
+    lark: bool,
+    token_file: str | None,
+    rate: str = DEFAULT_RATE,
 ) -> Account:
-    """The account that the common options give.
+    """The account that the common options give, of one user or of several.
 
     Raises:
         WrongUsage: an option is wrong.
@@ -77,11 +116,18 @@ def read_account(
             except ValueError as error:
                 raise WrongUsage(option, str(error).removeprefix(f"{option}: ")) from None
     if token_file is not None:
-        token, source = _read_token(token_file), f"--token-file {token_file}"
+        tokens, source = _read_tokens(token_file), f"--token-file {token_file}"
     else:
-        token, source = _token_of_environment(), ENVIRONMENT
-    hide(token)
-    return Account(host, app, user, limit, token, source)
+        tokens, source = {None: _token_of_environment()}, ENVIRONMENT
+    for token in tokens.values():
+        hide(token)
+    if None in tokens:
+        tokens = {user: tokens[None]}
+    elif user is None and len(tokens) == 1:
+        (user,) = tokens
+    elif user not in {None, *tokens}:
+        raise WrongUsage("--user", f"there is no token for {user!r} in {source}")
+    return Account(host, app, user, limit, tokens, source)
 
 
 def _token_of_environment() -> str:
@@ -93,12 +139,12 @@ def _token_of_environment() -> str:
     return token
 
 
-def _read_token(path: str) -> str:
+def _read_tokens(path: str) -> dict[str | None, str]:
     name = f"--token-file {path}"
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
-        raise CannotStart(f"{name}: {_reason(error)}") from None
+        raise CannotStart(f"{name}: {reason(error)}") from None
     try:
         mode = os.fstat(handle).st_mode
         if stat.S_ISDIR(mode):
@@ -108,22 +154,59 @@ def _read_token(path: str) -> str:
             raise CannotStart(
                 f"{name}: others may read it; keep it to yourself with: chmod 600 {shlex.quote(path)}"
             )
-        text = b""
-        while b"\n" not in text and len(text) < _MOST_READ and (piece := os.read(handle, 4096)):
-            text += piece
+        content = b""
+        while _is_unfinished(content) and (piece := os.read(handle, 65_536)):
+            content += piece
     except OSError as error:
-        raise CannotStart(f"{name}: {_reason(error)}") from None
+        raise CannotStart(f"{name}: {reason(error)}") from None
     finally:
         os.close(handle)
+    read = content if _is_json(content) else content.partition(b"\n")[0]
     try:
-        token = text.decode("utf-8-sig").partition("\n")[0].strip()
+        text = read.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise CannotStart(f"{name}: its first line is no text; put the user_access_token there") from None
-    if not token:
+    if _is_json(content):
+        return _parse_tokens(text, name)
+    if not text.strip():
         raise CannotStart(f"{name}: its first line is empty; put the user_access_token there")
-    return token
+    return {None: text.strip()}
 
 
-def _reason(error: Exception) -> str:
+def _is_json(content: bytes) -> bool:
+    return content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+
+
+def _is_unfinished(content: bytes) -> bool:
+    """Whether more is to be read: of a token its line, of JSON everything."""
+    return len(content) < _MOST_READ and (_is_json(content) or b"\n" not in content)
+
+
+def _parse_tokens(text: str, name: str) -> dict[str | None, str]:
+    """The tokens of a JSON object of users; what is said of it quotes none of them."""
+    wanted = 'give one token, or JSON such as {"alice": "u-…", "bob": "u-…"}'
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise CannotStart(f"{name}: it is no readable JSON{where}; {wanted}") from None
+    if not pairs:
+        raise CannotStart(f"{name}: it names no user; {wanted}")
+    tokens: dict[str | None, str] = {}
+    for user, token in pairs:
+        try:
+            check_text("a user's name", user)
+        except ValueError as error:
+            raise CannotStart(f"{name}: {error}") from None
+        if not isinstance(token, str):
+            raise CannotStart(f"{name}: what stands there for {user!r} is no text; {wanted}")
+        if user in tokens:
+            raise CannotStart(f"{name}: it names {user!r} twice; keep one of the two")
+        tokens[user] = token.strip()
+    return tokens
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, for a sentence."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"it cannot be read ({said[:1].lower()}{said[1:]})"

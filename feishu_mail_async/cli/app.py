@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Final
 
 import typer
 
+from .bulk import bulk
 from .demo import demo
+from .listing import list_drafts
 from .problems import INTERRUPTED, SOME_NOT, Problem
 from .sandbox import sandbox
 from .send import send
@@ -60,8 +63,15 @@ def _program(
     """
 
 
-for _command in (send, demo, sandbox):
-    app.command(_command.__name__, help=_flowing(_command.__doc__), epilog=_EXIT_CODES)(_command)
+_COMMANDS: Final[dict[str, Callable[..., int]]] = {
+    "send": send,
+    "bulk": bulk,
+    "list": list_drafts,
+    "demo": demo,
+    "sandbox": sandbox,
+}
+for _command_name, _command in _COMMANDS.items():
+    app.command(_command_name, help=_flowing(_command.__doc__), epilog=_EXIT_CODES)(_command)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from feishu_mail_async.protocol import FEISHU, LARK, check_base_url
 from .problems import WrongUsage
 
 __all__ = [
+    "DEFAULT_RATE",
     "AppOption",
     "BaseUrlOption",
     "JsonOption",
@@ -30,7 +31,10 @@ _OUTPUT: Final = "Output"
 UserOption = Annotated[
     str | None,
     typer.Option(
-        "--user", metavar="NAME", help="A name for the token's user, for reports.", rich_help_panel=_ACCOUNT
+        "--user",
+        metavar="NAME",
+        help="Which user of the token file; with a single token, a name for its user.",
+        rich_help_panel=_ACCOUNT,
     ),
 ]
 AppOption = Annotated[
@@ -56,8 +60,8 @@ TokenFileOption = Annotated[
     typer.Option(
         "--token-file",
         metavar="PATH",
-        help="Read the user_access_token from the first line of this file, which only you may read. "
-        "Without it: from FEISHU_USER_ACCESS_TOKEN.",
+        help="A file that only you may read, with a user_access_token in its first line, or with JSON of users: "
+        '{"alice": "u-…", "bob": "u-…"}. Without it: FEISHU_USER_ACCESS_TOKEN.',
         rich_help_panel=_ACCOUNT,
     ),
 ]
@@ -84,6 +88,8 @@ VerboseOption = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+
+DEFAULT_RATE: Final = "20/60"
 
 _LARGEST_SPACING: Final = 0.2
 

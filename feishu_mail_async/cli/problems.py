@@ -10,7 +10,7 @@ USAGE: Final = 2
 CANNOT_START: Final = 3
 INTERRUPTED: Final = 130
 
-_PARAMETER: Final = re.compile(r"\w+: ")
+_PARAMETER: Final = re.compile(r"\A\w+: ")
 
 
 class Problem(Exception):

@@ -17,7 +17,7 @@ from feishu_mail_async.sandbox.process import read_latency
 
 from .account import ENVIRONMENT
 from .interrupts import Interrupts
-from .options import JsonOption, RateOption, read_rate
+from .options import DEFAULT_RATE, JsonOption, RateOption, read_rate
 from .problems import CannotStart, WrongUsage
 from .screen import console, print_rows
 from .words import count
@@ -25,7 +25,6 @@ from .words import count
 __all__ = ["describe_ledger", "sandbox"]
 
 _SHOWN: Final = 3
-_DEFAULT_RATE: Final = "20/60"
 
 
 def sandbox(
@@ -36,7 +35,7 @@ def sandbox(
     port: Annotated[
         int, typer.Option("--port", metavar="NUMBER", min=0, max=65535, help="0 takes a free one.")
     ] = 0,
-    rate: RateOption = _DEFAULT_RATE,
+    rate: RateOption = DEFAULT_RATE,
     window: Annotated[
         str,
         typer.Option(
@@ -156,7 +155,7 @@ def _print_start(
         line()
         line(f"  {ENVIRONMENT}={shlex.quote(server.token(sender))} \\")
         rate = f"{limit.calls}/{limit.per:g}"
-        options = f"--base-url {server.base_url}" + ("" if rate == _DEFAULT_RATE else f" --rate {rate}")
+        options = f"--base-url {server.base_url}" + ("" if rate == DEFAULT_RATE else f" --rate {rate}")
         line(f"  feishu-mail-async send {options} \\")
         shown = ids[sender][:_SHOWN]
         for place, draft_id in enumerate(shown):

@@ -19,7 +19,7 @@ from .verbose import Verbose
 from .waiting import Wait
 from .words import as_json, detail, name_draft, name_status
 
-__all__ = ["STYLES", "Screen", "console"]
+__all__ = ["STYLES", "Screen", "console", "living_place", "print_hanging", "print_outcome", "print_rows"]
 
 STYLES: Final = {
     OutcomeStatus.SENT: "green",
@@ -39,6 +39,35 @@ def console(*, stderr: bool = False) -> Console:
     place = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     place.soft_wrap = not place.is_terminal
     return place
+
+
+def living_place(*places: Console) -> Console | None:
+    """The first of them where a line that lives disturbs nothing."""
+    for place in places:
+        # With output on the same terminal, the living line would stand in between.
+        mixed = place is not places[0] and places[0].is_terminal
+        if place.is_terminal and not place.is_dumb_terminal and not mixed:
+            return place
+    return None
+
+
+def print_outcome(place: Console, outcome: Outcome, id_width: int, told: str | None = None) -> None:
+    """Print what became of a draft, with all there is to tell unless `told` is given."""
+    status, draft = name_status(outcome.status), name_draft(outcome.draft)
+    head = Text(status.ljust(_STATUS_WIDTH), style=STYLES[outcome.status])
+    head.append(draft.ljust(id_width), style="default")
+    print_hanging(place, head, detail(outcome) if told is None else told)
+
+
+def print_hanging(place: Console, head: Text, told: str) -> None:
+    """Print a head and what there is to tell, on a terminal below it if there is no room beside it."""
+    width = head.cell_len + 2 + len(told)
+    if not place.is_terminal or width <= place.width:
+        place.print(head + Text(f"  {told}" if told else ""), soft_wrap=True)
+    else:
+        place.print(head, soft_wrap=True)
+        place.print(Padding(Text(told), (0, 0, 0, _STATUS_WIDTH)))
+    place.file.flush()
 
 
 class Screen:
@@ -71,7 +100,9 @@ class Screen:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._live: Live | None = None
-        place = self._place()
+        place = living_place(self.out, self.err)
+        if as_json and place is self.out:
+            place = None
         if place is not None and not verbose.on:
             # No thread of its own: it would look at the run while the loop changes it.
             self._live = Live(console=place, auto_refresh=False, transient=True)
@@ -80,15 +111,6 @@ class Screen:
                     BarColumn(), MofNCompleteColumn(), TextColumn("drafts"), TimeElapsedColumn(), console=place
                 )
                 self._task = self._progress.add_task("", total=total)
-
-    def _place(self) -> Console | None:
-        """Where a living line disturbs nothing."""
-        for place in (self.out, self.err) if not self._json else (self.err,):
-            # With JSON on the same terminal, the living line would stand in between.
-            mixed = place is self.err and self.out.is_terminal
-            if place.is_terminal and not place.is_dumb_terminal and not mixed:
-                return place
-        return None
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -109,7 +131,7 @@ class Screen:
             # Flushed, because whoever reads the pipe acts on each line.
             print(json.dumps(as_json(outcome)), flush=True)  # noqa: T201 - it is what the option is for
         elif self._shows(outcome):
-            self._print(outcome)
+            print_outcome(self.out, outcome, self._id_width)
         if outcome.error is not None:
             self._verbose.traceback(outcome.error)
         if self._progress is not None:
@@ -129,19 +151,6 @@ class Screen:
         elif wait is not None and wait.kind in _NOTED - self._noted and (wait.seconds or 0.0) >= _LONG:
             self._noted.add(wait.kind)
             self.note(f"note: {wait.text}")
-
-    def _print(self, outcome: Outcome) -> None:
-        status, draft = name_status(outcome.status), name_draft(outcome.draft)
-        head = Text(status.ljust(_STATUS_WIDTH), style=STYLES[outcome.status])
-        head.append(draft.ljust(self._id_width), style="default")
-        told = detail(outcome)
-        width = head.cell_len + 2 + len(told)
-        if not self.out.is_terminal or width <= self.out.width:
-            self.out.print(head + Text(f"  {told}" if told else ""), soft_wrap=True)
-        else:
-            self.out.print(head, soft_wrap=True)
-            self.out.print(Padding(Text(told), (0, 0, 0, _STATUS_WIDTH)))
-        self.out.file.flush()
 
     def _refresh(self) -> None:
         if self._live is None:

@@ -8,7 +8,9 @@ import typer
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .account import read_account
+from .listing import check_mailbox
 from .options import (
+    DEFAULT_RATE,
     AppOption,
     BaseUrlOption,
     JsonOption,
@@ -39,7 +41,7 @@ def send(
     ],
     *,
     mailbox: MailboxOption = "me",
-    rate: RateOption = "20/60",
+    rate: RateOption = DEFAULT_RATE,
     outage: Annotated[
         float,
         typer.Option(
@@ -70,7 +72,9 @@ def send(
         retry = RetryPolicy(outage=outage)
     except ValueError:
         raise WrongUsage("--outage", f"give seconds, 0 or more, not {outage:g}") from None
-    account = read_account(user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file)
+    account = read_account(
+        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file
+    ).only()
     if account.user is not None:
         drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
     client = account.client(retry)
@@ -86,10 +90,7 @@ def send(
 
 
 def _drafts(ids: list[str], mailbox: str) -> list[Draft]:
-    try:
-        Draft("any", mailbox)
-    except ValueError as error:
-        raise WrongUsage("--mailbox", error) from None
+    check_mailbox(mailbox)
     drafts = []
     for draft_id in dict.fromkeys(ids):
         try:

@@ -8,12 +8,17 @@ from typing import Any, Final
 
 from feishu_mail_async.errors import (
     ApiError,
+    AppQuotaSpent,
     AutomatedSendDisabled,
     FeishuMailError,
+    InvalidToken,
     MailboxNotFound,
     NotSent,
     OutcomeUnknown,
     ScopeClosed,
+    ScopeMissing,
+    TenantStorageFull,
+    UserDailyQuota,
 )
 from feishu_mail_async.model import Draft, Outcome, OutcomeStatus
 
@@ -31,6 +36,7 @@ __all__ = [
     "name_scope",
     "name_status",
     "reason",
+    "short",
     "span",
     "summary",
     "tally",
@@ -39,7 +45,16 @@ __all__ = [
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 _NOT_ALLOWED: Final = "the mailbox does not allow automated sending"
 _STOPPED: Final = "stopped before its turn came"
-_MAILBOX: Final = "Check the mailbox address, and that the mailbox is active; then send its drafts again."
+_BROKEN_OFF: Final = "a call had no answer when it was stopped"
+_SHORT: Final[dict[type[FeishuMailError], str]] = {
+    AutomatedSendDisabled: "automated sending not allowed",
+    AppQuotaSpent: "monthly quota of calls used up",
+    InvalidToken: "token refused",
+    MailboxNotFound: "mailbox not found",
+    ScopeMissing: "scope missing",
+    TenantStorageFull: "storage full",
+    UserDailyQuota: "daily quota reached",
+}
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -74,6 +89,8 @@ def brief(error: BaseException) -> str:
             words = _NOT_ALLOWED
         case ScopeClosed() if error.__cause__ is not None:
             words = f"{name_scope(error.scope)}: {brief(error.__cause__)}"
+        case OutcomeUnknown(__cause__=NotSent()):
+            words = _BROKEN_OFF
         case OutcomeUnknown() if error.__cause__ is not None:
             words = f"no clear answer; the last one: {brief(error.__cause__)}"
         case NotSent():
@@ -83,11 +100,14 @@ def brief(error: BaseException) -> str:
     return clean(words)
 
 
+def short(error: FeishuMailError) -> str:
+    """What closed a scope, in as few words as stand beside a bar."""
+    return next((words for kind, words in _SHORT.items() if isinstance(error, kind)), brief(error))
+
+
 def advise(error: BaseException | None) -> str:
     """What to do about it on the command line; empty if there is nothing to say."""
     match error:
-        case MailboxNotFound():
-            words = _MAILBOX  # the table's own advice is about `client.reopen`
         case ApiError():
             words = error.advice
         case AutomatedSendDisabled() if error.reference:
@@ -98,7 +118,7 @@ def advise(error: BaseException | None) -> str:
             words = advise(AutomatedSendDisabled("", None))  # the link is that of another draft
         case ScopeClosed():
             words = advise(error.__cause__)
-        case OutcomeUnknown():
+        case OutcomeUnknown() if error.__cause__ is not None:
             words = f"{advise(error.__cause__)} {_SAFE}".strip()
         case _:
             words = ""
@@ -106,8 +126,10 @@ def advise(error: BaseException | None) -> str:
 
 
 def reason(error: FeishuMailError) -> FeishuMailError:
-    """What decided the outcome: the cause of an unknown outcome or a closed scope, or else the error itself."""
-    return error.__cause__ if isinstance(error.__cause__, FeishuMailError) else error
+    """What decided the outcome: what an unknown outcome or a closed scope comes from, or else the error itself."""
+    while isinstance(error, OutcomeUnknown | ScopeClosed) and isinstance(error.__cause__, FeishuMailError):
+        error = error.__cause__
+    return error
 
 
 def log_id(error: FeishuMailError) -> str | None:
@@ -120,6 +142,8 @@ def explain(error: FeishuMailError) -> str:
     match error:
         case ScopeClosed():
             words = f"not tried, because of {name_scope(error.scope)}: {_because(error)}{_again(error)}"
+        case OutcomeUnknown(__cause__=NotSent()):
+            words = f"it may have been sent: {_BROKEN_OFF}. {_SAFE}"
         case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):
             words = f"it may have been sent. Last: {_because(error)}"
         case _:
@@ -137,7 +161,7 @@ def closing(error: ScopeClosed, *, advice: bool) -> str:
     """
     why = _because(error) if advice else _sentence(_why(reason(error)))
     whose = "All drafts" if error.scope == "app" else "Its drafts"
-    return clean(f"{name_scope(error.scope)}: {why} {whose} are skipped.{_again(error)}")
+    return clean(f"{whose} are skipped: {why}{_again(error)}")
 
 
 def _because(error: FeishuMailError) -> str:

@@ -1,0 +1,165 @@
+"""`feishu-mail-async bulk`: many drafts, from a file or all of a mailbox."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import typer
+from rich.text import Text
+
+from feishu_mail_async.model import Draft, RetryPolicy
+
+from .account import Account, read_account
+from .board import Board
+from .bulk_run import BulkEnd, run_bulk
+from .listing import check_mailbox, collect
+from .options import (
+    DEFAULT_RATE,
+    AppOption,
+    BaseUrlOption,
+    LarkOption,
+    MailboxOption,
+    RateOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+)
+from .plan import agreed, check_askable, print_plan
+from .problems import SOME_NOT, Problem, WrongUsage
+from .results import Results
+from .rows import STANDARD_INPUT, read_rows
+from .screen import console, print_rows
+from .verbose import Verbose
+from .words import count, name_draft, span, tally
+
+__all__ = ["bulk"]
+
+_WIDEST_ID: Final = 44
+_TOKENS: Final = (
+    'Tokens of several users: --token-file with JSON such as {"alice": "u-…", "bob": "u-…"}, '
+    "in a file that only you may read."
+)
+
+
+def bulk(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE", help="CSV with a header, or JSON lines; - is standard input.", show_default=False
+        ),
+    ] = None,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Send every draft in the mailbox.", show_default=False)
+    ] = False,
+    mailbox: MailboxOption = "me",
+    rate: RateOption = DEFAULT_RATE,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="Write a row for each draft, as it ends, to this new file (.csv or .jsonl).",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.", show_default=False)
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send without asking.", show_default=False)] = False,
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    verbose: VerboseOption = False,
+) -> int:
+    """Send many drafts, each once, within the app's rate limit: those of a file, or all of a mailbox.
+
+    FILE is CSV whose first line names the columns: draft_id, and if you like mailbox and user, in any order, with
+    commas, semicolons or tabs. Or it is JSON lines: {"draft_id": "…"} with the same keys, or just "…". Other
+    columns are ignored. A row without a mailbox takes --mailbox, one without a user takes --user. The whole file
+    is read first; if a row is wrong, or there is none, nothing is sent.
+
+    It says how many drafts it would send and how long that will take, and asks. When the network is down it waits.
+
+    Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
+    safe: a draft that went out is not sent twice, and is reported as "already sent".
+
+    In --out a row is a draft: draft_id, mailbox, user, status (sent, already_sent, failed, unknown, skipped),
+    message_id, thread_id, attempts, code, error, advice, log_id. In CSV a text that a spreadsheet would take for a
+    formula has a ' before it.
+    """
+    if (file is None) != everything:
+        raise WrongUsage("FILE", "give a file of drafts (- is standard input), or --all for those of the mailbox")
+    check_mailbox(mailbox)
+    results = Results(out) if out is not None else None
+    account = read_account(user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file)
+    drafts = _read(file, mailbox, account) if file is not None else None
+    if not (yes or dry_run):
+        check_askable(from_input=file == STANDARD_INPUT)
+    if drafts is None:
+        drafts = collect(account.only(), mailbox)
+        if not drafts:
+            console().print(f"The mailbox {mailbox} has no drafts: there is nothing to send.", soft_wrap=True)
+            return 0
+    return _send(drafts, account, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
+
+
+def _read(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
+    rows = read_rows(path, mailbox, account.user_of)
+    name = "standard input" if path == STANDARD_INPUT else path
+    rows.check(name, _TOKENS if any("no token" in wrong for wrong in rows.wrong) else "")
+    if rows.ignored:
+        console(stderr=True).print(
+            f"note: {name}: ignored: {', '.join(rows.ignored)}", style="dim", soft_wrap=True
+        )
+    return rows.drafts
+
+
+def _send(
+    drafts: Sequence[Draft],
+    account: Account,
+    results: Results | None,
+    verbose: Verbose,
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    client = account.client(RetryPolicy(outage=None))
+    width = min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
+    board = Board(len(drafts), account.rate_limit, verbose, width)
+    print_plan(board.out, drafts, account, len(drafts) - len(set(drafts)))
+    if dry_run:
+        board.out.print("Nothing was sent: this is a dry run.")
+        return 0
+    if not (yes or agreed()):
+        board.out.print("Nothing was sent.")
+        return SOME_NOT
+    try:
+        if results is not None:
+            results.open()
+        end = asyncio.run(run_bulk(client, drafts, board, results))
+    finally:
+        if results is not None:
+            results.close()
+    return _conclude(board, end, results)
+
+
+def _conclude(board: Board, end: BulkEnd, results: Results | None) -> int:
+    out, counts = board.out, board.tally
+    out.print()
+    out.print(Text("What became of the drafts"), style="bold")
+    print_rows(out, counts.rows())
+    out.print()
+    out.print(
+        f"{count(counts.total, 'draft')}: {tally(counts.statuses)}. "
+        f"{count(end.calls, 'call')} in {span(max(1, end.seconds))}."
+    )
+    if results is not None:
+        out.print(f"See {results.path}.", soft_wrap=True)
+    out.file.flush()
+    if end.trouble is not None:
+        raise Problem(end.trouble)
+    return end.exit_code(all_sent=counts.all_sent)

@@ -1,0 +1,116 @@
+"""A bulk run: one client sends, the board shows, the results are written, and Ctrl-C is heard."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from feishu_mail_async.bulk import BulkRun
+from feishu_mail_async.client import FeishuMailClient
+from feishu_mail_async.errors import FeishuMailError
+from feishu_mail_async.model import Draft, Outcome
+
+from .board import Board
+from .interrupts import Interrupts
+from .problems import INTERRUPTED, SOME_NOT
+from .results import Results
+
+__all__ = ["BulkEnd", "run_bulk"]
+
+_TICK: Final = 0.2
+
+
+@dataclass(slots=True)
+class BulkEnd:
+    """How a run ended.
+
+    Attributes:
+        calls: calls made.
+        seconds: how long it took.
+        interrupts: how often somebody asked for an end.
+        trouble: why it was stopped, if it was not asked to.
+    """
+
+    calls: int = 0
+    seconds: float = 0.0
+    interrupts: int = 0
+    trouble: str | None = None
+
+    def exit_code(self, *, all_sent: bool) -> int:
+        """0: all are sent; 1: some are not; 130: it was ended at once."""
+        if self.interrupts > 1:
+            return INTERRUPTED
+        return 0 if all_sent else SOME_NOT
+
+
+async def run_bulk(
+    client: FeishuMailClient, drafts: Sequence[Draft], board: Board, results: Results | None
+) -> BulkEnd:
+    """Send these drafts, and close the client.
+
+    Ctrl-C once: no new calls, those under way are finished. Twice: those are broken off too. Either way, and also
+    when there is no place for the results any more, every draft has its true outcome.
+    """
+    end = BulkEnd()
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    ending: set[asyncio.Task[None]] = set()
+    async with client:
+        run = client.send_drafts(drafts, read_ahead=len(drafts))
+
+        def hear(times: int) -> None:
+            end.interrupts = times
+            board.ending()
+            if times == 1:
+                board.note("stopping: no new calls, those under way are finished (again: stop at once)")
+                run.stop()
+            else:
+                ending.add(asyncio.ensure_future(client.close(0.0)))
+
+        with board, Interrupts(hear):
+            ticks = asyncio.ensure_future(_tick(client, run, board))
+            try:
+                await _follow(run, board, results, end)
+            finally:
+                ticks.cancel()
+                await asyncio.gather(ticks, *ending, return_exceptions=True)
+    end.calls, end.seconds = run.summary.calls, clock() - began
+    return end
+
+
+async def _follow(run: BulkRun, board: Board, results: Results | None, end: BulkEnd) -> None:
+    """Hand each outcome on. If it cannot be written, or not be shown, the run is stopped; the other goes on."""
+    writing, showing, calls = results is not None, True, 0
+    async for outcome in run:
+        made, calls = run.summary.calls - calls, run.summary.calls
+        if writing and results is not None:
+            writing = _wrote(results, outcome, run, end)
+        if showing:
+            try:
+                board.outcome(outcome, made)
+            except OSError:
+                # Whoever read our output has gone; the results still tell what became of each draft.
+                showing = False
+                run.stop()
+
+
+def _wrote(results: Results, outcome: Outcome, run: BulkRun, end: BulkEnd) -> bool:
+    try:
+        results.write(outcome)
+    except OSError as error:
+        end.trouble = (
+            f"{results.path}: it cannot be written ({error.strerror}), so the run was stopped; "
+            "the drafts that ended after that are not in it"
+        )
+        run.stop()
+        return False
+    return True
+
+
+async def _tick(client: FeishuMailClient, run: BulkRun, board: Board) -> None:
+    """Say again and again how it goes, until the client closes."""
+    with contextlib.suppress(FeishuMailError, OSError):
+        while True:
+            await asyncio.sleep(_TICK)
+            board.look(client.snapshot(), run.waiting)

@@ -1,0 +1,101 @@
+"""`feishu-mail-async list`: the drafts of a mailbox."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from feishu_mail_async.errors import FeishuMailError
+from feishu_mail_async.model import Draft, RetryPolicy
+
+from .account import Account, read_account
+from .options import (
+    AppOption,
+    BaseUrlOption,
+    LarkOption,
+    MailboxOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+)
+from .problems import Problem, WrongUsage
+from .screen import console
+from .verbose import Verbose
+from .words import explain
+
+__all__ = ["check_mailbox", "collect", "list_drafts"]
+
+_RETRY = RetryPolicy(outage=20.0)
+
+
+def list_drafts(
+    *,
+    mailbox: MailboxOption = "me",
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="JSON lines, as `bulk` takes them, instead of one id a line.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """List the drafts of a mailbox: one id a line.
+
+    The token needs the scope mail:user_mailbox.message:readonly.
+    """
+    check_mailbox(mailbox)
+    account = read_account(user=user, app=app, base_url=base_url, lark=lark, token_file=token_file).only()
+    Verbose(on=verbose)
+
+    def tell(draft: Draft) -> None:
+        named = {"draft_id": draft.draft_id, "mailbox": draft.mailbox}
+        if draft.user is not None:
+            named["user"] = draft.user
+        # Flushed, because whoever reads the pipe may have seen enough.
+        print(json.dumps(named) if as_json else draft.draft_id, flush=True)  # noqa: T201 - it is what it is for
+
+    number = asyncio.run(_list(account, mailbox, tell))
+    if not number:
+        console(stderr=True).print(f"note: the mailbox {mailbox} has no drafts", style="dim", soft_wrap=True)
+    return 0
+
+
+def collect(account: Account, mailbox: str) -> list[Draft]:
+    """All drafts of a mailbox.
+
+    Raises:
+        Problem: they cannot be listed.
+    """
+    drafts: list[Draft] = []
+    asyncio.run(_list(account, mailbox, drafts.append))
+    return drafts
+
+
+def check_mailbox(mailbox: str) -> None:
+    """Raise WrongUsage unless `--mailbox` can be a mailbox."""
+    try:
+        Draft("any", mailbox)
+    except ValueError as error:
+        raise WrongUsage("--mailbox", error) from None
+
+
+async def _list(account: Account, mailbox: str, tell: Callable[[Draft], None]) -> int:
+    number = 0
+    async with account.client(_RETRY) as client:
+        try:
+            async for draft in client.list_drafts(mailbox=mailbox, user=account.user):
+                tell(draft)
+                number += 1
+        except FeishuMailError as error:
+            raise Problem(f"the drafts of the mailbox {mailbox} cannot be listed: {explain(error)}") from error
+    return number

@@ -1,0 +1,79 @@
+"""What a bulk run would do, and the question whether to do it."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from feishu_mail_async.model import Draft
+
+from .account import Account
+from .pace import duration, name_limit
+from .problems import WrongUsage
+from .screen import print_rows
+from .words import clean, count, span
+
+__all__ = ["agreed", "check_askable", "print_plan"]
+
+_MOST_ROWS: Final = 10
+_YES: Final = frozenset({"y", "yes"})
+
+
+def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeated: int) -> None:
+    """Say how many drafts go where, for whom, and how long it takes."""
+    different = len(drafts) - repeated
+    place.print(Text(f"{count(len(drafts), 'draft')} for {account.base_url}"), style="bold", soft_wrap=True)
+    print_rows(place, _mailboxes(drafts))
+    if repeated:
+        rows, verb = count(repeated, "row"), "names" if repeated == 1 else "name"
+        once = "it is sent" if repeated == 1 else "each is sent"
+        place.print(f"{rows} {verb} a draft named before: {once} once.", soft_wrap=True)
+    seconds = max(1.0, duration(different, account.rate_limit))
+    place.print(f"It takes about {span(seconds)}: {name_limit(account.rate_limit)}.", soft_wrap=True)
+    place.file.flush()
+
+
+def _mailboxes(drafts: Sequence[Draft]) -> list[tuple[Text, str]]:
+    counts = Counter((draft.user, draft.mailbox) for draft in drafts)
+    named = counts.most_common(_MOST_ROWS if len(counts) > _MOST_ROWS + 1 else None)
+    rows = [(Text(_name(*key)), str(number)) for key, number in named]
+    rest = len(counts) - len(named)
+    if rest:
+        others = counts.total() - sum(number for _, number in named)
+        rows.append((Text(f"{rest} other mailboxes"), str(others)))
+    return rows
+
+
+def _name(user: str | None, mailbox: str) -> str:
+    own = mailbox == "me"
+    if user is None:
+        return "the user's own mailbox" if own else clean(mailbox)
+    return clean(f"{user}'s own mailbox" if own else f"{mailbox}, for {user}")
+
+
+def check_askable(*, from_input: bool) -> None:
+    """Make sure that there is somebody who can be asked.
+
+    Raises:
+        WrongUsage: there is nobody.
+    """
+    if from_input:
+        raise WrongUsage("--yes", "the drafts come from standard input, so nobody can be asked there; give it")
+    if not sys.stdin.isatty():
+        raise WrongUsage("--yes", "without a terminal nobody can be asked before mail is sent; give it")
+
+
+def agreed() -> bool:
+    """Ask; anything but a clear yes is a no."""
+    try:
+        sys.stderr.write("Send them? Mail cannot be unsent. [y/N] ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        answer = ""
+    if not answer.endswith("\n"):
+        sys.stderr.write("\n")
+    return answer.strip().lower() in _YES

@@ -1,0 +1,232 @@
+"""The file of a bulk run: CSV or JSON lines, read whole, and everything that is wrong with it."""
+
+import csv
+import io
+import json
+import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from feishu_mail_async.model import Draft
+
+from .account import reason
+from .problems import CannotStart, WrongUsage
+from .words import clean, count
+
+__all__ = ["STANDARD_INPUT", "Rows", "read_rows"]
+
+STANDARD_INPUT: Final = "-"
+
+_ID: Final = "draft_id"
+_KEYS: Final = (_ID, "mailbox", "user")
+_JSON_NAMES: Final = frozenset({".jsonl", ".ndjson", ".json"})
+_DELIMITERS: Final = (",", ";", "\t")
+_HEADER: Final = (
+    "it has no header: the first line must name the columns, draft_id and if you like mailbox and user, "
+    "such as: draft_id,mailbox,user"
+)
+_MOST_TOLD: Final = 50
+
+_Cells = dict[str, str]
+_Line = tuple[int, _Cells | str]
+"""A line's number, and what stands in it, or what is wrong with it."""
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a file holds.
+
+    Attributes:
+        drafts: one for each good row, in the file's order.
+        wrong: one sentence for each bad row, with its line number.
+        ignored: columns or keys that mean nothing here.
+    """
+
+    drafts: list[Draft] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    ignored: dict[str, None] = field(default_factory=dict)
+
+    def check(self, name: str, advice: str) -> None:
+        """Go on only with a file of good rows.
+
+        Args:
+            name: of the file.
+            advice: a last line that helps with bad rows; empty for none.
+
+        Raises:
+            WrongUsage: there are bad rows, which it lists, or none at all.
+        """
+        if not self.wrong and not self.drafts:
+            raise WrongUsage(name, "there is no row in it, so there is nothing to send")
+        if not self.wrong:
+            return
+        told = [f"  {clean(sentence)}" for sentence in self.wrong[:_MOST_TOLD]]
+        if len(self.wrong) > _MOST_TOLD:
+            told.append(f"  and {len(self.wrong) - _MOST_TOLD} more")
+        of = count(len(self.drafts) + len(self.wrong), "row")
+        verb = "is" if len(self.wrong) == 1 else "are"
+        first = f"{len(self.wrong)} of {of} {verb} wrong, and nothing was sent:"
+        raise WrongUsage(name, "\n".join([first, *told, *([advice] if advice else [])]))
+
+
+def read_rows(path: str, mailbox: str, user_of: Callable[[str | None], str | None]) -> Rows:
+    """Read a whole file.
+
+    It is JSON lines if it begins with "{", or with a JSON string under a name for JSON lines (or under none that
+    says CSV); otherwise it is CSV, whose delimiter is the comma, semicolon or tab that its header shows.
+
+    Args:
+        path: of the file; "-" is standard input.
+        mailbox: of the drafts that name none.
+        user_of: gives the user of what a row says of its user, or raises ValueError.
+
+    Raises:
+        CannotStart: it cannot be read.
+        WrongUsage: it is neither CSV with a header nor JSON lines.
+    """
+    rows = Rows()
+    text = _decode(_read(path))
+    lines = _json_lines(text, rows) if _is_json(text, path) else _csv_lines(text, path, rows)
+    for number, cells in lines:
+        try:
+            rows.drafts.append(_draft(cells, mailbox, user_of))
+        except ValueError as error:
+            rows.wrong.append(f"line {number}: {error}")
+    return rows
+
+
+def _read(path: str) -> bytes:
+    if path == STANDARD_INPUT:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"{path}: {reason(error)}") from None
+
+
+def _decode(content: bytes) -> str:
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")  # what a spreadsheet calls "Unicode text"
+    # Bytes that are no UTF-8 matter only where we look at them; `_draft` finds them there.
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _draft(cells: _Cells | str, mailbox: str, user_of: Callable[[str | None], str | None]) -> Draft:
+    if isinstance(cells, str):
+        raise ValueError(cells)  # noqa: TRY004 - it is the sentence that says what is wrong
+    for key, value in cells.items():
+        if not value.isascii() and any("\udc80" <= character <= "\udcff" for character in value):
+            raise ValueError(f"{key}: it holds bytes that are no UTF-8")
+    named = Draft(cells.get(_ID, ""), cells.get("mailbox") or mailbox, cells.get("user") or None)
+    return Draft(named.draft_id, named.mailbox, user_of(named.user))
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------
+
+
+def _csv_lines(text: str, path: str, rows: Rows) -> Iterator[_Line]:
+    records = _records(text, _delimiter(text))
+    header = next((cells for _, cells in records if not isinstance(cells, str)), None)
+    if header is None:
+        return
+    names = [_normal(name) for name in header]
+    if _ID not in names:
+        raise WrongUsage(path, _HEADER)
+    for name in _KEYS:
+        if names.count(name) > 1:
+            raise WrongUsage(path, f"its header has {name} {names.count(name)} times; keep one of them")
+    rows.ignored.update(
+        dict.fromkeys(
+            clean(name.strip()) for name, known in zip(header, names, strict=True) if known and known not in _KEYS
+        )
+    )
+    for number, cells in records:
+        if isinstance(cells, str):
+            yield number, cells
+        elif len(cells) != len(names):
+            yield number, f"it has {count(len(cells), 'column')}, and the header has {len(names)}"
+        else:
+            yield number, {name: cell.strip() for name, cell in zip(names, cells, strict=True) if name in _KEYS}
+
+
+def _delimiter(text: str) -> str:
+    """The delimiter that the header shows: the one with which it has most columns."""
+    for line in io.StringIO(text, newline=""):
+        if line.strip():
+            return max(_DELIMITERS, key=line.count)
+    return _DELIMITERS[0]
+
+
+def _records(text: str, delimiter: str) -> Iterator[tuple[int, Sequence[str] | str]]:
+    """The records that are not blank, each with the number of its first line."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, _told(error)
+            continue
+        if any(cell.strip() for cell in cells):
+            yield number, cells
+
+
+def _told(error: csv.Error) -> str:
+    if "unexpected end" in str(error):
+        return "a quote opens here and is never closed"
+    return f"it is no CSV ({error})"
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")
+
+
+# -- JSON lines --------------------------------------------------------------------------------------------
+
+
+def _is_json(text: str, path: str) -> bool:
+    first = next((line.strip() for line in io.StringIO(text, newline="") if line.strip()), "")
+    name = "" if path == STANDARD_INPUT else Path(path).suffix.lower()
+    if first.startswith("["):
+        raise WrongUsage(path, 'a JSON array is no JSON lines: give one object a line, such as {"draft_id": "…"}')
+    if first.startswith("{") or name in _JSON_NAMES:
+        return True
+    if not first.startswith('"') or name in {".csv", ".tsv"}:
+        return False
+    try:
+        return isinstance(value := json.loads(first), str) and _normal(value) != _ID
+    except ValueError:
+        return False
+
+
+def _json_lines(text: str, rows: Rows) -> Iterator[_Line]:
+    for number, line in enumerate(io.StringIO(text, newline=""), 1):
+        if line.strip():
+            yield number, _json_cells(line, rows)
+
+
+def _json_cells(line: str, rows: Rows) -> _Cells | str:
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        where = f" at column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
+        return f"it is no JSON{where}"
+    if isinstance(value, str):
+        return {_ID: value}
+    if not isinstance(value, Mapping):
+        return 'it is neither an object, such as {"draft_id": "…"}, nor a text'
+    if _ID not in value:
+        return "draft_id is missing"
+    rows.ignored.update(dict.fromkeys(clean(key) for key in value if key not in _KEYS))
+    cells = {}
+    for key in _KEYS:
+        cell = value.get(key)
+        if cell is not None and not isinstance(cell, str):
+            return f"{key}: give a text, not {json.dumps(cell)[:40]}"
+        cells[key] = (cell or "").strip()
+    return cells
