@@ -8,10 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,36 +37,23 @@ from feishu_mail_async.errors import api_error
 
 pytest.importorskip("typer")
 
-from feishu_mail_async.cli import app, options, words
+from clisupport import (
+    CANARY,
+    COMMAND,
+    PATIENCE,
+    TOKEN_VARIABLE,
+    Ended,
+    environment,
+    run_here,
+    run_process,
+    wait_for,
+)
+
+from feishu_mail_async.cli import options, words
 from feishu_mail_async.cli.demo_scene import Scene, mistakes
 from feishu_mail_async.cli.problems import WrongUsage
 from feishu_mail_async.cli.waiting import why_waiting
 from feishu_mail_async.sandbox import Arrival, Ledger
-
-TOKEN_VARIABLE = "FEISHU_USER_ACCESS_TOKEN"
-CANARY = "u-CANARY0123456789abcdefCANARY"
-PATIENCE = 60.0
-"""Seconds before a test gives up; none passes or fails by it."""
-
-COMMAND = [sys.executable, "-m", "feishu_mail_async"]
-
-
-def environment(**more: str) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("FEISHU", "COLUMNS"))}
-    return env | {"PYTHONWARNINGS": "error", "NO_COLOR": "1", "TERM": "xterm"} | more
-
-
-def run_process(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, check=False, env=env or environment(), capture_output=True, text=True, timeout=PATIENCE
-    )
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -130,17 +115,6 @@ def server() -> Iterator[Server]:
     assert "mails sent" in err
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def outcomes(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
 @pytest.fixture
 def cli(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, server: Server
@@ -149,16 +123,7 @@ def cli(
     monkeypatch.setenv(TOKEN_VARIABLE, server.token)
     monkeypatch.setenv("COLUMNS", "80")
 
-    def run(*arguments: str) -> Ended:
-        # In a thread, because it has a loop of its own, and pytest's plugins care for the one of this thread.
-        with ThreadPoolExecutor(1) as pool:
-            code = pool.submit(app.run, [*arguments]).result(PATIENCE)
-        out, err = capfd.readouterr()
-        for secret in (server.token, CANARY):
-            assert secret not in out + err
-        return Ended(code, out, err)
-
-    return run
+    return lambda *arguments: run_here(capfd, arguments, (server.token, CANARY))
 
 
 # --- the program ------------------------------------------------------------------------------------------
@@ -189,7 +154,7 @@ def test_version(cli: Callable[..., Ended]) -> None:
     assert re.fullmatch(r"feishu-mail-async \d+\.\d+\.\d+\n", ended.out)
 
 
-@pytest.mark.parametrize("command", [(), ("send",), ("sandbox",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("send",), ("bulk",), ("list",), ("sandbox",), ("demo",)])
 def test_help_tells_the_exit_codes(cli: Callable[..., Ended], command: tuple[str, ...]) -> None:
     ended = cli(*command, "--help")
     told = " ".join(ended.out.split())
@@ -635,7 +600,7 @@ ERRORS: list[tuple[FeishuMailError, list[str]]] = [
         caused(ScopeClosed("-", scope="user:(token ab12)", until=None), QUOTA),
         ["not tried, because of this user: spent"],
     ),
-    (caused(ScopeClosed("-", scope="mailbox:me/bob", until=None), QUOTA), ["because of this mailbox: "]),
+    (caused(ScopeClosed("-", scope="mailbox:me/bob", until=None), QUOTA), ["because of the own mailbox of bob: "]),
     (
         caused(ScopeClosed("-", scope="mailbox:b@example.com", until=30.0), QUOTA),
         ["mailbox b@example.com", "30 s"],
@@ -673,6 +638,7 @@ def test_every_code_reads_well() -> None:
             told = words.explain(api_error(row, "", http_status=row.http_status, log_id="log1"))
             assert str(row.number) in told
             assert row.advice in told
+            assert "reopen" not in told
 
 
 def test_the_server_cannot_steer_the_terminal() -> None:

@@ -113,7 +113,7 @@ def _read(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
     rows.check(name, _TOKENS if any("no token" in wrong for wrong in rows.wrong) else "")
     if rows.ignored:
         console(stderr=True).print(
-            f"note: {name}: ignored: {', '.join(rows.ignored)}", style="dim", soft_wrap=True
+            f"note: {name}: not used: {', '.join(rows.ignored)}", style="dim", soft_wrap=True
         )
     return rows.drafts
 
