@@ -1,0 +1,43 @@
+"""What many tests share: virtual time for a whole coroutine, and how long hypothesis may take."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import looptime
+from hypothesis import HealthCheck, settings
+
+__all__ = ["run_virtual"]
+
+T = TypeVar("T")
+
+# Where no loop was ever set, pytest-asyncio's look for the old one makes one, which nobody closes: on Python 3.11
+# that is a ResourceWarning at the end of every run whose first test is not asynchronous.
+asyncio.set_event_loop(None)
+
+# The same examples in every run: a failure of `make test` is a failure of the code, not of the draw.
+# No deadline, because no test may depend on how fast the machine is.
+settings.register_profile(
+    "seeded", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("seeded")
+
+
+class VirtualLoop(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
+    """An event loop whose time passes at once."""
+
+
+def run_virtual(coroutine: Coroutine[Any, Any, T], *, noop_cycles: int = 42) -> T:
+    """Run a coroutine to its end in a loop of its own whose clock starts at 0 and is virtual.
+
+    Args:
+        coroutine: what to run.
+        noop_cycles: how often the loop looks for input before it lets time pass; fewer are faster.
+    """
+    loop = VirtualLoop(start=0, noop_cycles=noop_cycles)
+    try:
+        result = loop.run_until_complete(coroutine)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        return result
+    finally:
+        loop.close()

@@ -1,0 +1,102 @@
+"""What an import brings along, and what it does not."""
+
+import ast
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import PACKAGE
+
+import feishu_mail_async
+
+EXTRAS = {
+    "typer",
+    "click",
+    "rich",
+    "sqlalchemy",
+    "aiosqlite",
+    "asyncpg",
+    "opentelemetry",
+    "hypothesis",
+    "pytest",
+    "_pytest",
+    "looptime",
+    "aioresponses",
+}
+
+
+@functools.cache
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that are loaded after a statement, in a Python of its own."""
+    program = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == ""
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", ["feishu_mail_async", "feishu_mail_async.sandbox"])
+def test_an_import_loads_no_extra(module: str) -> None:
+    loaded = loaded_by(f"import {module}")
+    assert module in loaded
+    assert {name.partition(".")[0] for name in loaded} & EXTRAS == set()
+
+
+def test_the_library_loads_neither_its_sandbox_nor_its_command_line() -> None:
+    loaded = loaded_by("import feishu_mail_async")
+    rooms = {".".join(name.split(".")[:2]) for name in loaded}
+    assert rooms & {"feishu_mail_async.sandbox", "feishu_mail_async.cli"} == set()
+
+
+def test_the_plugin_loads_nothing_of_the_package_but_itself() -> None:
+    """pytest loads it in every project that has the package installed."""
+    loaded = loaded_by("import feishu_mail_async.sandbox.pytest_plugin")
+    assert "pytest_asyncio" not in loaded
+
+
+@pytest.mark.parametrize("module", ["model", "codes", "errors", "protocol"])
+def test_the_pure_rooms_know_nothing_of_asyncio(module: str) -> None:
+    assert imports_of(PACKAGE / f"{module}.py") & {"asyncio", "aiohttp", "time", "aiolimiter", "tenacity"} == set()
+
+
+@pytest.mark.parametrize("module", ["scheduler", "budget", "retry", "sending", "bulk"])
+def test_only_the_transport_knows_http(module: str) -> None:
+    assert imports_of(PACKAGE / f"{module}.py") & {"aiohttp", "yarl"} == set()
+
+
+def test_no_room_looks_at_the_wall_clock() -> None:
+    """Only the loop's clock counts, so that a virtual one runs hours in milliseconds."""
+    assert [path.name for path in PACKAGE.glob("*.py") if imports_of(path) & {"time", "datetime"}] == []
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def test_every_public_name_is_there_and_listed_in_order() -> None:
+    assert list(feishu_mail_async.__all__) == sorted(feishu_mail_async.__all__)
+    for name in feishu_mail_async.__all__:
+        assert getattr(feishu_mail_async, name).__doc__
+
+
+def test_every_public_name_is_in_the_typed_example() -> None:
+    names = {
+        node.id
+        for node in ast.walk(ast.parse((Path(__file__).parent / "typing_api.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name)
+    }
+    assert set(feishu_mail_async.__all__) - names == set()
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()

@@ -1,0 +1,235 @@
+"""Every public name as a user's type checker sees it. Checked by mypy, never run."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, assert_never, assert_type
+
+import aiohttp
+
+from feishu_mail_async import (
+    AccessDenied,
+    ApiError,
+    AppQuotaSpent,
+    AutomatedSendDisabled,
+    BadReply,
+    BulkRun,
+    ClientClosed,
+    ClosedScope,
+    ConcurrentWrite,
+    ContentRisk,
+    Draft,
+    DraftNotFound,
+    DraftRejected,
+    FeishuMailClient,
+    FeishuMailError,
+    FrequencyLimited,
+    InvalidRequest,
+    InvalidToken,
+    MailboxNotFound,
+    MailThrottled,
+    NotSent,
+    Outcome,
+    OutcomeStatus,
+    OutcomeUnknown,
+    PermissionDenied,
+    Priority,
+    QuotaSpent,
+    RateLimit,
+    ReceiverCheckFailed,
+    RetryPolicy,
+    ScopeClosed,
+    ScopeMissing,
+    SenderCheckFailed,
+    SendResult,
+    ServerError,
+    Snapshot,
+    Summary,
+    TenantExternalQuota,
+    TenantStorageFull,
+    Throttled,
+    TokenSource,
+    TooManyAttachments,
+    TooManyRecipients,
+    TransportError,
+    UnknownUser,
+    UserDailyQuota,
+    UserExternalQuota,
+)
+
+
+async def three_lines() -> None:
+    async with FeishuMailClient("u-token") as client:
+        assert_type(client, FeishuMailClient)
+        result = await client.send_draft("268dce11-85f7-427d-8756-6be3abc850fd")
+        assert_type(result, SendResult)
+
+
+class Vault:
+    """A token source that inherits from nothing."""
+
+    async def token(self, user: str | None) -> str:
+        return f"u-{user}"
+
+    async def refused(self, user: str | None, token: str) -> None:
+        print(user, len(token))
+
+
+async def fetch(user: str | None) -> str:
+    return f"u-{user}"
+
+
+def every_kind_of_source() -> list[FeishuMailClient]:
+    mapping: Mapping[str, str] = {"alice": "u-1", "bob": "u-2"}
+    source: TokenSource = Vault()
+    return [
+        FeishuMailClient("u-token"),
+        FeishuMailClient(mapping),
+        FeishuMailClient({"alice": "u-1"}),
+        FeishuMailClient(fetch),
+        FeishuMailClient(Vault()),
+        FeishuMailClient(source),
+    ]
+
+
+def no_source() -> list[FeishuMailClient]:
+    return [
+        FeishuMailClient(7),  # type: ignore[arg-type]
+        FeishuMailClient(lambda user: f"u-{user}"),  # type: ignore[arg-type, return-value]
+        FeishuMailClient({"alice": 1}),  # type: ignore[dict-item]
+        FeishuMailClient("u-token", "https://open.feishu.cn"),  # type: ignore[call-arg]
+        FeishuMailClient("u-token", rate_limit=20),  # type: ignore[arg-type]
+    ]
+
+
+async def every_parameter(session: aiohttp.ClientSession) -> None:
+    client = FeishuMailClient(
+        "u-token",
+        app="cli_a1b2c3",
+        base_url="https://open.larksuite.com",
+        rate_limit=RateLimit(calls=100, per=60, spacing=0.1, grace=10, margin=0.1, reserve=5),
+        retry=RetryPolicy(attempts=3, refusals=5, initial=0.5, maximum=30, outage=None),
+        attempt_timeout=10,
+        ledger=None,
+        session=session,
+    )
+    draft = Draft("d1", "team@example.com", user="alice", tag={"row": 7})
+    assert_type(await client.send_draft(draft, priority=Priority.INTERACTIVE, deadline=20), SendResult)
+    assert_type(await client.send_draft("d2", mailbox="me", user=None, deadline=None), SendResult)
+    await client.send_draft("d3", priority=0)  # type: ignore[arg-type]
+    await client.send_draft("d4", "me")  # type: ignore[call-arg]
+    client.set_rate_limit(RateLimit.smooth(50))
+    client.reopen("user:alice")
+    assert_type(await client.close(), None)
+    await client.close(timeout=5.0)
+
+
+async def results(result: SendResult) -> None:
+    assert_type(result.draft, Draft)
+    assert_type(result.message_id, str | None)
+    assert_type(result.thread_id, str | None)
+    assert_type(result.already_sent, bool)
+    assert_type(result.attempts, int)
+    assert_type(result.log_id, str | None)
+    assert_type(result.draft.tag, Any)
+    result.attempts = 2  # type: ignore[misc]
+
+
+def ids() -> Iterator[str]:
+    yield "d1"
+
+
+async def drafts() -> AsyncIterator[Draft]:
+    yield Draft("d1")
+
+
+async def many(client: FeishuMailClient) -> Summary:
+    client.send_drafts(["d1", Draft("d2")])
+    client.send_drafts(ids(), priority=Priority.BULK, read_ahead=100)
+    client.send_drafts(7)  # type: ignore[arg-type]
+    client.send_drafts(client.list_drafts(mailbox="team@example.com", user="alice"))
+    async with client.send_drafts(drafts()) as run:
+        assert_type(run, BulkRun)
+        async for outcome in run:
+            assert_type(outcome, Outcome)
+            assert_type(outcome.result, SendResult | None)
+            assert_type(outcome.error, FeishuMailError | None)
+            if what_became(outcome.status) == "stop":
+                run.stop()
+    assert_type(run.summary.statuses, Counter[OutcomeStatus])
+    assert_type(run.summary.codes, Counter[int])
+    async for draft in client.list_drafts():
+        assert_type(draft, Draft)
+    return run.summary
+
+
+def what_became(status: OutcomeStatus) -> str:
+    match status:
+        case OutcomeStatus.SENT | OutcomeStatus.ALREADY_SENT:
+            return "fine"
+        case OutcomeStatus.FAILED | OutcomeStatus.SKIPPED:
+            return "not sent"
+        case OutcomeStatus.UNKNOWN:
+            return "stop"
+        case never:
+            assert_never(never)
+
+
+def standing(snapshot: Snapshot) -> None:
+    assert_type(snapshot.waiting, dict[Priority, int])
+    assert_type(snapshot.in_flight, int)
+    assert_type(snapshot.permits, int)
+    assert_type(snapshot.limit, RateLimit)
+    assert_type(snapshot.next_permit, float | None)
+    assert_type(snapshot.paused, float | None)
+    assert_type(snapshot.pause_reason, str | None)
+    assert_type(snapshot.cooling, dict[str, float])
+    assert_type(snapshot.closed, tuple[ClosedScope, ...])
+    for closed in snapshot.closed:
+        assert_type(closed.scope, str)
+        assert_type(closed.reason, str)
+        assert_type(closed.seconds, float | None)
+
+
+async def every_error(client: FeishuMailClient) -> str:
+    try:
+        await client.send_draft("d1")
+    except AutomatedSendDisabled as error:
+        assert_type(error.reason, str)
+        assert_type(error.reference, str | None)
+    except (InvalidRequest, TooManyRecipients, TooManyAttachments, ContentRisk) as error:
+        assert_type(error.code, int)
+    except (SenderCheckFailed, ReceiverCheckFailed, DraftNotFound) as error:
+        assert_type(error.msg, str)
+    except DraftRejected as error:
+        assert_type(error.http_status, int)
+    except (PermissionDenied, MailboxNotFound, ScopeMissing, InvalidToken) as error:
+        assert_type(error.advice, str)
+    except AccessDenied as error:
+        assert_type(error.advice_zh, str)
+    except (UserDailyQuota, UserExternalQuota, TenantExternalQuota, TenantStorageFull, AppQuotaSpent) as error:
+        assert_type(error.log_id, str | None)
+    except QuotaSpent as error:
+        assert_type(error.draft, Draft | None)
+    except (ConcurrentWrite, MailThrottled, FrequencyLimited) as error:
+        assert_type(error.attempts, int)
+    except (Throttled, ServerError) as error:
+        assert_type(error.status, OutcomeStatus)
+    except ApiError as error:
+        return error.advice
+    except ScopeClosed as error:
+        assert_type(error.scope, str)
+        assert_type(error.until, float | None)
+    except UnknownUser as error:
+        assert_type(error.users, tuple[str, ...])
+    except BadReply as error:
+        assert_type(error.http_status, int | None)
+    except (OutcomeUnknown, ClientClosed, NotSent, TransportError) as error:
+        assert_type(error.__cause__, BaseException | None)
+    except FeishuMailError as error:
+        return str(error)
+    return ""
+
+
+def from_a_thread(client: FeishuMailClient, loop: asyncio.AbstractEventLoop) -> SendResult:
+    return asyncio.run_coroutine_threadsafe(client.send_draft("d1"), loop).result(timeout=60)
