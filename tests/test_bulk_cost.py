@@ -1,0 +1,191 @@
+"""What a draft of a run costs, in operations, does not depend on how many there are."""
+
+import asyncio
+import collections
+import heapq
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType, SimpleNamespace
+from typing import Any, Final
+from unittest import mock
+
+import pytest
+from conftest import run_virtual
+from support import PACKAGE
+
+from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit, budget, lanes
+from feishu_mail_async import client as client_module
+
+BENCHMARK: Final = Path(__file__).parent.parent / "benchmarks" / "stream.py"
+
+
+def load_benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_stream", BENCHMARK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+stream = load_benchmark()
+
+
+class Operations:
+    """Counts the package's lines as they run, and its work on heaps: a scan of whatever waits shows in these."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.heaps: collections.Counter[str] = collections.Counter()
+
+    def reset(self) -> None:
+        self.lines = 0
+        self.heaps.clear()
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        return self._line if frame.f_code.co_filename.startswith(str(PACKAGE)) else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
+        self.lines += event == "line"
+        return self._line
+
+    def _counting(self, name: str) -> Callable[..., Any]:
+        plain = getattr(heapq, name)
+
+        def counting(heap: list[Any], *rest: Any) -> Any:
+            # heapify looks at all that is there.
+            self.heaps[name] += len(heap) if name == "heapify" else 1
+            return plain(heap, *rest)
+
+        return counting
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        names = ("heappush", "heappop", "heapify")
+        fake = SimpleNamespace(**{name: self._counting(name) for name in names})
+        before = sys.gettrace()
+        with mock.patch.object(lanes, "heapq", fake), mock.patch.object(budget, "heapq", fake):
+            sys.settrace(self._enter)
+            try:
+                yield
+            finally:
+                sys.settrace(before)
+
+
+def streamed(count: int, **settings: Any) -> tuple[float, float]:
+    """Lines run and records moved on heaps, per draft, when `count` drafts are streamed."""
+    operations = Operations()
+    with operations.counted():
+        assert run_virtual(stream.stream(count, **settings), noop_cycles=2) == count
+    return operations.lines / count, operations.heaps.total() / count
+
+
+@pytest.mark.parametrize("read_ahead", [50, 10_000])
+def test_a_stream_ten_times_as_long_costs_the_same_per_draft(read_ahead: int) -> None:
+    few, many = streamed(200, read_ahead=read_ahead), streamed(2000, read_ahead=read_ahead)
+    assert many[0] <= 1.1 * few[0]
+    assert many[1] <= 1.1 * few[1]
+    # Enough to notice when a draft is taken in hand twice.
+    assert many[0] <= 850
+    assert many[1] <= 7
+
+
+async def between(
+    waiting: int, users: int, operations: Operations, *, pause: float, urgent: bool
+) -> tuple[int, int]:
+    """What the outcomes 50 to 150 of a run cost, in lines and on heaps, while `waiting` drafts of `users` wait."""
+    tokens = {f"user{number}": f"u-token-{number}" for number in range(users)}
+    drafts = [Draft(f"draft-{number}", user=f"user{number % users}") for number in range(waiting)]
+    with mock.patch.object(client_module, "Transport", stream.StubTransport):
+        client = FeishuMailClient(tokens, rate_limit=RateLimit())
+        async with client, client.send_drafts(drafts, read_ahead=waiting) as run:
+            number = 0
+            if pause:
+                await asyncio.sleep(100_000)  # the backlog is full, and the run held
+            async for _ in run:
+                number += 1
+                if number == 50:
+                    operations.reset()
+                if number == 150:
+                    return operations.lines, operations.heaps.total()
+                if urgent:
+                    await client.send_draft(f"urgent-{number}", user="user0", priority=Priority.INTERACTIVE)
+                await asyncio.sleep(pause)
+    raise AssertionError("the run ended early")
+
+
+@pytest.mark.parametrize("kind", ["plain", "held", "urgent"])
+@pytest.mark.parametrize("spread", [1, 5])
+def test_a_decision_costs_the_same_however_many_wait(kind: str, spread: int) -> None:
+    costs = []
+    for waiting in (1200, 4800):
+        operations = Operations()
+        with operations.counted():
+            scene = between(
+                waiting,
+                waiting // 5 if spread == 5 else 7,
+                operations,
+                pause=100.0 if kind == "held" else 0.0,
+                urgent=kind == "urgent",
+            )
+            costs.append(run_virtual(scene, noop_cycles=2))
+    (few_lines, few_heaps), (many_lines, many_heaps) = costs
+    assert many_lines <= 1.1 * few_lines
+    assert many_heaps <= 1.1 * few_heaps + 20
+
+
+def test_memory_does_not_grow_with_what_has_passed() -> None:
+    """What is kept of drafts that are done: nothing."""
+
+    async def scene() -> list[int]:
+        sizes = []
+        with mock.patch.object(client_module, "Transport", stream.StubTransport):
+            tokens = {f"user{number}": f"u-token-{number}" for number in range(stream.USERS)}
+            async with FeishuMailClient(tokens, rate_limit=stream.LIFTED) as client:
+                for count in (500, 5000):
+                    async with client.send_drafts(stream.drafts(count), read_ahead=100) as run:
+                        async for _ in run:
+                            pass
+                    sizes.append(reachable(run) + reachable(client))
+        return sizes
+
+    few, many = run_virtual(scene(), noop_cycles=2)
+    assert many <= 1.1 * few
+
+
+def reachable(top: object) -> int:
+    """Objects that the package's own objects hold on to."""
+    seen: set[int] = set()
+    todo = [top]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | str | int | float | Callable):
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict):
+            todo += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set | frozenset | collections.deque):
+            todo += list(one)
+        elif type(one).__module__.startswith("feishu_mail_async"):
+            todo += list(vars(one).values()) if hasattr(one, "__dict__") else []
+            for kind in type(one).__mro__:
+                todo += [
+                    getattr(one, name, None) for name in getattr(kind, "__slots__", ()) if name != "__weakref__"
+                ]
+    return len(seen)
+
+
+def test_the_benchmark_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--smoke"], check=True, capture_output=True, text=True, timeout=100
+    )
+    head, few, many, memory, times = done.stdout.splitlines()
+    assert head.split()[0] == "drafts"
+    assert [few.split()[0], many.split()[0]] == ["200", "2,000"]
+    assert memory.startswith("memory: ")
+    assert times.startswith("time per draft: ")
