@@ -24,9 +24,9 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Self
 
-from .errors import ApiError, FeishuMailError, NotSent, UnknownUser
+from .errors import ApiError, FeishuMailError, NotSent, UnknownUser, decisive
 from .model import Draft, Outcome, OutcomeStatus, Priority
-from .sending import Job, Sender, sending
+from .sending import Call, Job, Sender, sending
 
 __all__ = ["BulkRun", "DraftSource", "Summary"]
 
@@ -47,7 +47,8 @@ class Summary:
     Attributes:
         statuses: outcomes by status.
         codes: outcomes that an answer of the API decided, by its code.
-        errors: outcomes that ended in an error, by the class of the error that came last.
+        errors: outcomes that ended in an error, by the class of the one that decided it: of an unknown
+            outcome the last, of a skipped draft what closed its scope.
         calls: calls made for the drafts that have an outcome.
     """
 
@@ -67,8 +68,7 @@ class Summary:
         self.calls += calls
         if outcome.error is None:
             return
-        # An unknown outcome, and a closed scope, have what decided them as their cause.
-        told: BaseException = outcome.error.__cause__ or outcome.error
+        told = decisive(outcome.error)
         self.errors[type(told).__name__] += 1
         if isinstance(told, ApiError):
             self.codes[told.code] += 1
@@ -122,6 +122,8 @@ class BulkRun:
         self._reader: asyncio.Task[None] | None = None
         self._entries: dict[_Entry, Job | None] = {}
         self._jobs: dict[Job, None] = {}
+        self._preparing: dict[str | None, list[tuple[_Entry, Call]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque()
         self._fetched = 0
         self._failure: Exception | None = None
@@ -155,6 +157,9 @@ class BulkRun:
         self._stopping = True
         if self._reader is not None and self._reading:
             self._reader.cancel()
+        for waiting in self._preparing.values():
+            for entry, _ in waiting:
+                self._fail(entry, _stopped(entry.draft))
         for job in list(self._jobs):
             job.reconsider()
         self._changed()
@@ -201,15 +206,21 @@ class BulkRun:
         self._changed()
         # A job that somebody else listens to goes on without us.
         jobs = [job.task for job in self._jobs if not job.listeners]
-        tasks = [task for task in (self._reader, *jobs) if task is not None]
+        for task in self._tasks:
+            task.cancel()
+        tasks = [task for task in (self._reader, *jobs, *self._tasks) if task is not None]
         self._jobs.clear()
         if tasks:
             await asyncio.wait(tasks)
 
     async def finish(self) -> None:
         """Wait until the input has been read; with `stop` before it, until every draft has its outcome."""
-        if self._reader is not None:
-            await asyncio.wait([self._reader])
+        if self._stopping:
+            for task in self._tasks:
+                task.cancel()
+        tasks = [*self._tasks] if self._reader is None else [self._reader, *self._tasks]
+        if tasks:
+            await asyncio.wait(tasks)
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -273,34 +284,63 @@ class BulkRun:
                 raise
             self._add(Outcome(error.draft, error.status, None, error))
         else:
-            await self._start(draft, user)
+            self._start(draft, user)
         if number % _BREATH == 0:
             await asyncio.sleep(0)
         if not self._stopping:
             await self._room.wait()
 
-    async def _start(self, draft: Draft, user: str | None) -> None:
+    def _start(self, draft: Draft, user: str | None) -> None:
+        """Let one draft wait for its turn, or for its user's token: that must not hold up the other users."""
         entry = _Entry(self, draft)
+        call = sending(draft, user)
+        self._entries[entry] = None
+        if self._stopping:
+            self._fail(entry, _stopped(draft))
+        elif user in self._preparing:
+            self._preparing[user].append((entry, call))
+        elif self._sender.tokens.at_hand(user):
+            self._offer(entry, call)
+        else:
+            self._preparing[user] = [(entry, call)]
+            task = asyncio.Task(self._prepare(user), loop=asyncio.get_running_loop(), name="feishu-mail-prepare")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _prepare(self, user: str | None) -> None:
+        """Fetch a user's token, then let the drafts go that wait for it."""
+        error: FeishuMailError | None = None
         try:
-            if self._stopping:
-                raise _stopped(draft)
-            call = sending(draft, user)
-            await self._sender.prepare(call)
-            self._entries[entry] = None
+            await self._sender.tokens.ready(user)
+        except FeishuMailError as failed:
+            error = failed
+        for entry, call in self._preparing.pop(user):
+            if error is None:
+                self._offer(entry, call)
+            else:
+                self._fail(entry, type(error)(str(error), draft=entry.draft), error.__cause__)
+
+    def _offer(self, entry: _Entry, call: Call) -> None:
+        if entry not in self._entries:
+            return  # stopped, or left, while it waited for its token
+        try:
+            self._sender.reopen_for(call)
             job = self._sender.start(call, self._priority, entry, self._stream)
         except FeishuMailError as error:
-            self._entries.pop(entry, None)
-            self._add(Outcome(draft, error.status, None, error))
+            self._fail(entry, error)
             return
-        except asyncio.CancelledError:
-            # Stopped while its token was fetched: it has been read, so it has an outcome.
-            self._add(Outcome(draft, OutcomeStatus.SKIPPED, None, _stopped(draft)))
-            raise
         if entry in self._entries:
             self._entries[entry] = job
             entry.duplicate = job in self._jobs
             self._jobs[job] = None
             self._changed()
+
+    def _fail(self, entry: _Entry, error: FeishuMailError, cause: BaseException | None = None) -> None:
+        """A draft that never was a job has its outcome."""
+        if cause is not None:
+            error.__cause__ = cause
+        if self._entries.pop(entry, self) is not self:
+            self._add(Outcome(entry.draft, error.status, None, error))
 
     # -- outcomes --------------------------------------------------------------------------------------
 

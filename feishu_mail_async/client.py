@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -10,6 +10,7 @@ import aiohttp
 
 from .bulk import BulkRun, DraftSource
 from .errors import BadReply, ClientClosed, UnknownUser
+from .lanes import mailbox_key
 from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_count, check_number, check_text
 from .protocol import FEISHU, check_base_url, list_path
 from .scheduler import Scheduler, Snapshot
@@ -35,16 +36,32 @@ class _App:
     listing: Scheduler = field(default_factory=lambda: Scheduler(_LISTING))
     clients: "WeakSet[FeishuMailClient]" = field(default_factory=WeakSet)
 
+    def at_rest(self) -> bool:
+        """Whether nothing would be lost with it."""
+        return not self.clients and self.scheduler.at_rest() and self.listing.at_rest()
+
+    def reopen(self, scope: str) -> None:
+        """Reopen a scope, whichever endpoint's answer has closed it."""
+        self.scheduler.reopen(scope)
+        self.listing.reopen(scope)
+
+    def snapshot(self) -> Snapshot:
+        """How the sends stand, and what is closed, for listing too."""
+        sends = self.scheduler.snapshot()
+        return replace(sends, closed=tuple(dict.fromkeys(sends.closed + self.listing.snapshot().closed)))
+
 
 _AppKey = tuple[str, str | None]
 _apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_AppKey, _App]]] = WeakKeyDictionary()
 
 
 def _app(loop: asyncio.AbstractEventLoop, key: _AppKey, limit: RateLimit) -> _App:
-    for other in [other for other in _apps if other.is_closed()]:
-        del _apps[other]
+    for ended in [other for other in _apps if other.is_closed()]:
+        del _apps[ended]
     apps = _apps.setdefault(loop, {})
     if key not in apps:
+        for other in [other for other, app in apps.items() if app.at_rest()]:
+            del apps[other]
         apps[key] = _App(Scheduler(limit))
     return apps[key]
 
@@ -127,7 +144,8 @@ class FeishuMailClient:
             mailbox: the address of the mailbox it lies in; `me` is the user's own.
             user: whose token sends it; None: the only user there is.
             priority: who goes first among those that wait.
-            deadline: seconds for the whole send, waiting included; None: as long as it takes.
+            deadline: seconds for the whole send, waiting included (0 or less: it has passed already); None:
+                as long as it takes.
 
         Returns:
             what the server said; `already_sent` if an earlier call had sent it.
@@ -149,7 +167,7 @@ class FeishuMailClient:
         wanted = _draft(draft, mailbox, user)
         _check_type("priority", priority, Priority)
         if deadline is not None:
-            check_number("deadline", deadline, lambda value: value > 0, "seconds above 0, or None")
+            check_number("deadline", deadline, lambda _: True, "seconds, or None")
         return await sender.send(wanted, self._user(wanted), priority, deadline)
 
     def send_drafts(
@@ -206,8 +224,10 @@ class FeishuMailClient:
         Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
         """
         self._bound()
-        owner = Draft("-", mailbox, user)  # checks both
-        resolved = self._user(owner)
+        check_text("mailbox", mailbox)
+        if user is not None:
+            check_text("user", user)
+        resolved = self._tokens.resolve(user)
         page_token = None
         seen: set[str] = set()
         while True:
@@ -228,21 +248,24 @@ class FeishuMailClient:
     def snapshot(self) -> Snapshot:
         """How the app's calls stand: what waits, which permits are free, what is paused or closed."""
         self._bound()
-        return self._app.scheduler.snapshot()
+        return self._app.snapshot()
 
     def reopen(self, scope: str) -> None:
         """Let the drafts of a closed scope go again.
 
         Args:
-            scope: "app", "user:NAME" or "mailbox:ADDRESS", as `ScopeClosed.scope` and `snapshot` name it.
-                One that is not closed stays as it is.
+            scope: "app", "user:NAME" or "mailbox:ADDRESS", as `ScopeClosed.scope` and `snapshot` name it;
+                "mailbox:me" is the own mailbox of the only user. One that is not closed stays as it is.
 
         Raises:
             ValueError: it is none of the three forms.
         """
         check_text("scope", scope, longest=2048)
         self._bound()
-        self._app.scheduler.reopen(scope)
+        if scope == "mailbox:me":
+            user = self._tokens.key(self._tokens.resolve(None))
+            scope = f"mailbox:{mailbox_key(user, 'me')}"
+        self._app.reopen(scope)
 
     def set_rate_limit(self, rate_limit: RateLimit) -> None:
         """Change the limit at once, for all clients of the app; calls already made count against it."""

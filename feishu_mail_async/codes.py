@@ -238,15 +238,17 @@ _ROWS: Final = (
     Code(
         99991672, "AppScopeMissing", "ScopeMissing", 400, "the app has not been granted the required scope",
         _FATAL, _USER, True,
-        "Add the scope mail:user_mailbox.message:send to the app, publish it, let the user authorize again.",
-        "请为应用开通 mail:user_mailbox.message:send 权限并发布版本，然后让用户重新授权。",
+        "Add the scope to the app (mail:user_mailbox.message:send to send drafts, mail:user_mailbox.message:readonly "
+        "to list them), publish it, and let the user authorize again.",
+        "请为应用开通权限（发送：mail:user_mailbox.message:send，列出草稿：mail:user_mailbox.message:readonly）并发布版本，然后让用户重新授权。",
         Until.REOPEN,
     ),
     Code(
         99991679, "UserScopeMissing", "ScopeMissing", 401, "the user has not granted the required scope",
         _FATAL, _USER, True,
-        "Let the user authorize the app again, with the scope mail:user_mailbox.message:send.",
-        "请让用户重新授权，并包含 mail:user_mailbox.message:send 权限。",
+        "Let the user authorize the app again, with the scope (mail:user_mailbox.message:send to send drafts, "
+        "mail:user_mailbox.message:readonly to list them).",
+        "请让用户重新授权，并包含权限（发送：mail:user_mailbox.message:send，列出草稿：mail:user_mailbox.message:readonly）。",
         Until.REOPEN,
     ),
 )  # fmt: skip

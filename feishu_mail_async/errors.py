@@ -3,7 +3,10 @@
 Every error says what happened and, where it can, what to do; none holds a token. All of them pickle.
 """
 
-from typing import Any, ClassVar, Final
+import copy
+import pickle
+from dataclasses import replace
+from typing import Any, ClassVar, Final, Self
 
 from .codes import CODES, Code
 from .model import Draft, OutcomeStatus
@@ -44,7 +47,9 @@ __all__ = [
     "UserDailyQuota",
     "UserExternalQuota",
     "api_error",
+    "decisive",
     "sentence",
+    "without_traceback",
 ]
 
 
@@ -52,6 +57,21 @@ def sentence(text: object) -> str:
     """The text with a full stop at its end, so that another sentence can follow."""
     said = str(text)
     return said if said.endswith((".", "!", "?", "。")) else f"{said}."
+
+
+def decisive(error: "FeishuMailError") -> "FeishuMailError":
+    """What decided an outcome: what an unknown outcome or a closed scope comes from, or else the error itself."""
+    while isinstance(error, OutcomeUnknown | ScopeClosed) and isinstance(error.__cause__, FeishuMailError):
+        error = error.__cause__
+    return error
+
+
+def without_traceback(error: "FeishuMailError") -> "FeishuMailError":
+    """A copy that can be kept: without the traceback, and so without its caller's frames."""
+    kept = copy.copy(error)
+    cause = kept.__cause__
+    kept.__cause__ = without_traceback(cause) if isinstance(cause, FeishuMailError) else None
+    return kept
 
 
 def _rebuild(
@@ -87,7 +107,18 @@ class FeishuMailError(Exception):
         # The default calls the class with `args`, which keyword-only parameters do not survive; the cause
         # is kept where it is one of ours, because it says why (ScopeClosed, OutcomeUnknown).
         cause = self.__cause__ if isinstance(self.__cause__, FeishuMailError) else None
-        return _rebuild, (type(self), self.args, self.__dict__, cause)
+        state = dict(self.__dict__)
+        if self.draft is not None:
+            try:
+                pickle.dumps(self.draft.tag)
+            except Exception:  # noqa: BLE001 - the tag is anything of the caller's; the error pickles all the same
+                state["draft"] = replace(self.draft, tag=None)
+        return _rebuild, (type(self), self.args, state, cause)
+
+    def __copy__(self) -> Self:
+        error = _rebuild(type(self), self.args, self.__dict__, self.__cause__)
+        assert isinstance(error, type(self))
+        return error
 
 
 class ApiError(FeishuMailError):

@@ -163,8 +163,10 @@ class RetryPolicy:
     """When to try again, and when to stop.
 
     Args:
-        attempts: calls that a draft may use up through failures of its own: server errors, lost replies.
-        refusals: refusals it may take for the app's or its user's sake: too many calls, busy mailbox.
+        attempts: calls that a draft may use up through failures of its own: server errors, lost replies. It
+            ends with the last of them.
+        refusals: refusals that it survives for the app's or its user's sake: too many calls, busy mailbox.
+            It ends with one more.
         initial: seconds before the first retry; each further one waits twice as long, with jitter.
         maximum: the longest of these waits, in seconds.
         outage: seconds for which nothing may be reachable before what waits ends in TransportError
@@ -180,10 +182,8 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         check_count("attempts", self.attempts, 1, "a whole number of attempts, 1 or more")
         check_count("refusals", self.refusals, 0, "a whole number of refusals, 0 or more")
-        check_number("initial", self.initial, _positive, "seconds above 0")
-        check_number("maximum", self.maximum, _positive, "seconds above 0")
-        if self.maximum < self.initial:
-            raise ValueError(f"maximum: {self.maximum!r} is below initial ({self.initial!r}); give more")
+        check_number("initial", self.initial, _not_negative, "seconds, 0 or more")
+        check_number("maximum", self.maximum, _not_negative, "seconds, 0 or more")
         if self.outage is not None:
             check_number("outage", self.outage, _not_negative, "seconds, 0 or more, or None")
 

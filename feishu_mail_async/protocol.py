@@ -22,6 +22,7 @@ __all__ = [
     "FEISHU",
     "LARK",
     "LONGEST_REPLY",
+    "REDACTED",
     "CallEnd",
     "Judgement",
     "Page",
@@ -45,8 +46,10 @@ LONGEST_REPLY: Final = 256 * 1024
 _PAGE_SIZE: Final = 100
 _LONGEST_PAUSE: Final = 3600.0
 _LONGEST_MESSAGE: Final = 300
+_LONGEST_LINK: Final = 2000
 _LONGEST_HEADER: Final = 200
-_REDACTED: Final = "***"
+REDACTED: Final = "***"
+"""Stands where an answer repeated the token."""
 _TOO_MANY_REQUESTS: Final = 429
 _URL: Final = re.compile(r"[!-~]+")
 
@@ -66,6 +69,8 @@ def check_base_url(base_url: object) -> str:
 
     It is https, or http on a loopback host: the token must never cross a network in clear text.
     """
+    if not isinstance(base_url, str):
+        raise ValueError(f"base_url: give a string like {FEISHU}, not {type(base_url).__name__}")  # noqa: TRY004
     text = check_text("base_url", base_url)
     try:
         if _URL.fullmatch(text) is None:
@@ -233,7 +238,7 @@ def read_page(judgement: Judgement) -> Page:
 def _shown(header: str | None, token: str | None) -> str | None:
     """A header as it can stand in a message."""
     if header and token:
-        header = header.replace(token, _REDACTED)
+        header = header.replace(token, REDACTED)
     return header and header[:_LONGEST_HEADER]
 
 
@@ -257,7 +262,7 @@ def _redact(parsed: dict[str, Any], token: str) -> None:
         container = containers.pop()
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
             if isinstance(value, str):
-                container[key] = value.replace(token, _REDACTED)
+                container[key] = value.replace(token, REDACTED)
             elif isinstance(value, dict | list):
                 containers.append(value)
 
@@ -269,9 +274,14 @@ def _sent(data: Any, log_id: str | None) -> Judgement:
         return Judgement(Verdict.SENT, data=fields, log_id=log_id)
     told = disabled if isinstance(disabled, dict) else {}
     error = AutomatedSendDisabled(
-        (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE], _text(told.get("reference")), log_id=log_id
+        (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE], _reference(told.get("reference")), log_id=log_id
     )
     return Judgement(Verdict.FATAL, scope=Scope.MAILBOX, until=Until.REOPEN, error=error, log_id=log_id)
+
+
+def _reference(value: Any) -> str | None:
+    text = _text(value)
+    return text if text is not None and len(text) <= _LONGEST_LINK else None  # half a link leads nowhere
 
 
 def _refused(row: Code, reply: Reply, msg: str) -> Judgement:

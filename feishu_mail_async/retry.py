@@ -83,9 +83,9 @@ class PolicyDelays:
     def outage(self, times: int, lasted: float) -> float:
         """Seconds to the next probe of an outage; the last probe falls on the end of `outage`."""
         wait = self.backoff(times)
-        if self._policy.outage is None or lasted >= self._policy.outage:
-            return wait
-        return max(_LEAST_PROBE, min(wait, self._policy.outage - lasted))
+        if self._policy.outage is not None and lasted < self._policy.outage:
+            wait = min(wait, self._policy.outage - lasted)
+        return max(_LEAST_PROBE, wait)
 
 
 def retrying(policy: RetryPolicy, tries: Tries) -> AsyncRetrying:

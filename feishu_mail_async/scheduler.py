@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from .budget import Budget, Spacing
 from .codes import Scope, Until, Verdict
-from .errors import FeishuMailError, ScopeClosed, TransportError
+from .errors import FeishuMailError, ScopeClosed, TransportError, without_traceback
 from .lanes import OWN, Ask, Gate, Lanes, Stream, Turn
 from .model import Priority, RateLimit
 from .protocol import CallEnd, Judgement
@@ -95,7 +95,7 @@ class _Closure:
 
 @dataclass(slots=True)
 class _Pause:
-    """The whole app waits, then one call probes; `answered` ends it."""
+    """The whole app waits, then one call probes; its answer ends the pause."""
 
     until: float
     reason: str
@@ -163,7 +163,9 @@ class Scheduler:
     def _run(self) -> None:
         """Have the dispatcher look: it is a task only while somebody waits."""
         if self._dispatcher is None:
-            self._dispatcher = asyncio.get_running_loop().create_task(self._dispatch(), name="feishu-mail-turns")
+            # Not by the loop's task factory: an eager one would be at its end before it is assigned here.
+            loop = asyncio.get_running_loop()
+            self._dispatcher = asyncio.Task(self._dispatch(), loop=loop, name="feishu-mail-turns")
         else:
             self._nudge()
 
@@ -362,7 +364,8 @@ class Scheduler:
     def _close(
         self, scope: str, reason: FeishuMailError | None, until: Until, now: float, mark: object = None
     ) -> None:
-        reason = reason or FeishuMailError(f"{scope} is closed")
+        # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
+        reason = FeishuMailError(f"{scope} is closed") if reason is None else without_traceback(reason)
         ends = now + _HOUR if until is Until.HOUR else math.inf
         self._closed[scope] = _Closure(reason, until, ends, mark)
         kind, _, key = scope.partition(":")
@@ -424,6 +427,16 @@ class Scheduler:
         """The limit in force."""
         return self._budget.limit
 
+    def at_rest(self) -> bool:
+        """Whether there is nothing to remember: no call that counts, nothing that waits, is paused or closed."""
+        now = self._now()
+        return (
+            self._budget.free(now) >= self._budget.limit.calls
+            and not self._lanes.any_waiting()
+            and self._pause is None
+            and not self._closed
+        )
+
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit; the calls of the current window count against the new one."""
         self._budget.limit = limit
@@ -451,5 +464,6 @@ class Scheduler:
                     None if closure.ends == math.inf else max(0.0, closure.ends - now),
                 )
                 for scope, closure in self._closed.items()
+                if closure.ends > now
             ),
         )

@@ -141,15 +141,19 @@ class Sender:
             NotSent: there is none. Each call gets an error of its own, though all may wait for one token.
         """
         try:
+            if self.scheduler.refused_mark(self.tokens.key(call.user)) is not None:
+                self.tokens.outdate(call.user)
             await self.tokens.ready(call.user)
-            key = self.tokens.key(call.user)
-            refused = self.scheduler.refused_mark(key)
-            if refused is not None:
-                token = await self.tokens.ready(call.user, anew=True)
-                if self.tokens.mark(token) != refused:
-                    self.scheduler.reopen(f"user:{key}")
         except NotSent as error:
             raise type(error)(str(error), draft=call.draft) from error.__cause__
+        self.reopen_for(call)
+
+    def reopen_for(self, call: Call) -> None:
+        """Reopen the call's user if it was closed because of another token than there is now."""
+        key = self.tokens.key(call.user)
+        refused = self.scheduler.refused_mark(key)
+        if refused is not None and refused != self.tokens.mark(self.tokens.current(call.user)):
+            self.scheduler.reopen(f"user:{key}")
 
     def start(self, call: Call, priority: Priority, listener: Listener, stream: Stream | None = None) -> "Job":
         """Let a call wait for its turn, or join the job of the same call.
@@ -202,7 +206,9 @@ class Job:
         "_in_flight",
         "_key",
         "_sender",
+        "_starting",
         "_stopping",
+        "_told",
         "_tries",
         "call",
         "error",
@@ -218,8 +224,10 @@ class Job:
         self._key = key
         self._context = contextvars.copy_context()
         self._granted: asyncio.Future[Turn] | None = None
+        self._starting = False
         self._in_flight = False
         self._stopping = False
+        self._told = False
         self._tries = Tries()
         self.call = call
         self.listeners: list[Listener] = [listener]
@@ -249,7 +257,7 @@ class Job:
     def stop(self) -> None:
         """Make no further call; one in flight is finished, and settles the outcome if it can."""
         self._stopping = True
-        if self._in_flight:
+        if self._starting or self._in_flight:
             return
         # Before the task hears of it: a turn granted in between would be nobody's.
         self._sender.scheduler.cancel(self._ask)
@@ -273,10 +281,12 @@ class Job:
             self.success.log_id,
         )
 
-    def _error_for(self, draft: Draft) -> FeishuMailError:
+    def _error_for(self, draft: Draft | None) -> FeishuMailError:
         """The error, one for each who asked: it names their draft, and carries their traceback."""
         assert self.error is not None
-        if draft is self.call.draft:
+        if not self._told:
+            self._told = True
+            self.error.draft = draft
             return self.error
         error = copy.copy(self.error)
         error.draft, error.__cause__ = draft, self.error.__cause__
@@ -285,7 +295,7 @@ class Job:
     def page(self) -> Page:
         """The page of drafts this call has listed, or the error raised."""
         if self.error is not None:
-            raise self.error
+            raise self._error_for(None)
         assert self.success is not None
         return read_page(self.success)
 
@@ -314,9 +324,10 @@ class Job:
             else:
                 self._granted.set_result(turn)
             return
-        self._in_flight = True
+        self._starting = True
+        # Not by the loop's task factory: an eager one would make the call here, in the dispatcher's midst.
         loop = asyncio.get_running_loop()
-        self.task = loop.create_task(self._run(turn), name="feishu-mail-call", context=self._context)
+        self.task = asyncio.Task(self._run(turn), loop=loop, name="feishu-mail-call", context=self._context)
         self._sender.tasks.add(self.task)
         self.task.add_done_callback(self._sender.tasks.discard)
 
@@ -387,7 +398,7 @@ class Job:
             FeishuMailError: it is not.
         """
         sender = self._sender
-        self._in_flight = False
+        self._starting = False
         try:
             self._check_wanted()
             if sender.transport.closed:
@@ -440,12 +451,13 @@ class Job:
     async def _renew(self, refused: str, judgement: Judgement) -> bool:
         """Have the user's refused token replaced; the user's other calls are held meanwhile.
 
-        A second refusal, or none but the same token, closes the user until the token changes.
+        A second refusal, or none but the same token, closes the user until the token changes. So does a
+        source that keeps failing, though not at its first failure.
         """
         sender = self._sender
         closed_by = None
         try:
-            if self._tries.renewed or await sender.tokens.renew(self.call.user, refused) is None:
+            if self._tries.renewed or not await self._another_token(refused):
                 closed_by = judgement.error
         except NotSent as error:
             closed_by = _error(judgement)
@@ -454,6 +466,18 @@ class Job:
             self._tries.renewed = True
             sender.scheduler.renewed(self._key[0], closed_by, sender.tokens.mark(refused))
         return closed_by is None
+
+    async def _another_token(self, refused: str) -> bool:
+        """Whether there is a token other than the refused one; a source that fails is asked again for a while."""
+        sender, failures = self._sender, 0
+        while True:
+            try:
+                return await sender.tokens.renew(self.call.user, refused) is not None
+            except NotSent as error:
+                failures += 1
+                if failures >= sender.policy.attempts or isinstance(error, ClientClosed):
+                    raise
+            await asyncio.sleep(sender.delays.backoff(failures))
 
     # -- the end ---------------------------------------------------------------------------------------
 

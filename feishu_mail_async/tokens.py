@@ -2,9 +2,12 @@
 
 import asyncio
 import hashlib
+import itertools
+import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from .errors import ClientClosed, NotSent, UnknownUser
 from .model import check_text
@@ -13,6 +16,7 @@ __all__ = ["TokenSource", "Tokens", "UserTokens"]
 
 _LONGEST: Final = 4096
 _FRESH: Final = 60.0
+_USERS_KEPT: Final = 10_000
 _SALT: Final = secrets.token_bytes(16)
 
 
@@ -47,6 +51,19 @@ def _check(token: object, whose: str) -> str:
     return token
 
 
+_numbers: Final = itertools.count(1)
+_known: Final[WeakKeyDictionary[object, int]] = WeakKeyDictionary()
+
+
+def _number(source: object) -> int:
+    """A number for a token source, the same for as long as it lives."""
+    anchor = getattr(source, "__self__", source)
+    try:
+        return _known.setdefault(anchor, next(_numbers))
+    except TypeError:  # it cannot be a key; then no other client is taken to have the same
+        return next(_numbers)
+
+
 def _good(token: object, user: str | None) -> str:
     try:
         return _check(token, _label(user))
@@ -79,7 +96,6 @@ class Tokens:
         self._refused: Callable[[str | None, str], Awaitable[None]] | None = None
         self._cache: dict[str | None, tuple[str, float]] = {}
         self._fetching: dict[str | None, asyncio.Task[str]] = {}
-        self._only: str | None = None
         if isinstance(source, str):
             self._fixed = {None: _check(source, _label(None))}
         elif isinstance(source, Mapping):
@@ -89,9 +105,9 @@ class Tokens:
                 _check(token, _label(check_text("tokens: a user's name", user)))
             self._fixed = source  # type: ignore[assignment]  # str keys serve where str | None may be asked
         elif isinstance(source, TokenSource):
-            self._fetch, self._refused = source.token, source.refused
+            self._fetch, self._refused, self._number = source.token, source.refused, _number(source)
         elif callable(source):
-            self._fetch = source
+            self._fetch, self._number = source, _number(source)
         else:
             raise TypeError(
                 f"tokens: give a string, a mapping of users to tokens, an async callable or a TokenSource, "
@@ -119,13 +135,13 @@ class Tokens:
     def key(self, user: str | None) -> str:
         """The name under which a (resolved) user's calls go one at a time, also across clients.
 
-        Two clients with one unnamed token each may stand for two people, so an unnamed user goes by a digest
-        of the token, salted anew in each process.
+        Two clients with one unnamed user each may stand for two people. Such a user goes by a digest of the
+        token, salted anew in each process, or by the source the tokens come from.
         """
         if user is not None:
             return user
         if self._fixed is None:
-            return "(the only user)"
+            return f"(token source {self._number})"
         return f"(token {self.mark(self._fixed[None])[:8]})"
 
     @staticmethod
@@ -140,7 +156,10 @@ class Tokens:
             NotSent: the mapping has lost its token, or holds one that cannot be one.
         """
         if self._fixed is None:
-            return self._cache[user][0]
+            known = self._cache.get(user)
+            if known is None:
+                raise NotSent(f"tokens: there is none for {_label(user)} any more")
+            return known[0]
         try:
             # A mapping is the caller's own, and may have changed since it was given.
             token = self._fixed[user]
@@ -148,29 +167,28 @@ class Tokens:
             raise self._failed(user, error) from error
         return _good(token, user)
 
-    async def ready(self, user: str | None, *, anew: bool = False) -> str:
-        """A token for this user; one fetched within the last minute is taken again unless `anew`.
+    def at_hand(self, user: str | None) -> bool:
+        """Whether `ready` has nothing to wait for."""
+        if self._fetch is None:
+            return True
+        known = self._cache.get(user)
+        return known is not None and asyncio.get_running_loop().time() - known[1] < _FRESH
+
+    def outdate(self, user: str | None) -> None:
+        """Have `ready` ask the source again."""
+        if user in self._cache:
+            self._cache[user] = self._cache[user][0], -math.inf
+
+    async def ready(self, user: str | None) -> str:
+        """A token for this user; one fetched within the last minute is taken again.
 
         Raises:
             NotSent: the source failed or gave what cannot be a token; its exception is the cause.
         """
-        if self._fetch is None:
+        if self._fetch is None or self.at_hand(user):
             return self.current(user)
-        known = self._cache.get(user)
-        if known is not None and not anew and asyncio.get_running_loop().time() - known[1] < _FRESH:
-            return known[0]
-        task = self._fetching.get(user)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._ask(user, self._fetch))
-            self._fetching[user] = task
-            task.add_done_callback(lambda done: self._fetched(user, done))
-        try:
-            # Shielded: several drafts may wait for it, and one of them giving up must not fail the others.
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if _being_cancelled():
-                raise
-            raise ClientClosed("the client was closed while a token was fetched; nothing was sent") from None
+        task = self._fetching.get(user) or self._begin(user, self._ask(user, self._fetch))
+        return await self._shared(task)
 
     async def renew(self, user: str | None, refused: str) -> str | None:
         """Another token in place of a refused one; None if there is none.
@@ -178,13 +196,46 @@ class Tokens:
         Raises:
             NotSent: as for `ready`.
         """
-        if self._refused is not None and self.current(user) == refused:
+        if self._fetch is None:
+            token = self.current(user)
+            return None if token == refused else token
+        # What is being fetched may have been asked for before the refusal; then it does not count.
+        task = self._fetching.get(user)
+        token = await self._shared(task) if task is not None else self.current(user)
+        if token == refused:
+            renewal = self._fetching.get(user) or self._begin(user, self._replace(user, refused, self._fetch))
+            token = await self._shared(renewal)
+        if token == refused:
+            del self._cache[user]  # so that the next draft asks again
+            return None
+        return token
+
+    def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[str]:
+        task = asyncio.Task(fetch, loop=asyncio.get_running_loop(), name="feishu-mail-token")
+        self._fetching[user] = task
+        task.add_done_callback(lambda done: self._fetched(user, done))
+        return task
+
+    @staticmethod
+    async def _shared(task: asyncio.Task[str]) -> str:
+        """Wait for a fetch that others may wait for too: one of them giving up must not break it off.
+
+        A renewal that is broken off between the server's answer and its being kept may lose the login.
+        """
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if _being_cancelled():
+                raise
+            raise ClientClosed("the client was closed while a token was fetched; nothing was sent") from None
+
+    async def _replace(self, user: str | None, refused: str, fetch: Callable[[str | None], Awaitable[str]]) -> str:
+        if self._refused is not None:
             try:
                 await self._refused(user, refused)
             except Exception as error:
                 raise self._failed(user, error) from error
-        token = await self.ready(user, anew=True)
-        return None if token == refused else token
+        return await self._ask(user, fetch)
 
     async def _ask(self, user: str | None, fetch: Callable[[str | None], Awaitable[str]]) -> str:
         try:
@@ -195,6 +246,8 @@ class Tokens:
             raise self._failed(user, error) from error  # something within the source was cancelled, not we
         except Exception as error:
             raise self._failed(user, error) from error
+        if len(self._cache) > _USERS_KEPT:
+            del self._cache[next(iter(self._cache))]
         self._cache[user] = _good(token, user), asyncio.get_running_loop().time()
         return token
 

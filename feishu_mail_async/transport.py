@@ -14,12 +14,11 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from .protocol import LONGEST_REPLY, CallEnd, Reply, is_loopback
+from .protocol import LONGEST_REPLY, REDACTED, CallEnd, Reply, is_loopback
 
 __all__ = ["Failure", "Transport"]
 
 _LONGEST_CONNECT: Final = 10.0
-_REDACTED: Final = "***"
 
 # aiohttp raises these before the first byte of the request is written.
 _BEFORE_THE_REQUEST: Final = (
@@ -200,12 +199,19 @@ def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
 
 def _reason(error: Exception, token: str) -> str:
     """What an exception says, without what it holds: some of aiohttp's hold the request's headers."""
+    try:
+        text = _described(error)
+    except Exception:  # noqa: BLE001 - an exception made by hand may lack what its class promises
+        text = type(error).__name__
+    return text.replace(token, REDACTED)[:300]
+
+
+def _described(error: Exception) -> str:
     match error:
         case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said)):
             # asyncio tells which call failed; the number tells why.
-            text = f"{error.host}:{error.port}: {os.strerror(number) if number in errorcode else said}"
+            return f"{error.host}:{error.port}: {os.strerror(number) if number in errorcode else said}"
         case aiohttp.ClientResponseError():
-            text = f"HTTP {error.status} {error.message}"
+            return f"HTTP {error.status} {error.message}"
         case _:
-            text = f"{type(error).__name__}: {error}"
-    return text.replace(token, _REDACTED)[:300]
+            return f"{type(error).__name__}: {error}"

@@ -278,9 +278,7 @@ class Model:
 
     def goes(self, want: Want, now: float) -> float:
         """When this head of a lane could go if nothing happened before."""
-        return max(
-            self.locks_open(want), self.permit_for(want, now), self.spaced(now), self.paused()
-        )
+        return max(self.locks_open(want), self.permit_for(want, now), self.spaced(now), self.paused())
 
     def next_dispatch(self, now: float) -> float:
         """Invariant 6: the clock may not pass this moment without a dispatch."""
@@ -373,15 +371,17 @@ class Model:
             user.opens = max(user.opens, call.latest)
             mailbox.opens = max(mailbox.opens, call.latest)
         user.held = renewing
+        answered = judgement.end is CallEnd.ANSWERED and call.probe and call.era == self.era
+        if answered:  # whatever it says, the server can be reached
+            self.since, self.times, self.doubtful = None, 0, False
         if verdict is Verdict.RETRY and scope is Scope.APP:
             if judgement.end is CallEnd.NEVER_LEFT:
                 self.unreachable(call, now, refused)
             else:
                 self.pause_until(now + (self.limit.per if judgement.pause is None else judgement.pause))
-                self.doubtful = self.doubtful or call.probe  # reachable, after all
-        elif judgement.end is CallEnd.ANSWERED and call.probe and call.era == self.era:
+                self.doubtful = self.since is not None and call.probe  # of an older pause, but it was answered
+        elif answered:
             self.pause = None
-            self.since, self.times, self.doubtful = None, 0, False
             self.smooth_until = now + self.limit.per
         if verdict is Verdict.RETRY and scope is Scope.USER:
             user.strikes += 1
@@ -421,8 +421,7 @@ class Model:
         elif call.era != self.era:
             return
         if (self.doubtful or call.late) and self.delays.asked == (1, 0.0):
-            # Where a server answered in between, or nobody tried for long, an outage may or may not go on: two
-            # tests of their own say what it should do.
+            # Where an older call was answered in between, or nobody tried for long, it may or may not go on.
             self.since, self.times = now, 0
         self.doubtful = False
         lasted = now - self.since

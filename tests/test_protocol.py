@@ -211,7 +211,7 @@ def test_hosts_that_are_refused(base_url: str) -> None:
 
 @pytest.mark.parametrize("base_url", [None, b"https://open.feishu.cn", 443])
 def test_a_host_is_a_string(base_url: Any) -> None:
-    with pytest.raises(TypeError, match=begins_with("base_url")):
+    with pytest.raises(ValueError, match=begins_with("base_url")):
         FeishuMailClient(TOKEN, base_url=base_url)
 
 

@@ -32,7 +32,7 @@ from feishu_mail_async.sending import Sender
 from feishu_mail_async.tokens import Tokens
 
 FEW: Final = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -431,6 +431,8 @@ SHAPES: Final[dict[str, Callable[[int], tuple[str, str]]]] = {
     "one mailbox, a user each": lambda n: (f"u{n}", "m"),
 }
 MOST_LINES: Final = 400
+SLICE: Final = 15_000
+"""Lines in one go, where many lanes have to move: they take a millisecond or two."""
 
 
 def check_cost(shape: str, waiting: int) -> None:
@@ -489,16 +491,16 @@ def test_users_who_share_mailboxes_cost_a_little_for_each_draft() -> None:
         crowd.end()
 
 
-def test_users_who_share_mailboxes_cost_no_single_decision_much() -> None:
+def test_users_who_share_mailboxes_never_keep_the_loop() -> None:
     crowd = crossed(300, 10)
     try:
-        costs = crowd.decide()
-        assert max(costs) < 10 * MOST_LINES, f"{max(costs)} lines for one decision"
+        crowd.decide()
+        assert crowd.longest < SLICE, f"{crowd.longest} lines in one go"
     finally:
         crowd.end()
 
 
-def test_users_served_in_the_opposite_order_cost_no_single_decision_much() -> None:
+def test_users_served_in_the_opposite_order_never_keep_the_loop() -> None:
     # Each of them, when it comes, is better than the one that stands for the mailbox.
     count = 400
     crowd = Crowd(RateLimit(2 * count, spacing=0.0))
@@ -508,7 +510,8 @@ def test_users_served_in_the_opposite_order_cost_no_single_decision_much() -> No
         crowd.submit((f"u{number}", "m") for number in reversed(range(count)))
         costs = crowd.decide()
         assert crowd.order[count:] == crowd.order[:count]
-        assert max(costs) < 10 * MOST_LINES, f"{max(costs)} lines for one decision"
+        assert sum(costs) < 3 * MOST_LINES * count
+        assert crowd.longest < SLICE, f"{crowd.longest} lines in one go"
     finally:
         crowd.end()
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from feishu_mail_async.errors import FeishuMailError, ScopeClosed
+from feishu_mail_async.errors import FeishuMailError, ScopeClosed, decisive
 from feishu_mail_async.model import Outcome, OutcomeStatus, RateLimit
 from feishu_mail_async.scheduler import Snapshot
 
@@ -19,7 +19,7 @@ from .screen import STYLES, console, living_place, print_hanging, print_outcome
 from .tally import Tally
 from .verbose import Verbose
 from .waiting import Wait, why_waiting
-from .words import brief, closing, count, name_scope, name_status, reason, short, span, tally
+from .words import brief, closing, count, name_scope, name_status, short, span, tally
 
 __all__ = ["Board"]
 
@@ -111,7 +111,7 @@ class Board:
 
     def _skip(self, error: ScopeClosed) -> None:
         """A draft was not tried: the first of its scope is told, the others are counted."""
-        cause = reason(error)
+        cause = decisive(error)
         if error.scope not in self._skipped:
             self._skipped[error.scope] = f"{name_scope(error.scope)}: {short(cause)}", 0
             known = any(cause is other for other in self._explained)

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from feishu_mail_async.errors import ApiError
+from feishu_mail_async.errors import ApiError, decisive
 from feishu_mail_async.model import Outcome
 
 from .problems import CannotStart, WrongUsage
-from .words import advise, brief, log_id, reason
+from .words import advise, brief, log_id
 
 __all__ = ["COLUMNS", "Results", "make_row"]
 
@@ -47,7 +47,7 @@ def make_row(outcome: Outcome) -> dict[str, Any]:
         row |= {"message_id": result.message_id, "thread_id": result.thread_id}
         row |= {"attempts": result.attempts, "log_id": result.log_id}
     if error is not None:
-        decided = reason(error)
+        decided = decisive(error)
         row |= {"attempts": error.attempts, "log_id": log_id(error), "error": brief(error)}
         row |= {"advice": advise(error) or None, "code": decided.code if isinstance(decided, ApiError) else None}
     return row

@@ -7,11 +7,11 @@ from typing import Final
 
 from rich.text import Text
 
-from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, ScopeClosed
+from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, ScopeClosed, decisive
 from feishu_mail_async.model import Outcome, OutcomeStatus
 
 from .screen import STYLES
-from .words import advise, brief, name_scope, name_status, reason
+from .words import advise, brief, name_scope, name_status
 
 __all__ = ["Tally"]
 
@@ -56,7 +56,7 @@ class Tally:
         error = outcome.error
         if error is None:
             return
-        decided = reason(error)
+        decided = decisive(error)
         closed = isinstance(error, ScopeClosed)
         # What the server says of one code may differ in detail; it is one reason all the same.
         why = decided.code if isinstance(decided, ApiError) else brief(decided)
@@ -102,4 +102,4 @@ def _scoped(group: _Group) -> str:
     names = [name_scope(scope) for scope in group.scopes]
     more = len(names) - _MOST_SCOPES
     listed = ", ".join(names[:_MOST_SCOPES]) + (f" and {more} more" if more > 0 else "")
-    return f"because of {listed}: {brief(reason(group.error))}"
+    return f"because of {listed}: {brief(decisive(group.error))}"

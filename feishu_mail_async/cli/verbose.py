@@ -12,7 +12,8 @@ _SECRETS: Final[set[str]] = set()
 
 def hide(secret: str) -> None:
     """Never print this, whatever it stands in."""
-    _SECRETS.add(secret)
+    if secret:
+        _SECRETS.add(secret)
 
 
 def print_traceback(error: BaseException) -> None:

@@ -19,6 +19,7 @@ from feishu_mail_async.errors import (
     ScopeMissing,
     TenantStorageFull,
     UserDailyQuota,
+    decisive,
 )
 from feishu_mail_async.model import Draft, Outcome, OutcomeStatus
 
@@ -35,7 +36,6 @@ __all__ = [
     "name_draft",
     "name_scope",
     "name_status",
-    "reason",
     "short",
     "span",
     "summary",
@@ -125,16 +125,9 @@ def advise(error: BaseException | None) -> str:
     return clean(words)
 
 
-def reason(error: FeishuMailError) -> FeishuMailError:
-    """What decided the outcome: what an unknown outcome or a closed scope comes from, or else the error itself."""
-    while isinstance(error, OutcomeUnknown | ScopeClosed) and isinstance(error.__cause__, FeishuMailError):
-        error = error.__cause__
-    return error
-
-
 def log_id(error: FeishuMailError) -> str | None:
     """The log id that support asks for."""
-    return error.log_id or reason(error).log_id
+    return error.log_id or decisive(error).log_id
 
 
 def explain(error: FeishuMailError) -> str:
@@ -159,13 +152,13 @@ def closing(error: ScopeClosed, *, advice: bool) -> str:
         error: of one of the drafts that are skipped.
         advice: whether to say what to do.
     """
-    why = _because(error) if advice else _sentence(_why(reason(error)))
+    why = _because(error) if advice else _sentence(_why(decisive(error)))
     whose = "All drafts" if error.scope == "app" else "Its drafts"
     return clean(f"{whose} are skipped: {why}{_again(error)}")
 
 
 def _because(error: FeishuMailError) -> str:
-    return f"{_sentence(_why(reason(error)))} {advise(error)}".strip()
+    return f"{_sentence(_why(decisive(error)))} {advise(error)}".strip()
 
 
 def _why(error: FeishuMailError) -> str:
@@ -254,7 +247,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     if result is not None:
         told |= {"attempts": result.attempts, "log_id": result.log_id}
     if error is not None:
-        decided = reason(error)
+        decided = decisive(error)
         api = decided if isinstance(decided, ApiError) else None
         told |= {"attempts": error.attempts, "log_id": log_id(error)}
         told["error"] = {
