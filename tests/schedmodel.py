@@ -62,16 +62,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.before_moving: Callable[[float], None] = lambda _: None
         self.each_pass: Callable[[], None] = lambda: None
         self.errors: list[dict[str, Any]] = []
-        self.tasks: list[asyncio.Task[Any]] = []
         self._spins = 0
         super().__init__(_Select(self._idle))
         self.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.set_task_factory(self._new_task)
 
-    def _new_task(self, _: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> "asyncio.Task[Any]":
-        self.tasks = [task for task in self.tasks if not task.done()]
-        self.tasks.append(asyncio.Task(coroutine, loop=self, **more))
-        return self.tasks[-1]
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Those that have not ended."""
+        return list(asyncio.all_tasks(self))
 
     def time(self) -> float:
         return self.now
@@ -113,10 +111,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def end(self) -> None:
         """Cancel what still runs, and close."""
         self.before_moving = lambda _: None
-        for task in self.tasks:
+        tasks = self.tasks
+        for task in tasks:
             task.cancel()
         self.run()
-        for task in self.tasks:
+        for task in tasks:
             if not task.cancelled() and task.exception() is not None:
                 self.errors.append({"exception": task.exception()})
         self.close()
@@ -704,7 +703,9 @@ class World:
         assert shot.cooling == cooling
         closed = {closure.scope: closure.seconds for closure in shot.closed}
         assert closed == {
-            scope: None if ends == math.inf else max(0.0, ends - now) for scope, (_, ends) in model.closed.items()
+            scope: None if ends == math.inf else ends - now
+            for scope, (_, ends) in model.closed.items()
+            if ends > now
         }
 
 

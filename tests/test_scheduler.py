@@ -926,6 +926,24 @@ def test_next_permit_of_a_lowered_limit(world: World) -> None:
     assert len(world.flights) == 1
 
 
+def test_a_raised_limit_lets_more_go_at_once(world: World) -> None:
+    fly(world, ("A", "a"), ("B", "b"))
+    world.submit("C", "c")
+    world.run(1.0)
+    assert world.log == [1, 2]
+    world.set_limit(RateLimit(3, 8.0, 0.0))
+    world.run()
+    assert world.log == [1, 2, 3]
+
+
+def test_calls_that_one_outage_ended_together_count_once(world: World) -> None:
+    world.set_limit(RateLimit(20, 8.0, 0.0))
+    for flight in fly(world, ("A", "a"), ("B", "b"), ("C", "c")):
+        world.settle(flight, never_left("lookup"))
+        world.run(0.25)
+    assert shot(world).paused == 0.25  # a second after the first; three in a row would be four
+
+
 class GivesUp:
     """A taker who, when it is refused, gives up another ask."""
 
