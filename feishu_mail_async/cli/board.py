@@ -52,7 +52,7 @@ class Board:
         self._verbose = verbose
         self._id_width = id_width
         self._skipped: dict[str, tuple[str, int]] = {}
-        self._explained: list[FeishuMailError] = []
+        self._explained: list[str] = []
         self._stop: tuple[str, float] | None = None
         self._printed = 0.0
         self._rest = ""
@@ -105,20 +105,20 @@ class Board:
 
     def _tell(self, outcome: Outcome, error: FeishuMailError) -> None:
         """Print what went wrong; what a closed scope has already explained is said briefly."""
-        known = any(error is other for other in self._explained)
+        known = str(error) in self._explained
         print_outcome(self.out, outcome, self._id_width, brief(error) if known else None)
-        self._explained = [*self._explained[-_STEPS:], error]
+        self._explained = [*self._explained[-_STEPS:], str(error)]
 
     def _skip(self, error: ScopeClosed) -> None:
         """A draft was not tried: the first of its scope is told, the others are counted."""
         cause = decisive(error)
         if error.scope not in self._skipped:
             self._skipped[error.scope] = f"{name_scope(error.scope)}: {short(cause)}", 0
-            known = any(cause is other for other in self._explained)
+            known = str(cause) in self._explained
             head = Text("skipping      ", style=STYLES[OutcomeStatus.SKIPPED])
             head.append(name_scope(error.scope), style="default")
             print_hanging(self.out, head, closing(error, advice=not known))
-            self._explained = [*self._explained[-_STEPS:], cause]
+            self._explained = [*self._explained[-_STEPS:], str(cause)]
         text, number = self._skipped[error.scope]
         self._skipped[error.scope] = text, number + 1
 
