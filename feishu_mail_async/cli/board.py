@@ -97,7 +97,9 @@ class Board:
             self._tell(outcome, outcome.error)
         if outcome.error is not None:
             self._verbose.traceback(outcome.error)
-        if self._live is None and self._step() > before and self.tally.total < self._total >= _STEPS:
+        if self._live is not None or self._ending:
+            return
+        if self._step() > before and self.tally.total < self._total >= _STEPS:
             self._progress()
 
     def _step(self) -> int:
