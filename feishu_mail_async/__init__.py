@@ -1,6 +1,6 @@
 """Send Feishu and Lark mail drafts from asyncio: within the rate limit, nothing lost, nothing sent twice."""
 
-from .bulk import BulkRun, Summary
+from .bulk import BulkRun, Outcome, Summary
 from .client import FeishuMailClient
 from .errors import (
     AccessDenied,
@@ -38,7 +38,7 @@ from .errors import (
     UserDailyQuota,
     UserExternalQuota,
 )
-from .model import Draft, Outcome, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
+from .model import Draft, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
 from .scheduler import ClosedScope, Snapshot
 from .tokens import TokenSource
 

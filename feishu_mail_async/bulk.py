@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from .errors import ApiError, FeishuMailError, NotSent, UnknownUser, decisive
-from .model import Draft, Outcome, OutcomeStatus, Priority
+from .model import Draft, OutcomeStatus, Priority, SendResult
 from .sending import Call, Job, Sender, sending
 
-__all__ = ["BulkRun", "DraftSource", "Summary"]
+__all__ = ["BulkRun", "DraftSource", "Outcome", "Summary"]
 
 DraftSource = Iterable[str | Draft] | AsyncIterable[str | Draft]
 """What `send_drafts` takes."""
@@ -38,6 +38,24 @@ _BACKLOG: Final = 100
 
 _BREATH: Final = 50
 """Items handled in one go before others in the loop have their chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one draft of a run: either `result` or `error` is set.
+
+    Attributes:
+        draft: the draft as it was given.
+        status: sent, already_sent; failed (certainly not sent, and why is its own); unknown (it may have
+            been sent); skipped (not sent, for a reason that is not its own).
+        result: set if it was sent.
+        error: set if it was not, or may not have been.
+    """
+
+    draft: Draft
+    status: OutcomeStatus
+    result: SendResult | None
+    error: FeishuMailError | None
 
 
 @dataclass(slots=True)

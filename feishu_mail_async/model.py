@@ -5,14 +5,10 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any, Final, Self
-
-if TYPE_CHECKING:
-    from .errors import FeishuMailError
+from typing import Any, Final, Self
 
 __all__ = [
     "Draft",
-    "Outcome",
     "OutcomeStatus",
     "Priority",
     "RateLimit",
@@ -217,21 +213,3 @@ class OutcomeStatus(StrEnum):
     FAILED = "failed"
     UNKNOWN = "unknown"
     SKIPPED = "skipped"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one draft of a run: either `result` or `error` is set.
-
-    Attributes:
-        draft: the draft as it was given.
-        status: sent, already_sent; failed (certainly not sent, and why is its own); unknown (it may have
-            been sent); skipped (not sent, for a reason that is not its own).
-        result: set if it was sent.
-        error: set if it was not, or may not have been.
-    """
-
-    draft: Draft
-    status: OutcomeStatus
-    result: SendResult | None
-    error: "FeishuMailError | None"

@@ -725,6 +725,22 @@ def test_a_stream_that_is_held_holds_up_no_other_and_goes_on_when_resumed() -> N
         world.end()
 
 
+@pytest.mark.parametrize("to", [None, "s2"])
+def test_an_ask_that_another_wants_too_is_held_by_no_stream(world: World, to: str | None) -> None:
+    world.hold("s1")
+    world.hold("s2")
+    for user in "AB":
+        world.submit(user, user, Priority.BULK, stream="s1")
+    world.run(100.0)
+    assert not world.log
+    world.move(list(world.askers)[1], Priority.BULK, to)
+    world.run()
+    assert world.log == [2]
+    world.move(list(world.askers)[0], Priority.NORMAL, "s1")  # more urgent, but for the same stream
+    world.run(100.0)
+    assert world.log == [2]
+
+
 def test_of_users_who_wait_for_one_mailbox_the_one_unserved_the_longest_goes() -> None:
     world = World(RateLimit(100, 8.0, 0.0))
     try:

@@ -10,8 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, decisive
-from feishu_mail_async.model import Outcome, OutcomeStatus, RateLimit
+from feishu_mail_async.model import OutcomeStatus, RateLimit
 from feishu_mail_async.scheduler import Snapshot
 
 from .pace import Pace

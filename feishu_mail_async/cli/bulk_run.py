@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from feishu_mail_async.bulk import BulkRun
+from feishu_mail_async.bulk import BulkRun, Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
-from feishu_mail_async.model import Draft, Outcome
+from feishu_mail_async.model import Draft
 
 from .board import Board
 from .interrupts import Interrupts

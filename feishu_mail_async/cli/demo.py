@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from feishu_mail_async import codes
+from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed
-from feishu_mail_async.model import Outcome, OutcomeStatus, RateLimit, RetryPolicy
+from feishu_mail_async.model import OutcomeStatus, RateLimit, RetryPolicy
 from feishu_mail_async.sandbox import Ledger, Sandbox
 
 from .account import ENVIRONMENT

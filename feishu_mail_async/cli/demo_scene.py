@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from feishu_mail_async.model import Draft, Outcome, OutcomeStatus, RateLimit
+from feishu_mail_async.bulk import Outcome
+from feishu_mail_async.model import Draft, OutcomeStatus, RateLimit
 from feishu_mail_async.sandbox import Fault, Ledger, Sandbox
 
 __all__ = ["FEWEST", "Scene", "mistakes", "set_scene"]

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import ApiError, decisive
-from feishu_mail_async.model import Outcome
 
 from .problems import CannotStart, WrongUsage
 from .words import advise, brief, log_id

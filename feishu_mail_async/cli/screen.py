@@ -13,7 +13,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from feishu_mail_async.model import Outcome, OutcomeStatus
+from feishu_mail_async.bulk import Outcome
+from feishu_mail_async.model import OutcomeStatus
 
 from .verbose import Verbose
 from .waiting import Wait

@@ -7,8 +7,9 @@ from typing import Final
 
 from rich.text import Text
 
+from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, ScopeClosed, decisive
-from feishu_mail_async.model import Outcome, OutcomeStatus
+from feishu_mail_async.model import OutcomeStatus
 
 from .screen import STYLES
 from .words import advise, brief, name_scope, name_status

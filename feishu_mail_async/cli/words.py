@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import (
     ApiError,
     AppQuotaSpent,
@@ -21,7 +22,7 @@ from feishu_mail_async.errors import (
     UserDailyQuota,
     decisive,
 )
-from feishu_mail_async.model import Draft, Outcome, OutcomeStatus
+from feishu_mail_async.model import Draft, OutcomeStatus
 
 __all__ = [
     "advise",
