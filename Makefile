@@ -16,6 +16,8 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not soak"
 
+# The same examples every time; `make soak SOAK_RANDOM=1` looks for new ones.
+soak: export SOAK_RANDOM ?=
 soak: $(READY)
 	$(BIN)/python -m pytest -n 2 -m soak
 

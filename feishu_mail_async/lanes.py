@@ -264,6 +264,10 @@ class Lanes:
         """Whether any ask waits."""
         return any(self.waiting.values())
 
+    def any_shut(self, now: float) -> bool:
+        """Whether any user or mailbox has to wait."""
+        return any(gate.shut(now) for gates in (self.users, self.mailboxes) for gate in gates.values())
+
     def asks(self) -> Iterator[Ask]:
         """All that wait."""
         for user in self.users.values():

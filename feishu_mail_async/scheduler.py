@@ -434,7 +434,9 @@ class Scheduler:
             self._budget.free(now) >= self._budget.limit.calls
             and not self._lanes.any_waiting()
             and self._pause is None
-            and not self._closed
+            # When the app's closure is over, one call has to probe; a user's and a mailbox's just ends.
+            and not any(closure.ends > now or scope == "app" for scope, closure in self._closed.items())
+            and not self._lanes.any_shut(now)
         )
 
     def set_limit(self, limit: RateLimit) -> None:

@@ -1,19 +1,23 @@
 """What many tests share: virtual time for a whole coroutine, and how long hypothesis may take."""
 
 import asyncio
+import os
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import looptime
 from hypothesis import HealthCheck, settings
 
-__all__ = ["run_virtual"]
+__all__ = ["SEEDED", "run_virtual"]
 
 T = TypeVar("T")
 
 # Where no loop was ever set, pytest-asyncio's look for the old one makes one, which nobody closes: on Python 3.11
 # that is a ResourceWarning at the end of every run whose first test is not asynchronous.
 asyncio.set_event_loop(None)
+
+SEEDED: Final = not os.environ.get("SOAK_RANDOM")
+"""Whether the long runs take the same examples every time, so that what fails is the change, not the draw."""
 
 # The same examples in every run: a failure of `make test` is a failure of the code, not of the draw.
 # No deadline, because no test may depend on how fast the machine is.

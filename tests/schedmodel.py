@@ -332,7 +332,7 @@ class Model:
                 mine, theirs = self.user(want.user).served, self.user(other.user).served
                 assert mine <= theirs, f"{want} went before {other}, whose user is unserved for longer"
                 # Which of one user's mailboxes comes first is no promise; but they take turns as they came, as
-                # long as no ask has moved into another lane, where it is neither the last to have come nor the first.
+                # long as no ask has moved into another lane (where it is last, though it came early).
                 if mine == theirs and not self.moved:
                     assert want.arrived <= other.arrived, f"{want} went before {other}, which came first"
         self.as_the_server_counts(now)

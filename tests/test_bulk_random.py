@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 from bulkmodel import check_one, check_true
-from conftest import run_virtual
+from conftest import SEEDED, run_virtual
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from feishu_mail_async import (
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 FEW: Final = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MANY: Final = settings(FEW, max_examples=3_000, derandomize=False)
+MANY: Final = settings(FEW, max_examples=1_500, derandomize=SEEDED)
 
 FAULTS: Final[dict[str, Callable[[], Fault]]] = {
     "sent, no answer": Fault.reset_after,
