@@ -1,6 +1,11 @@
 """What a bulk run would do, and the question whether to do it."""
 
+import os
+import select
+import signal
+import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -66,11 +71,34 @@ def check_askable(*, from_input: bool) -> None:
         raise WrongUsage("--yes", "without a terminal nobody can be asked before mail is sent; give it")
 
 
+def _await_answer() -> None:
+    """Wait until there is a line to read. Ctrl-C ends it whenever it comes.
+
+    A read alone would sleep through a signal that comes in the moment before it: here that leaves a byte in a
+    socket, which is looked at too.
+    """
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        return
+    try:
+        answers = sys.stdin.fileno()
+    except ValueError:  # it is no file
+        return
+    ours, waker = socket.socketpair()
+    with ours, waker:
+        waker.setblocking(False)
+        before = signal.set_wakeup_fd(waker.fileno())
+        try:
+            select.select([answers, ours], [], [])
+        finally:
+            signal.set_wakeup_fd(before)
+
+
 def agreed() -> bool:
     """Ask; anything but a clear yes is a no."""
     try:
         sys.stderr.write("Send them? Mail cannot be unsent. [y/N] ")
         sys.stderr.flush()
+        _await_answer()
         answer = sys.stdin.readline()
     except KeyboardInterrupt:
         answer = ""
