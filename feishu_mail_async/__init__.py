@@ -17,6 +17,7 @@ from .errors import (
     FrequencyLimited,
     InvalidRequest,
     InvalidToken,
+    LedgerError,
     MailboxNotFound,
     MailThrottled,
     NotSent,
@@ -38,8 +39,10 @@ from .errors import (
     UserDailyQuota,
     UserExternalQuota,
 )
+from .ledger import DraftState, Ledger, Overview, Record, open_ledger
+from .ledger.standing import ClosedScope
 from .model import Draft, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
-from .scheduler import ClosedScope, Snapshot
+from .scheduler import Snapshot
 from .tokens import TokenSource
 
 __all__ = [
@@ -56,22 +59,27 @@ __all__ = [
     "Draft",
     "DraftNotFound",
     "DraftRejected",
+    "DraftState",
     "FeishuMailClient",
     "FeishuMailError",
     "FrequencyLimited",
     "InvalidRequest",
     "InvalidToken",
+    "Ledger",
+    "LedgerError",
     "MailThrottled",
     "MailboxNotFound",
     "NotSent",
     "Outcome",
     "OutcomeStatus",
     "OutcomeUnknown",
+    "Overview",
     "PermissionDenied",
     "Priority",
     "QuotaSpent",
     "RateLimit",
     "ReceiverCheckFailed",
+    "Record",
     "RetryPolicy",
     "ScopeClosed",
     "ScopeMissing",
@@ -90,4 +98,5 @@ __all__ = [
     "UnknownUser",
     "UserDailyQuota",
     "UserExternalQuota",
+    "open_ledger",
 ]

@@ -7,6 +7,7 @@ would let the next call arrive while the server still counts this one.
 
 import heapq
 import math
+from collections.abc import Iterable
 from typing import Final
 
 from aiolimiter import AsyncLimiter
@@ -51,6 +52,11 @@ class Budget:
         # More than one is missing only after the limit was lowered, or behind a reserve.
         return self._back(self._ended[0] if missing == 1 else heapq.nsmallest(missing, self._ended)[-1])
 
+    def load(self, in_flight: int, ended: Iterable[float]) -> None:
+        """Put what a ledger says in place of what was known: calls in flight, and when the others ended."""
+        self.in_flight = in_flight
+        self._ended = sorted(ended)
+
     def take(self) -> None:
         """Take a permit for a call that is dispatched now."""
         self.in_flight += 1
@@ -69,41 +75,29 @@ class Budget:
 
 
 class Spacing:
-    """The least time between two dispatches: a token bucket that holds one.
+    """The least time between two dispatches of a process: a token bucket that holds one.
 
     Its capacity is 1 because a bucket of r lets nearly 2 r through in its first period. A dispatch takes its
     token at the moment it goes: one that was taken earlier and kept while waiting for a permit would have
     been refilled by then, and the next dispatch would follow at once.
     """
 
-    __slots__ = ("_bucket", "_last", "_seconds")
+    __slots__ = ("_bucket", "_seconds")
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = -1.0
-        self._last = -math.inf
+    def __init__(self) -> None:
+        self._seconds = 0.0
         self._bucket: AsyncLimiter | None = None
-        self.set(seconds)
 
-    def set(self, seconds: float) -> None:
-        """Change the spacing; the last dispatch counts for the new one too."""
-        if seconds == self._seconds:
-            return
-        self._seconds = seconds
-        self._bucket = AsyncLimiter(1, seconds) if seconds else None  # AsyncLimiter(1, 0) divides by zero
-
-    def ready_at(self, now: float) -> float:
-        """When the next dispatch may go; `now` or earlier if at once."""
-        at = self.after(self._seconds)
-        if at <= now and self._bucket is not None and not self._bucket.has_capacity():
-            return now + _ROUNDING  # the bucket's own arithmetic is a rounding error behind
+    def ready_at(self, at: float, seconds: float) -> float:
+        """When the next dispatch may go that is due `at`, now or earlier, with that spacing in force."""
+        if seconds != self._seconds:
+            self._seconds = seconds
+            self._bucket = AsyncLimiter(1, seconds) if seconds else None  # AsyncLimiter(1, 0) divides by zero
+        if self._bucket is not None and not self._bucket.has_capacity():
+            return at + _ROUNDING  # the bucket's own arithmetic is a rounding error behind
         return at
 
-    def after(self, seconds: float) -> float:
-        """That long after the last dispatch."""
-        return self._last + seconds
-
-    async def take(self, now: float) -> None:
+    async def take(self) -> None:
         """Count a dispatch. Where `ready_at` said at once, this does not suspend."""
-        self._last = now
         if self._bucket is not None:
             await self._bucket.acquire()

@@ -15,6 +15,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Coroutine,
     Generator,
     Iterable,
     Iterator,
@@ -35,6 +36,9 @@ DraftSource = Iterable[str | Draft] | AsyncIterable[str | Draft]
 
 _BACKLOG: Final = 100
 """Outcomes that may wait for the consumer before no new calls are made."""
+
+_LOOKED_UP: Final = 200
+"""Drafts that are looked up in the ledger in one go."""
 
 _BREATH: Final = 50
 """Items handled in one go before others in the loop have their chance."""
@@ -140,6 +144,7 @@ class BulkRun:
         self._reader: asyncio.Task[None] | None = None
         self._entries: dict[_Entry, Job | None] = {}
         self._jobs: dict[Job, None] = {}
+        self._recalling: dict[_Entry, Call] = {}
         self._preparing: dict[str | None, list[tuple[_Entry, Call]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque()
@@ -175,6 +180,8 @@ class BulkRun:
         self._stopping = True
         if self._reader is not None and self._reading:
             self._reader.cancel()
+        for entry in self._recalling:
+            self._fail(entry, _stopped(entry.draft))
         for waiting in self._preparing.values():
             for entry, _ in waiting:
                 self._fail(entry, _stopped(entry.draft))
@@ -309,21 +316,55 @@ class BulkRun:
             await self._room.wait()
 
     def _start(self, draft: Draft, user: str | None) -> None:
-        """Let one draft wait for its turn, or for its user's token: that must not hold up the other users."""
+        """Let one draft go on its way, which begins with a look at what the ledger knows of it."""
         entry = _Entry(self, draft)
         call = sending(draft, user)
         self._entries[entry] = None
         if self._stopping:
             self._fail(entry, _stopped(draft))
-        elif user in self._preparing:
+        elif not self._sender.scheduler.book.shared:
+            self._await_token(entry, call)
+        else:
+            if not self._recalling:
+                self._spawn(self._recall(), "feishu-mail-recall")
+            self._recalling[entry] = call
+
+    async def _recall(self) -> None:
+        """Look up what has been read: while the ledger is asked for some, the next ones gather."""
+        while self._recalling:
+            batch = list(itertools.islice(self._recalling.items(), _LOOKED_UP))
+            try:
+                records = await self._sender.recall([call for _, call in batch])
+            except FeishuMailError as error:
+                for entry, _ in batch:
+                    self._fail(entry, type(error)(str(error), draft=entry.draft), error.__cause__)
+                records = {}
+            for entry, call in batch:
+                del self._recalling[entry]
+                record = records.get(self._sender.key(call))
+                if entry not in self._entries:
+                    continue  # it has its outcome already
+                if record is not None and record.state.settled:
+                    self._sender.recorded(call, record, entry)
+                else:
+                    self._await_token(entry, call)
+            await asyncio.sleep(0)
+
+    def _await_token(self, entry: _Entry, call: Call) -> None:
+        """Let a draft wait for its turn, or for its user's token: that must not hold up the other users."""
+        user = call.user
+        if user in self._preparing:
             self._preparing[user].append((entry, call))
         elif self._sender.tokens.at_hand(user):
             self._offer(entry, call)
         else:
             self._preparing[user] = [(entry, call)]
-            task = asyncio.Task(self._prepare(user), loop=asyncio.get_running_loop(), name="feishu-mail-prepare")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._prepare(user), "feishu-mail-prepare")
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _prepare(self, user: str | None) -> None:
         """Fetch a user's token, then let the drafts go that wait for it."""

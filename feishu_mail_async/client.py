@@ -1,6 +1,7 @@
 """The face: checks what it is given, and wires the rooms together."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
@@ -11,15 +12,23 @@ import aiohttp
 from .bulk import BulkRun, DraftSource
 from .errors import BadReply, ClientClosed, UnknownUser
 from .lanes import mailbox_key
+from .ledger import Ledger, Record, check_url, open_ledger
+from .ledger.book import MemoryBook
 from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_count, check_number, check_text
 from .protocol import FEISHU, check_base_url, list_path
 from .scheduler import Scheduler, Snapshot
-from .sending import Call, Sender
+from .sending import Call, Sender, sending
 from .tokens import Tokens, UserTokens
 from .transport import Transport
 
 __all__ = ["FeishuMailClient"]
 
+
+_LEAST_WRITING: Final = 2.0
+"""Seconds that a client which closes at once gives its ledger to write down what has ended."""
+
+_LOOKED_UP: Final = 1000
+"""Drafts that are looked up in the ledger in one go."""
 
 _LISTING: Final = RateLimit(calls=10, per=1.0, spacing=0.0)
 """The limit of listing drafts, an endpoint with a limit of its own ("列出草稿", 接口频率限制)."""
@@ -33,12 +42,13 @@ class _App:
     """
 
     scheduler: Scheduler
-    listing: Scheduler = field(default_factory=lambda: Scheduler(_LISTING))
+    ledger: Ledger | None = None  # our own, closed with the last client
+    listing: Scheduler = field(default_factory=lambda: Scheduler(MemoryBook(_LISTING)))
     clients: "WeakSet[FeishuMailClient]" = field(default_factory=WeakSet)
 
     def at_rest(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not self.clients and self.scheduler.at_rest() and self.listing.at_rest()
+        return not self.clients and self.ledger is None and self.scheduler.at_rest() and self.listing.at_rest()
 
     def reopen(self, scope: str) -> None:
         """Reopen a scope, whichever endpoint's answer has closed it."""
@@ -51,7 +61,7 @@ class _App:
         return replace(sends, closed=tuple(dict.fromkeys(sends.closed + self.listing.snapshot().closed)))
 
 
-_AppKey = tuple[str, str | None]
+_AppKey = tuple[str, str | None, "str | Ledger | None"]
 _apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_AppKey, _App]]] = WeakKeyDictionary()
 
 
@@ -62,8 +72,17 @@ def _app(loop: asyncio.AbstractEventLoop, key: _AppKey, limit: RateLimit) -> _Ap
     if key not in apps:
         for other in [other for other, app in apps.items() if app.at_rest()]:
             del apps[other]
-        apps[key] = _App(Scheduler(limit))
+        apps[key] = _new_app(key, limit)
     return apps[key]
+
+
+def _new_app(key: _AppKey, limit: RateLimit) -> _App:
+    base_url, app, ledger = key
+    if ledger is None:
+        return _App(Scheduler(MemoryBook(limit)))
+    assert app is not None
+    kept = open_ledger(ledger) if isinstance(ledger, str) else ledger
+    return _App(Scheduler(kept.book(base_url, app, limit)), kept if isinstance(ledger, str) else None)
 
 
 class FeishuMailClient:
@@ -73,12 +92,14 @@ class FeishuMailClient:
         tokens: where a user_access_token comes from: a string (one user), a mapping of users to tokens, an
             async callable that takes the user, or a `TokenSource`.
         app: names the budget, for example the app id. All clients of one `base_url` and `app` in a running
-            event loop share one limit.
+            event loop share one limit. Required with a ledger on a database.
         base_url: the API's host; https, or http on a loopback host.
         rate_limit: what the server allows.
         retry: when to try again.
         attempt_timeout: seconds for one call.
-        ledger: None: permits and locks are kept in memory, for this process alone.
+        ledger: where permits, locks and drafts are kept. None: in memory, for this process alone;
+            "sqlite:///PATH": for the processes of one host; "postgresql://…": for many hosts; or what
+            `open_ledger` returned, which the caller closes.
         session: an aiohttp session of the caller's own, which the client does not close; None: it opens one.
 
     Raises:
@@ -96,18 +117,16 @@ class FeishuMailClient:
         rate_limit: RateLimit = RateLimit(),  # noqa: B008 - frozen
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         attempt_timeout: float = 30.0,
-        ledger: None = None,
+        ledger: str | Ledger | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
-        self._tokens = Tokens(tokens)
+        self._tokens = Tokens(tokens, lasting=ledger is not None)
         if app is not None:
             check_text("app", app)
-        self._key = check_base_url(base_url), app
+        self._key = check_base_url(base_url), app, _check_ledger(ledger, app)
         self._limit = _check_type("rate_limit", rate_limit, RateLimit)
         self._retry = _check_type("retry", retry, RetryPolicy)
         check_number("attempt_timeout", attempt_timeout, lambda value: value > 0, "seconds above 0")
-        if ledger is not None:
-            raise ValueError("ledger: permits are kept in memory only; leave it out")
         if session is not None:
             _check_type("session", session, aiohttp.ClientSession)
             if session.closed:
@@ -206,6 +225,28 @@ class FeishuMailClient:
         self._runs.add(run)
         return run
 
+    async def recall(self, drafts: Iterable[str | Draft]) -> list[Record | None]:
+        """What the ledger knows of drafts, without a call.
+
+        Args:
+            drafts: ids or Drafts, as `send_drafts` takes them.
+
+        Returns:
+            a record for each; None for one of which nothing is known, and without a ledger for all.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+            UnknownUser, ClientClosed, TypeError, ValueError: as for `send_draft`.
+        """
+        sender = self._bound()
+        calls = [sending(*self._resolved(item)) for item in drafts]
+        found: list[Record | None] = []
+        for start in range(0, len(calls), _LOOKED_UP):
+            some = calls[start : start + _LOOKED_UP]
+            records = await sender.recall(some)
+            found += [records.get(sender.key(call)) for call in some]
+        return found
+
     async def list_drafts(self, *, mailbox: str = "me", user: str | None = None) -> AsyncIterator[Draft]:
         """List the drafts of a mailbox, within the limit of that endpoint (10 calls a second).
 
@@ -295,8 +336,19 @@ class FeishuMailClient:
         finally:
             if self._shared is not None:
                 self._shared.clients.discard(self)
+                await self._leave(self._shared, timeout)
             await self._transport.close()
             await asyncio.sleep(0)  # a dispatcher for which nobody waits any more ends in this step
+
+    async def _leave(self, app: _App, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Have on record what has ended; the last client of a ledger of our own closes it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if timeout is None else max(timeout, _LEAST_WRITING)):
+                await app.scheduler.written()
+        if app.ledger is not None and not app.clients:
+            assert self._loop is not None
+            _apps[self._loop].pop(self._key, None)
+            await app.ledger.close()
 
     async def __aenter__(self) -> Self:
         self._bound()
@@ -306,7 +358,7 @@ class FeishuMailClient:
         await self.close()
 
     def __repr__(self) -> str:
-        base_url, app = self._key
+        base_url, app, _ = self._key
         return f"<{type(self).__name__} {base_url} app={app!r}{' closed' if self._closed else ''}>"
 
     @property
@@ -354,6 +406,18 @@ class FeishuMailClient:
     def _resolved(self, item: str | Draft) -> tuple[Draft, str | None]:
         draft = _draft(item, "me", None)
         return draft, self._user(draft)
+
+
+def _check_ledger(ledger: str | Ledger | None, app: str | None) -> str | Ledger | None:
+    if ledger is None:
+        return None
+    if app is None:
+        raise ValueError("app: a ledger is kept by app; name yours, for example with its app id")
+    if isinstance(ledger, str):
+        check_url(ledger)
+    elif not isinstance(ledger, Ledger):
+        raise TypeError(f"ledger: give a URL, a Ledger or None, not {type(ledger).__name__}")
+    return ledger
 
 
 def _check_type(name: str, value: Any, wanted: type[Any]) -> Any:

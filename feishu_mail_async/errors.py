@@ -26,6 +26,7 @@ __all__ = [
     "FrequencyLimited",
     "InvalidRequest",
     "InvalidToken",
+    "LedgerError",
     "MailThrottled",
     "MailboxNotFound",
     "NotSent",
@@ -295,6 +296,10 @@ class NotSent(FeishuMailError):
 
 class ClientClosed(NotSent):
     """The client is closed, or was closed before the draft had its turn."""
+
+
+class LedgerError(NotSent):
+    """The ledger cannot be used, and without a record no call is made. The message says what to do."""
 
 
 class TransportError(FeishuMailError):

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from .errors import FeishuMailError
+from .ledger.record import Record
+from .ledger.standing import Grant
 from .model import Priority
 
 __all__ = ["OWN", "Ask", "Gate", "Lanes", "Stream", "Taker", "Turn", "mailbox_key"]
@@ -48,7 +50,10 @@ class Taker(Protocol):
         """It is this ask's turn: make the call now, then settle the turn."""
 
     def refused(self, error: FeishuMailError) -> None:
-        """There will be no turn: the scope is closed, or nothing was reachable for too long."""
+        """There will be no turn: the scope is closed, nothing was reachable for too long, or the ledger fails."""
+
+    def recorded(self, record: Record) -> None:
+        """There is no need of a turn: the ledger has it that the draft was sent."""
 
 
 class Turn:
@@ -57,19 +62,17 @@ class Turn:
     Attributes:
         user: whose call it is; no other of theirs is made meanwhile.
         mailbox: the mailbox concerned, likewise.
-        at: when the call is dispatched.
-        pauses: how many pauses of the app there had been by then.
-        probe: the app is paused, and this call finds out whether it still has to be.
+        ask: what asked for it.
+        grant: what the ledger has granted.
     """
 
-    __slots__ = ("at", "mailbox", "pauses", "probe", "user")
+    __slots__ = ("ask", "grant", "mailbox", "user")
 
-    def __init__(self, user: "Gate", mailbox: "Gate", at: float, pauses: int, *, probe: bool) -> None:
+    def __init__(self, user: "Gate", mailbox: "Gate", ask: "Ask", grant: Grant) -> None:
         self.user = user
         self.mailbox = mailbox
-        self.at = at
-        self.pauses = pauses
-        self.probe = probe
+        self.ask = ask
+        self.grant = grant
 
 
 class Ask:
@@ -82,9 +85,22 @@ class Ask:
         taker: who is told.
         outage: seconds nothing may be reachable before this ask is refused; infinity: as long as it takes.
         stream: the run it belongs to, which can be held back as a whole.
+        draft_id: the draft that its call sends; None for a call that changes nothing at the server.
+        timeout: seconds after which its call is broken off.
     """
 
-    __slots__ = ("lane", "mailbox", "outage", "priority", "seq", "stream", "taker", "user")
+    __slots__ = (
+        "draft_id",
+        "lane",
+        "mailbox",
+        "outage",
+        "priority",
+        "seq",
+        "stream",
+        "taker",
+        "timeout",
+        "user",
+    )
 
     def __init__(
         self,
@@ -95,6 +111,8 @@ class Ask:
         *,
         outage: float = math.inf,
         stream: "Stream | None" = None,
+        draft_id: str | None = None,
+        timeout: float = 30.0,
     ) -> None:
         self.user = user
         self.mailbox = mailbox
@@ -102,6 +120,8 @@ class Ask:
         self.taker = taker
         self.outage = outage
         self.stream = stream
+        self.draft_id = draft_id
+        self.timeout = timeout
         self.seq = 0
         self.lane: Lane | None = None
 
@@ -310,36 +330,51 @@ class Lanes:
 
     # -- turns -----------------------------------------------------------------------------------------
 
-    def take(self, now: float, *, urgent_only: bool) -> tuple[Ask, Gate, Gate] | None:
-        """The ask whose turn it is, with its user and mailbox, whose gates it shuts; None if none can go.
+    def offer(self, now: float, *, urgent_only: bool, most: int = 1) -> list[Ask]:
+        """The asks that could go now, the one whose turn it is first; they stay where they are.
 
         Args:
             now: the time.
             urgent_only: only INTERACTIVE asks may go.
+            most: asks wanted; one, or several where a shared ledger may know what keeps the first.
         """
         self.more = False
-        for _ in range(_MOST_MOVES):
+        offered: list[Lane] = []
+        aside: list[Lane] = []
+        for _ in range(_MOST_MOVES + most - 1):
             if self._unfinished:
                 self._wake(self._unfinished.popitem()[0], now)
                 continue
             best = self.ready.first()
             if best is None:
-                return None
+                break
             key, lane = best
             if urgent_only and lane.priority is not Priority.INTERACTIVE:
-                return None
-            self._unplace(lane)
+                break
             if self._shut_gate(lane, now) is None and lane.key() == key:
-                return self._serve(lane, now)
+                offered.append(lane)
+                if len(offered) == most:
+                    break
+                self.ready.remove(lane)  # only to see what is behind it
+                aside.append(lane)
+                continue
             # A gate has shut since, or its user was served. Where a gate is open, another lane has to stand in.
+            self._unplace(lane)
             self._place(lane, now)
             for gate in lane.gates:
                 self._wake(gate, now)
-        self.more = True
-        return None
+        else:
+            self.more = not offered
+        for lane in aside:
+            self.ready.push(lane, lane.key())
+        return [lane.head() for lane in offered]
 
-    def _serve(self, lane: Lane, now: float) -> tuple[Ask, Gate, Gate]:
-        ask, user, mailbox = lane.head(), lane.user, lane.mailbox
+    def serve(self, ask: Ask, now: float) -> tuple[Gate, Gate]:
+        """Give a waiting ask its turn: its user's and its mailbox's gate, which are shut by it."""
+        lane = ask.lane
+        assert lane is not None
+        user, mailbox = lane.user, lane.mailbox
+        self._unplace(lane)
         self._remove(ask, lane)
         self._turns += 1
         user.served = self._turns
@@ -350,7 +385,12 @@ class Lanes:
             self._retire(lane, now)
         if lane.stream is not None:
             self._wake(lane.stream, now)  # it is still open, and another lane has to stand in
-        return ask, user, mailbox
+        return user, mailbox
+
+    def shut(self, gate: Gate | None, until: float) -> None:
+        """Let nothing pass a gate before that time; the lanes that stand ready behind it are moved when found."""
+        if gate is not None:
+            gate.open_at = max(gate.open_at, until)
 
     def release(self, user: Gate, mailbox: Gate, now: float) -> None:
         """The call that shut these gates has ended."""

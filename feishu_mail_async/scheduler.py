@@ -10,52 +10,20 @@ seconds of the loop's clock.
 """
 
 import asyncio
+import copy
 import math
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
 
-from .budget import Budget, Spacing
-from .codes import Scope, Until, Verdict
-from .errors import FeishuMailError, ScopeClosed, TransportError, without_traceback
-from .lanes import OWN, Ask, Gate, Lanes, Stream, Turn
+from .budget import Spacing
+from .errors import FeishuMailError, ScopeClosed, TransportError
+from .lanes import OWN, Ask, Lanes, Stream, Turn
+from .ledger.book import Book, Taken, of
+from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
 from .model import Priority, RateLimit
-from .protocol import CallEnd, Judgement
+from .protocol import Judgement
 
-__all__ = [
-    "ClosedScope",
-    "Delays",
-    "Scheduler",
-    "Snapshot",
-]
-
-_HOUR: Final = 3600.0
-_UNWATCHED: Final = 60.0
-"""Seconds without a probe after which an outage may have ended and begun again."""
-
-
-class Delays(Protocol):
-    """The lengths of the waits, which a retry policy computes and the scheduler obeys."""
-
-    def backoff(self, times: int) -> float:
-        """Seconds to wait after the same thing went wrong `times` times in a row."""
-
-    def outage(self, times: int, lasted: float) -> float:
-        """Seconds to the next probe of an outage that has lasted that long."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedScope:
-    """A scope whose drafts are skipped.
-
-    Attributes:
-        scope: "app", "user:NAME" or "mailbox:ADDRESS", as `reopen` takes it.
-        reason: what closed it.
-        seconds: until one draft may try again; None if it takes a new token or `reopen`.
-    """
-
-    scope: str
-    reason: str
-    seconds: float | None
+__all__ = ["Scheduler", "Snapshot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,43 +53,25 @@ class Snapshot:
     closed: tuple[ClosedScope, ...]
 
 
-@dataclass(slots=True)
-class _Closure:
-    reason: FeishuMailError
-    until: Until
-    ends: float
-    mark: object
-
-
-@dataclass(slots=True)
-class _Pause:
-    """The whole app waits, then one call probes; its answer ends the pause."""
-
-    until: float
-    reason: str
-    probe: Turn | None = None
-
-
 class Scheduler:
     """The turns of one app in one event loop.
 
     Args:
-        limit: the rate limit to keep.
+        book: keeps its permits, locks, pauses and closures.
     """
 
-    def __init__(self, limit: RateLimit) -> None:
-        self._budget = Budget(limit)
-        self._spacing = Spacing(limit.spacing)
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self._spacing = Spacing()
         self._lanes = Lanes()
-        self._pause: _Pause | None = None
-        self._pauses = 0
-        self._smooth_until = -math.inf
         self._rung = -math.inf
-        self._unreachable_since: float | None = None
-        self._unreachable_times = 0
-        self._closed: dict[str, _Closure] = {}
         self._dispatcher: asyncio.Task[None] | None = None
         self._sleeper: asyncio.Future[None] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+
+    @property
+    def _standing(self) -> Standing:
+        return self.book.standing
 
     # -- asking ----------------------------------------------------------------------------------------
 
@@ -175,46 +125,70 @@ class Scheduler:
                 now = self._now()
                 self._lanes.ring(now)
                 at = self._not_before(now)
-                taken = self._lanes.take(now, urgent_only=self._reserved(now)) if at <= now else None
-                if taken is None and self._lanes.more:
+                if at > now:
+                    await self._sleep(at)
+                    continue
+                asks = self._lanes.offer(now, urgent_only=self._reserved(now), most=self.book.most)
+                if asks:
+                    await self._take(asks, now)
+                elif self._lanes.more:
                     await asyncio.sleep(0)
-                    continue
-                if taken is None:
-                    await self._sleep(at if at > now else self._next_change(now))
-                    continue
-                await self._spacing.take(now)  # `_not_before` has seen that this does not suspend
-                ask, user, mailbox = taken
-                ask.taker.granted(self._turn(user, mailbox, now))
+                else:
+                    await self._sleep(self._next_change(now))
         finally:
             self._dispatcher = None
 
-    def _turn(self, user: Gate, mailbox: Gate, now: float) -> Turn:
-        self._budget.take()
-        turn = Turn(user, mailbox, now, self._pauses, probe=self._pause is not None)
-        if self._pause is not None:
-            self._pause.probe = turn
-        return turn
+    async def _take(self, asks: list[Ask], now: float) -> None:
+        """Take a turn for one of these asks; what else the ledger knows of them is told them."""
+        offered = self.book.take(asks, now)
+        if isinstance(offered, Taken):
+            taken = offered
+        else:
+            try:
+                taken = await of(offered)
+            except FeishuMailError as error:
+                self._refuse_all(self._lanes.asks(), error)
+                return
+            now = self._now()
+            self._heard(asks, taken, now)
+        if taken.granted is None:
+            return
+        ask, grant = taken.granted
+        if ask.lane is None:  # given up while the ledger was asked
+            self.book.give_back(grant)
+            return
+        await self._spacing.take()  # `_not_before` has seen that this does not suspend
+        user, mailbox = self._lanes.serve(ask, now)
+        ask.taker.granted(Turn(user, mailbox, ask, grant))
+
+    def _heard(self, asks: list[Ask], taken: Taken, now: float) -> None:
+        """What a shared ledger knows of asks that were offered to it, beside whose turn it is."""
+        for kind, key, until in taken.shut:
+            gates = self._lanes.users if kind == "user" else self._lanes.mailboxes
+            self._lanes.shut(gates.get(key), until)
+        for ask, record in taken.recorded:
+            if ask.lane is not None:
+                self.cancel(ask)
+                ask.taker.recorded(record)
+        for ask in asks:
+            scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
+            if scope is not None:
+                self._refuse_scope(scope, now)
 
     def _not_before(self, now: float) -> float:
         """The earliest moment of the next dispatch, as far as no ask's own obstacles go."""
-        limit = self._budget.limit
-        smooth = now < self._smooth_until
-        self._spacing.set(max(limit.spacing, limit.per / limit.calls) if smooth else limit.spacing)
-        at = self._spacing.ready_at(now)
-        if smooth and at > self._smooth_until:
-            at = max(self._smooth_until, self._spacing.after(limit.spacing))
-        if self._pause is not None:
-            at = max(at, self._pause.until if self._pause.probe is None else math.inf)
-        return max(at, self._budget.next_at(now))
+        at = self._standing.not_before(now)
+        return at if at > now else self._spacing.ready_at(now, self._standing.spacing(now))
 
     def _next_change(self, now: float) -> float:
         """When to look again though a call could be made now: an alarm, or a permit beyond the reserve."""
         alarm = self._lanes.next_alarm()
-        reserve = self._budget.limit.reserve
-        return min(alarm, self._budget.next_at(now, reserve)) if self._reserved(now) else alarm
+        budget = self._standing.budget
+        return min(alarm, budget.next_at(now, budget.limit.reserve)) if self._reserved(now) else alarm
 
     def _reserved(self, now: float) -> bool:
-        return self._budget.free(now) <= self._budget.limit.reserve
+        budget = self._standing.budget
+        return budget.free(now) <= budget.limit.reserve
 
     async def _sleep(self, until: float) -> None:
         """Sleep until that moment, or until something has changed."""
@@ -242,7 +216,9 @@ class Scheduler:
 
     # -- the end of a turn -----------------------------------------------------------------------------
 
-    def settle(self, turn: Turn, judgement: Judgement, delays: Delays, *, renewing: bool = False) -> None:
+    def settle(
+        self, turn: Turn, judgement: Judgement, delays: Delays, *, renewing: bool = False
+    ) -> asyncio.Task[None] | None:
         """The call of a turn has ended: permit and locks come back, and others wait or are closed.
 
         Args:
@@ -251,34 +227,48 @@ class Scheduler:
             delays: how long those wait who wait.
             renewing: the user's token was refused and is being renewed: the user's calls are held, instead
                 of closed, until `renewed`.
+
+        Returns:
+            None if that is done; else the task that does it, whatever becomes of the caller.
         """
-        now = self._now()
-        if judgement.end is CallEnd.NEVER_LEFT:
-            self._budget.refund()
-        elif judgement.end is CallEnd.LOST:
-            # It may still arrive, and be counted, and run into the next call of the same user.
-            over = now + self._budget.limit.grace
-            self._budget.ended(over)
-            for gate in (turn.user, turn.mailbox):
-                gate.open_at = max(gate.open_at, over)
-        else:
-            self._budget.ended(now)
         turn.user.held = renewing
-        self._settle_app(turn, judgement, delays, now)
-        self._settle_user(turn.user, judgement, delays, now)
-        if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:
-            self._close(self._scope(judgement.scope, turn), judgement.error, judgement.until, now)
+        settled = self.book.settle(turn, judgement, delays, self._now(), renewing=renewing)
+        if isinstance(settled, Settled):
+            self._settled(turn, settled, judgement)
+            return None
+        return self._write(self._settle_later(turn, settled, judgement))
+
+    async def _settle_later(self, turn: Turn, settled: asyncio.Future[Settled], judgement: Judgement) -> None:
+        self._settled(turn, await settled, judgement)
+
+    def _settled(self, turn: Turn, settled: Settled, judgement: Judgement) -> None:
+        now = self._now()
+        if settled.outage is not None:
+            lasted = settled.outage
+            error = TransportError(f"{judgement.error}; this has lasted {lasted:.0f} s")
+            self._refuse_all((ask for ask in self._lanes.asks() if ask.outage <= lasted), error)
+        if settled.closed is not None:
+            self._refuse_scope(settled.closed, now)
         self._lanes.release(turn.user, turn.mailbox, now)
         self._nudge()
 
-    def give_back(self, turn: Turn) -> None:
-        """No call was made in this turn."""
-        self._budget.refund()
-        self._probed(turn)
+    def give_back(self, turn: Turn) -> asyncio.Task[None] | None:
+        """No call was made in this turn; what is returned is as for `settle`."""
+        given = self.book.give_back(turn.grant)
+        if given is None:
+            self._given_back(turn)
+            return None
+        return self._write(self._give_back_later(turn, given))
+
+    async def _give_back_later(self, turn: Turn, given: asyncio.Future[None]) -> None:
+        await given
+        self._given_back(turn)
+
+    def _given_back(self, turn: Turn) -> None:
         self._lanes.release(turn.user, turn.mailbox, self._now())
         self._nudge()
 
-    def renewed(self, user: str, error: FeishuMailError | None = None, mark: object = None) -> None:
+    def renewed(self, user: str, error: FeishuMailError | None = None, mark: str | None = None) -> None:
         """The renewal of a user's token has ended.
 
         Args:
@@ -286,123 +276,69 @@ class Scheduler:
             error: why the user is closed until the token changes; None: there is a new token.
             mark: with `error`, what identifies the refused token (not the token itself).
         """
-        now = self._now()
-        if error is not None:
-            self._close(f"user:{user}", error, Until.TOKEN, now, mark)
-        self._lanes.resume(self._lanes.users[user], now)
+        if error is None:
+            self._renewed(user)
+            return
+        closing = self.book.close_user(user, error, mark, self._now())
+        if closing is None:
+            self._user_closed(user)
+        else:
+            self._write(self._close_user_later(user, closing))
+
+    async def _close_user_later(self, user: str, closing: asyncio.Future[None]) -> None:
+        await closing
+        self._user_closed(user)
+
+    def _user_closed(self, user: str) -> None:
+        self._refuse_scope(f"user:{user}", self._now())
+        self._renewed(user)
+
+    def _renewed(self, user: str) -> None:
+        self._lanes.resume(self._lanes.users[user], self._now())
         self._nudge()
 
-    def _settle_app(self, turn: Turn, judgement: Judgement, delays: Delays, now: float) -> None:
-        self._probed(turn)
-        # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
-        answered = judgement.end is CallEnd.ANSWERED and turn.probe and turn.pauses == self._pauses
-        if answered:
-            self._unreachable_since, self._unreachable_times = None, 0
-        if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.APP:
-            if judgement.end is CallEnd.NEVER_LEFT:
-                self._unreachable(turn, judgement, delays, now)
-            else:
-                seconds = self._budget.limit.per if judgement.pause is None else judgement.pause
-                self._pause_app(now + seconds, str(judgement.error))
-        elif answered:
-            self._pause = None
-            self._smooth_until = now + self._budget.limit.per
+    def _write(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Let something be written that must not be broken off with whoever wanted it."""
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name="feishu-mail-ledger")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
 
-    def _probed(self, turn: Turn) -> None:
-        if self._pause is not None and self._pause.probe is turn:
-            self._pause.probe = None
-
-    def _pause_app(self, until: float, reason: str) -> None:
-        self._pauses += 1
-        if self._pause is None:
-            self._pause = _Pause(until, reason)
-        elif until >= self._pause.until:
-            self._pause.until, self._pause.reason = until, reason
-
-    def _unreachable(self, turn: Turn, judgement: Judgement, delays: Delays, now: float) -> None:
-        if self._unreachable_since is not None and turn.pauses != self._pauses:
-            return  # made before the pause: it tells nothing new
-        unwatched = self._pause is not None and turn.at > self._pause.until + _UNWATCHED
-        if self._unreachable_since is None or unwatched:
-            self._unreachable_since, self._unreachable_times = now, 0
-        lasted = now - self._unreachable_since
-        self._unreachable_times += 1
-        self._pause_app(now + delays.outage(self._unreachable_times, lasted), str(judgement.error))
-        for ask in [ask for ask in self._lanes.asks() if ask.outage <= lasted]:
-            self._refuse(ask, TransportError(f"{judgement.error}; this has lasted {lasted:.0f} s"))
-
-    def _refuse(self, ask: Ask, error: FeishuMailError) -> None:
-        if ask.lane is not None:  # it may have been given up by one who was told before it
-            self.cancel(ask)
-            ask.taker.refused(error)
+    async def written(self) -> None:
+        """Wait until all that has ended is on record."""
+        while self._writing:
+            await asyncio.wait(set(self._writing))
+        await self.book.written()
 
     def unreachable_for(self) -> float:
         """Seconds for which nothing has been reachable; 0 while all is well."""
-        return 0.0 if self._unreachable_since is None else self._now() - self._unreachable_since
-
-    @staticmethod
-    def _settle_user(user: Gate, judgement: Judgement, delays: Delays, now: float) -> None:
-        if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
-            user.strikes += 1
-            user.cooling = now + delays.backoff(user.strikes)
-            user.open_at = max(user.open_at, user.cooling)
-        elif judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
-            user.strikes = 0
+        since = self._standing.unreachable_since
+        return 0.0 if since is None else self._now() - since
 
     # -- closed scopes ---------------------------------------------------------------------------------
 
-    @staticmethod
-    def _scope(scope: Scope, turn: Turn) -> str:
-        match scope:
-            case Scope.USER:
-                return f"user:{turn.user.key}"
-            case Scope.MAILBOX:
-                return f"mailbox:{turn.mailbox.key}"
-            case _:
-                return "app"
+    def _refuse_all(self, asks: Iterable[Ask], error: FeishuMailError) -> None:
+        for ask in list(asks):
+            if ask.lane is not None:  # it may have been given up by one who was told before it
+                self.cancel(ask)
+                ask.taker.refused(copy.copy(error))
 
-    def _close(
-        self, scope: str, reason: FeishuMailError | None, until: Until, now: float, mark: object = None
-    ) -> None:
-        # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
-        reason = FeishuMailError(f"{scope} is closed") if reason is None else without_traceback(reason)
-        ends = now + _HOUR if until is Until.HOUR else math.inf
-        self._closed[scope] = _Closure(reason, until, ends, mark)
+    def _refuse_scope(self, scope: str, now: float) -> None:
         kind, _, key = scope.partition(":")
         gates = {"user": self._lanes.users, "mailbox": self._lanes.mailboxes}.get(kind)
         asks = self._lanes.asks() if gates is None else self._lanes.asks_at(gates.get(key))
-        for ask in list(asks):
-            self._refuse(ask, self._skipped(scope, self._closed[scope], now))
-
-    @staticmethod
-    def _skipped(scope: str, closure: _Closure, now: float) -> ScopeClosed:
-        left = None if closure.ends == math.inf else max(0.0, closure.ends - now)
-        ends = f"until {closure.until}" if left is None else f"for another {left:.0f} s"
-        error = ScopeClosed(
-            f"not attempted: {scope} is closed {ends}, because of: {closure.reason}", scope=scope, until=left
-        )
-        error.__cause__ = closure.reason
-        return error
+        self._refuse_all(asks, self._standing.refusal(scope, now))
 
     def closed_for(self, ask: Ask) -> ScopeClosed | None:
         """Why this ask would be skipped; None if nothing that concerns it is closed."""
         now = self._now()
-        for scope in ("app", f"user:{ask.user}", f"mailbox:{ask.mailbox}"):
-            closure = self._closed.get(scope)
-            if closure is None:
-                continue
-            if closure.ends > now:
-                return self._skipped(scope, closure, now)
-            # Its time is over. A user's calls go one at a time, so the next one is the probe; the app's do not.
-            del self._closed[scope]
-            if scope == "app":
-                self._pause_app(now, str(closure.reason))
-        return None
+        scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
+        return None if scope is None else self._standing.refusal(scope, now)
 
-    def refused_mark(self, user: str) -> object:
+    def refused_mark(self, user: str) -> str | None:
         """The mark of the token because of which the user is closed; None if that is not so."""
-        closure = self._closed.get(f"user:{user}")
-        return closure.mark if closure is not None and closure.until is Until.TOKEN else None
+        closure = self._standing.closed.get(f"user:{user}")
+        return closure.mark if closure is not None else None
 
     def reopen(self, scope: str) -> None:
         """Let drafts of a closed scope go again; nothing happens if it is not closed.
@@ -414,58 +350,52 @@ class Scheduler:
             ValueError: it is none of the three forms.
         """
         kind, _, key = scope.partition(":")
-        if scope != "app" and (kind not in {"user", "mailbox"} or not key):
+        if scope != APP and (kind not in {"user", "mailbox"} or not key):
             raise ValueError(f'scope: give "app", "user:NAME" or "mailbox:ADDRESS", not {scope!r}')
         if kind == "mailbox" and not key.startswith(OWN):
             scope = f"mailbox:{key.casefold()}"
-        self._closed.pop(scope, None)
+        self.book.reopen(scope)
 
     # -- the limit, and how things stand ---------------------------------------------------------------
 
     @property
     def limit(self) -> RateLimit:
         """The limit in force."""
-        return self._budget.limit
+        return self._standing.budget.limit
 
     def at_rest(self) -> bool:
         """Whether there is nothing to remember: no call that counts, nothing that waits, is paused or closed."""
         now = self._now()
+        standing = self._standing
         return (
-            self._budget.free(now) >= self._budget.limit.calls
+            standing.budget.free(now) >= standing.budget.limit.calls
             and not self._lanes.any_waiting()
-            and self._pause is None
+            and standing.pause is None
             # When the app's closure is over, one call has to probe; a user's and a mailbox's just ends.
-            and not any(closure.ends > now or scope == "app" for scope, closure in self._closed.items())
+            and not any(closure.ends > now or scope == APP for scope, closure in standing.closed.items())
             and not self._lanes.any_shut(now)
         )
 
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit; the calls of the current window count against the new one."""
-        self._budget.limit = limit
+        self.book.set_limit(limit)
         self._nudge()
 
     def snapshot(self) -> Snapshot:
         """How things stand now."""
         now = self._now()
-        free = max(0, self._budget.free(now))
-        next_permit = max(0.0, self._budget.next_at(now) - now)
-        pause = self._pause
+        standing = self._standing
+        budget, pause = standing.budget, standing.pause
+        free = max(0, budget.free(now))
+        next_permit = max(0.0, budget.next_at(now) - now)
         return Snapshot(
             waiting=dict(self._lanes.waiting),
-            in_flight=self._budget.in_flight,
+            in_flight=budget.in_flight,
             permits=free,
-            limit=self._budget.limit,
+            limit=budget.limit,
             next_permit=next_permit if next_permit < math.inf else None,
             paused=None if pause is None else max(0.0, pause.until - now),
             pause_reason=None if pause is None else pause.reason,
             cooling={user.key: user.cooling - now for user in self._lanes.users.values() if user.cooling > now},
-            closed=tuple(
-                ClosedScope(
-                    scope,
-                    str(closure.reason),
-                    None if closure.ends == math.inf else max(0.0, closure.ends - now),
-                )
-                for scope, closure in self._closed.items()
-                if closure.ends > now
-            ),
+            closed=standing.closed_scopes(now),
         )

@@ -7,15 +7,19 @@ listener ends as soon as it may.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from .codes import Until, Verdict
 from .errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown, sentence
 from .lanes import Ask, Stream, Turn, mailbox_key
+from .ledger.book import of
+from .ledger.record import DraftKey, Record
 from .model import Draft, Priority, RetryPolicy, SendResult
 from .protocol import CallEnd, Judgement, Page, Reply, judge, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
@@ -80,9 +84,6 @@ class _Caller:
             self.done.set_result(None)
 
 
-_JobKey = tuple[str, str, str]
-
-
 class Sender:
     """The calls of one client to one endpoint: its jobs, and what they need.
 
@@ -100,7 +101,7 @@ class Sender:
         self.policy = policy
         self.delays = PolicyDelays(policy)
         self.closing = False
-        self.jobs: dict[_JobKey, Job] = {}
+        self.jobs: dict[DraftKey, Job] = {}
         # Calls in flight whose callers have all gone are in no one's hands but ours.
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -122,6 +123,9 @@ class Sender:
         job: Job | None = None
         try:
             async with asyncio.timeout(deadline):
+                record = (await self.recall([call])).get(self.key(call))
+                if record is not None and record.state.settled:
+                    return self.recorded(call, record, caller)
                 await self.prepare(call)
                 job = self.start(call, priority, caller)
                 await caller.done
@@ -132,6 +136,26 @@ class Sender:
             if job is not None:
                 job.leave(caller)
         assert job is not None
+        return job
+
+    def key(self, call: Call) -> DraftKey:
+        """What tells this call apart from the others of the app."""
+        user = self.tokens.key(call.user)
+        return DraftKey(user, mailbox_key(user, call.mailbox), call.name)
+
+    async def recall(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record]:
+        """What the ledger knows of the drafts that these calls send, as far as it knows anything.
+
+        Raises:
+            LedgerError: it cannot be read.
+        """
+        keys = [self.key(call) for call in calls if call.draft is not None]
+        return await of(self.scheduler.book.recall(keys))
+
+    def recorded(self, call: Call, record: Record, listener: Listener) -> "Job":
+        """The job of a call that is not needed, because the ledger has it that the draft was sent."""
+        job = Job(self, self.key(call), call, listener)
+        job.recorded(record)
         return job
 
     async def prepare(self, call: Call) -> None:
@@ -163,16 +187,24 @@ class Sender:
         """
         if self.closing or self.transport.closed:
             raise ClientClosed(_CLOSED if self.closing else _SESSION_CLOSED, draft=call.draft)
-        user = self.tokens.key(call.user)
-        mailbox = mailbox_key(user, call.mailbox)
-        key = user, mailbox, call.name
+        key = self.key(call)
         job = self.jobs.get(key)
         if job is not None:
             job.join(listener, priority, stream)
             return job
         outage = math.inf if self.policy.outage is None else self.policy.outage
         job = self.jobs[key] = Job(self, key, call, listener)
-        job.begin(Ask(user, mailbox, priority, job, outage=outage, stream=stream))
+        ask = Ask(
+            key.user,
+            key.mailbox,
+            priority,
+            job,
+            outage=outage,
+            stream=stream,
+            draft_id=None if call.draft is None else call.draft.draft_id,
+            timeout=self.transport.attempt_timeout,
+        )
+        job.begin(ask)
         return job
 
     async def close(self, timeout: float | None) -> None:  # noqa: ASYNC109 - part of the promised signature
@@ -219,7 +251,7 @@ class Job:
 
     _ask: Ask
 
-    def __init__(self, sender: Sender, key: _JobKey, call: Call, listener: Listener) -> None:
+    def __init__(self, sender: Sender, key: DraftKey, call: Call, listener: Listener) -> None:
         self._sender = sender
         self._key = key
         self._context = contextvars.copy_context()
@@ -318,6 +350,8 @@ class Job:
 
     def granted(self, turn: Turn) -> None:
         """Make the call of this turn; the first one starts the job's task."""
+        if turn.grant.doubtful:
+            self._tries.conclusive = False
         if self._granted is not None:
             if self._granted.done():  # cancelled in this very pass of the loop
                 self._sender.scheduler.give_back(turn)
@@ -339,6 +373,15 @@ class Job:
         else:
             self._end(self._final(error))
 
+    def recorded(self, record: Record) -> None:
+        """The draft was sent before: no call is needed."""
+        data = {"message_id": record.message_id, "thread_id": record.thread_id}
+        self.success = Judgement(Verdict.ALREADY_SENT, data=data, log_id=record.log_id)
+        if self._granted is None:
+            self._end(None)
+        elif not self._granted.done():
+            self._granted.set_exception(_Recorded())
+
     async def _next_turn(self) -> Turn:
         granted: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         self._granted = granted
@@ -359,6 +402,8 @@ class Job:
     async def _run(self, turn: Turn) -> None:
         try:
             self.success = await self._attempts(turn)
+            self._end(None)
+        except _Recorded:
             self._end(None)
         except FeishuMailError as error:
             self._end(self._final(error))
@@ -399,6 +444,10 @@ class Job:
         """
         sender = self._sender
         self._starting = False
+        while asyncio.get_running_loop().time() > turn.grant.good_until:
+            # The process stood still: the turn's locks may not outlast the call any more.
+            sender.scheduler.give_back(turn)
+            turn = await self._next_turn()
         try:
             self._check_wanted()
             if sender.transport.closed:
@@ -414,10 +463,15 @@ class Job:
             judgement = self._judged(answer, token)
         finally:
             # Also when this task is cancelled: the call may be on its way.
-            self._in_flight = False
             self._tries.count(judgement)
             renewing = judgement.until is Until.TOKEN
-            sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
+            written = sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
+            self._in_flight = written is not None
+        if written is not None:
+            # What a call has done is told once it is on record; a client that closes at once does not wait for it.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(written)
+            self._in_flight = False
         if judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
             return judgement
         if renewing:
@@ -483,6 +537,8 @@ class Job:
 
     def _end(self, error: FeishuMailError | None) -> None:
         self.error = error
+        if error is not None and self.call.draft is not None:
+            self._sender.scheduler.book.note(self._key, error.status, error)
         self._forget()
         listeners, self.listeners = self.listeners, []
         for listener in listeners:
@@ -510,6 +566,10 @@ class Job:
         )
         unknown.__cause__ = error
         return unknown
+
+
+class _Recorded(Exception):
+    """The ledger has it that the draft was sent."""
 
 
 def _error(judgement: Judgement) -> FeishuMailError:

@@ -18,6 +18,7 @@ _LONGEST: Final = 4096
 _FRESH: Final = 60.0
 _USERS_KEPT: Final = 10_000
 _SALT: Final = secrets.token_bytes(16)
+_UNNAMED: Final = "(unnamed)"
 
 
 @runtime_checkable
@@ -86,11 +87,15 @@ class Tokens:
     `ready` is awaited before a turn is asked for; `current` never waits, so that no permit is held while a
     token is fetched.
 
+    Attributes:
+        lasting: the names of users go into a ledger that outlives this process.
+
     Raises:
         TypeError, ValueError: `source` is none of the kinds, or a token in it cannot be one.
     """
 
-    def __init__(self, source: UserTokens) -> None:
+    def __init__(self, source: UserTokens, *, lasting: bool = False) -> None:
+        self.lasting = lasting
         self._fixed: Mapping[str | None, str] | None = None
         self._fetch: Callable[[str | None], Awaitable[str]] | None = None
         self._refused: Callable[[str | None, str], Awaitable[None]] | None = None
@@ -136,18 +141,22 @@ class Tokens:
         """The name under which a (resolved) user's calls go one at a time, also across clients.
 
         Two clients with one unnamed user each may stand for two people. Such a user goes by a digest of the
-        token, salted anew in each process, or by the source the tokens come from.
+        token, salted anew in each process, or by the source the tokens come from. A ledger outlives both: there
+        every unnamed user of an app is the same.
         """
         if user is not None:
             return user
+        if self.lasting:
+            return _UNNAMED
         if self._fixed is None:
             return f"(token source {self._number})"
-        return f"(token {self.mark(self._fixed[None])[:8]})"
+        token = self._fixed[None].encode()
+        return f"(token {hashlib.blake2b(token, key=_SALT, digest_size=4).hexdigest()})"
 
     @staticmethod
     def mark(token: str) -> str:
-        """What identifies a token within this process without being it."""
-        return hashlib.blake2b(token.encode(), key=_SALT, digest_size=16).hexdigest()
+        """What identifies a token without being it, in every process."""
+        return hashlib.blake2b(token.encode(), person=b"feishu-mail", digest_size=16).hexdigest()
 
     def current(self, user: str | None) -> str:
         """The token to use now, without waiting; `ready` has been awaited before.

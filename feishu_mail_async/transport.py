@@ -48,6 +48,7 @@ class Transport:
     """
 
     def __init__(self, base_url: str, attempt_timeout: float, session: aiohttp.ClientSession | None) -> None:
+        self.attempt_timeout = attempt_timeout
         self._base_url = base_url
         self._own = session is None
         self._session = session

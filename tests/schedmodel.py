@@ -19,6 +19,7 @@ from typing import Any, Final
 from feishu_mail_async import lanes
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, TransportError
+from feishu_mail_async.ledger.book import MemoryBook
 from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.model import Priority, RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
@@ -490,7 +491,7 @@ class World:
         self.loop = VirtualLoop()
         self.loop.before_moving = self._before_moving
         self.delays = FixedDelays()
-        self.scheduler = Scheduler(limit)
+        self.scheduler = Scheduler(MemoryBook(limit))
         self.model = Model(limit, self.delays)
         self.streams = {name: self.scheduler.stream() for name in ("s1", "s2")}
         self.askers: dict[Want, Asker] = {}

@@ -20,23 +20,28 @@ from feishu_mail_async import (
     ContentRisk,
     Draft,
     DraftNotFound,
+    DraftState,
     DraftRejected,
     FeishuMailClient,
     FeishuMailError,
     FrequencyLimited,
     InvalidRequest,
     InvalidToken,
+    Ledger,
+    LedgerError,
     MailboxNotFound,
     MailThrottled,
     NotSent,
     Outcome,
     OutcomeStatus,
     OutcomeUnknown,
+    Overview,
     PermissionDenied,
     Priority,
     QuotaSpent,
     RateLimit,
     ReceiverCheckFailed,
+    Record,
     RetryPolicy,
     ScopeClosed,
     ScopeMissing,
@@ -55,6 +60,7 @@ from feishu_mail_async import (
     UnknownUser,
     UserDailyQuota,
     UserExternalQuota,
+    open_ledger,
 )
 
 
@@ -173,6 +179,25 @@ def what_became(status: OutcomeStatus) -> str:
             return "stop"
         case never:
             assert_never(never)
+
+
+async def ledgers() -> None:
+    ledger = open_ledger("sqlite:///mail.db")
+    assert_type(ledger, Ledger)
+    async with FeishuMailClient("u-token", app="cli_a1b2c3", ledger=ledger) as client:
+        (record,) = await client.recall(["d1"])
+        assert_type(record, Record | None)
+        if record is not None:
+            assert_type(record.state, DraftState)
+            assert_type(record.message_id, str | None)
+    overview = await ledger.overview("https://open.feishu.cn", "cli_a1b2c3")
+    assert_type(overview, Overview | None)
+    assert_type(await ledger.apps(), list[tuple[str, str]])
+    await ledger.close()
+    FeishuMailClient("u-token", app="cli_a1b2c3", ledger="postgresql://mail@db/mail")
+    FeishuMailClient("u-token", app="cli_a1b2c3", ledger=7)  # type: ignore[arg-type]
+    error: NotSent = LedgerError("the disk is full")
+    print(error)
 
 
 def standing(snapshot: Snapshot) -> None:

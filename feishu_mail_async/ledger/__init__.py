@@ -1,0 +1,13 @@
+"""Permits, locks, drafts and tokens: in memory, or on a database for more than one process.
+
+    open_ledger("sqlite:///mail.db")          one host
+    open_ledger("postgresql://host/name")     many hosts
+
+Both are one implementation on SQLAlchemy, which is needed only for them: `pip install 'feishu-mail-async[ledger]'`
+for SQLite, `[fleet]` for PostgreSQL.
+"""
+
+from .home import Ledger, Overview, check_url, open_ledger
+from .record import DraftKey, DraftState, Record
+
+__all__ = ["DraftKey", "DraftState", "Ledger", "Overview", "Record", "check_url", "open_ledger"]

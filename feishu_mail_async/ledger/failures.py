@@ -1,0 +1,76 @@
+"""What went wrong with a ledger's database: whether it may pass, and what to tell the person."""
+
+import errno
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from feishu_mail_async.errors import LedgerError
+
+__all__ = ["TROUBLE", "final", "told"]
+
+TROUBLE: Final = (DBAPIError, PoolTimeoutError, OSError)
+"""What a database's failure is raised as; TimeoutError is an OSError."""
+
+_SQLITE: Final = {
+    "SQLITE_FULL": "the disk is full: free some space, then run it again",
+    "SQLITE_NOTADB": "it is no SQLite file, or a damaged one: give another path, or move it away and run it again",
+    "SQLITE_CORRUPT": "it is damaged: restore it, or move it away and run it again (what was sent before is asked "
+    "for once more, and not sent twice)",
+    "SQLITE_READONLY": "it cannot be written: check the rights of the file and of its directory",
+    "SQLITE_PERM": "it cannot be written: check the rights of the file and of its directory",
+    "SQLITE_CANTOPEN": "it cannot be opened: check that its directory exists and can be written",
+    "SQLITE_IOERR": "the disk fails: check it, then run it again",
+}
+_SQLSTATES: Final = {
+    "28": "the database does not let this user in: check the name and the password",
+    "3D": "there is no such database: create it",
+    "42": "the user may not use the tables, or they are not what they should be: check its rights",
+    "53100": "the database's disk is full: free some space, then run it again",
+    "25006": "the database can only be read: give the address of the one that is written to",
+}
+_LOCKED: Final = "another program keeps it locked: end that, then run it again"
+_AWAY: Final = "the database does not answer: check that it runs and can be reached, then run it again"
+
+
+def final(error: BaseException) -> str | None:
+    """What to tell the person about a failure that waiting does not mend; None if it may pass."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    name = getattr(origin, "sqlite_errorname", None)
+    if name is not None:
+        known = next((advice for prefix, advice in _SQLITE.items() if name.startswith(prefix)), None)
+        return known or (None if _may_pass(name) else f"{name}: {origin}")
+    state = getattr(origin, "sqlstate", None)
+    if state is not None:
+        return next((advice for prefix, advice in _SQLSTATES.items() if state.startswith(prefix)), None)
+    if isinstance(origin, OSError) and origin.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return _SQLITE["SQLITE_FULL"]
+    if _refused(str(origin)):
+        return _SQLSTATES["28"]
+    return None
+
+
+def told(where: str, error: BaseException) -> LedgerError:
+    """The error for the person, after waiting did not help or where it would not.
+
+    Args:
+        where: the ledger, as it may be shown.
+        error: what the database said. It is not quoted: an address in it may hold a password.
+    """
+    advice = final(error)
+    if advice is None:
+        name = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlite_errorname", None)
+        advice = _LOCKED if name is not None else _AWAY
+    failed = LedgerError(f"ledger: {where}: {advice}")
+    failed.__cause__ = error
+    return failed
+
+
+def _may_pass(name: str) -> bool:
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_INTERRUPT"))
+
+
+def _refused(said: str) -> bool:
+    """Whether a connection was refused for who asked: psycopg gives that no state of its own."""
+    return "authentication failed" in said or "no password supplied" in said or "no pg_hba.conf entry" in said

@@ -1,0 +1,305 @@
+"""The home on a database: SQLite for the processes of one host, PostgreSQL for those of many.
+
+Both are one implementation. Every change is one transaction, in which the app's row is locked first: so what a
+turn depends on, permits, locks, pauses and closures, is looked at and changed by one process at a time, and rows
+are never locked in two orders.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from feishu_mail_async.errors import LedgerError
+from feishu_mail_async.model import RateLimit
+
+from . import schema
+from .clock import HostClock, Reading
+from .failures import TROUBLE, final, told
+from .home import Overview
+from .sqlbook import SqlBook, limit_of, standing_of
+
+__all__ = ["SqlLedger"]
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("feishu_mail_async.ledger")
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_LONGEST: Final = 20.0
+"""Seconds after which a transaction on a database far away is taken to hang."""
+_SCHEMA_KEY: Final = 0x46_4D_41_49_4C
+"""Of the advisory lock under which one process makes the tables."""
+_POSTGRESQL: Final = {
+    "connect_timeout": 5,
+    "application_name": "feishu-mail-async",
+    "tcp_user_timeout": 15_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    # A host that vanishes in the midst of a transaction must not keep the app's row for longer than this.
+    "options": "-c lock_timeout=10s -c statement_timeout=15s -c idle_in_transaction_session_timeout=10s",
+}
+
+
+class SqlLedger:
+    """A ledger on a database; it is opened, and its tables are made, when it is used first.
+
+    Args:
+        url: "sqlite:///PATH" or "postgresql://…".
+        patience: seconds for which a database that does not answer, or is locked, is tried again.
+        clock: tells the time of a SQLite ledger; a PostgreSQL ledger goes by its database's clock.
+    """
+
+    def __init__(self, url: str, *, patience: float = 60.0, clock: HostClock | None = None) -> None:
+        self._url = make_url(url)
+        self._sqlite = self._url.drivername.startswith("sqlite")
+        self._patience = patience
+        self._clock = clock or HostClock()
+        self._engine: AsyncEngine | None = None
+        self._opening = asyncio.Lock()
+        self._opened = False
+        self._struggling = False
+        self._books: WeakSet[SqlBook] = WeakSet()
+
+    @property
+    def where(self) -> str:
+        """The ledger as it may be shown: a file's path, or a URL without its password."""
+        if self._sqlite:
+            return self._url.database or ""
+        return self._url.set(query={}).render_as_string(hide_password=True)
+
+    def book(self, base_url: str, app: str, limit: RateLimit) -> SqlBook:
+        """The book of one app. Nothing is opened before it is used."""
+        book = SqlBook(self, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
+        self._books.add(book)
+        return book
+
+    async def apps(self) -> list[tuple[str, str]]:
+        """All that have a book: base_url and app."""
+
+        async def read(connection: AsyncConnection) -> list[tuple[str, str]]:
+            rows = await connection.execute(
+                sa.select(schema.app.c.base_url, schema.app.c.app).order_by(schema.app.c.id)
+            )
+            return [(row.base_url, row.app) for row in rows]
+
+        return await self.transact(read)
+
+    async def overview(self, base_url: str, app: str) -> Overview | None:
+        """How an app stands; None if it has no book."""
+
+        async def read(connection: AsyncConnection) -> Overview | None:
+            found = schema.app.c.base_url == base_url, schema.app.c.app == app
+            row = (await connection.execute(sa.select(schema.app).where(*found))).one_or_none()
+            return None if row is None else await self._overview(connection, row)
+
+        return await self.transact(read)
+
+    async def _overview(self, connection: AsyncConnection, row: sa.Row[Any]) -> Overview:
+        now = await self.now(connection)
+        draft = schema.draft.c
+        states = await connection.execute(
+            sa.select(draft.state, sa.func.count()).where(draft.app_id == row.id).group_by(draft.state)
+        )
+        standing = await standing_of(connection, row)
+        budget = standing.budget
+        calls = await connection.execute(sa.select(schema.permit).where(schema.permit.c.app_id == row.id))
+        permits = list(calls)
+        budget.load(0, [permit.lapses if permit.ended is None else permit.ended for permit in permits])
+        in_use = budget.limit.calls - budget.free(now)
+        pause = standing.pause
+        return Overview(
+            drafts=dict(states.tuples().all()),
+            limit=limit_of(row),
+            in_use=in_use,
+            in_flight=sum(permit.ended is None and permit.lapses > now for permit in permits),
+            next_permit=max(0.0, budget.next_at(now) - now),
+            paused=None if pause is None else max(0.0, pause.until - now),
+            pause_reason=None if pause is None else pause.reason,
+            closed=standing.closed_scopes(now),
+        )
+
+    async def close(self) -> None:
+        """Break off what is still being written, and close the connections."""
+        await asyncio.gather(*(book.abandon() for book in list(self._books)))
+        engine, self._engine, self._opened = self._engine, None, False
+        if engine is not None:
+            await engine.dispose()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.where}>"
+
+    # -- transactions ----------------------------------------------------------------------------------
+
+    async def transact(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], failed: Callable[[], None] | None = None
+    ) -> T:
+        """Do something in one transaction; what may pass is waited out, and the work done anew.
+
+        Args:
+            work: what to do.
+            failed: called before each further try: the last one may have been committed, or not.
+
+        Raises:
+            LedgerError: it could not be done; the message says what to do.
+        """
+
+        def again(state: RetryCallState) -> None:
+            assert state.outcome is not None
+            self._struggle(state.outcome.exception())
+            if failed is not None:
+                failed()
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda error: isinstance(error, TROUBLE) and final(error) is None),
+            wait=wait_random_exponential(multiplier=0.1, max=2.0),
+            stop=stop_after_delay(self._patience),
+            before_sleep=again,
+            reraise=True,
+        )
+        try:
+            done: T = await retrying(self._transact, work)
+        except TROUBLE as error:
+            raise told(self.where, error) from error
+        if self._struggling:
+            self._struggling = False
+            _log.warning("ledger: %s: it answers again", self.where)
+        return done
+
+    async def _transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with asyncio.timeout(None if self._sqlite else _LONGEST):
+            engine = await self._open()
+            async with engine.begin() as connection:
+                return await work(connection)
+
+    def _struggle(self, error: BaseException | None) -> None:
+        if not self._struggling:
+            self._struggling = True
+            _log.warning(
+                "ledger: %s: it does not answer (%s); no calls are made until it does, for up to %.0f s",
+                self.where,
+                type(error).__name__,
+                self._patience,
+            )
+
+    async def now(self, connection: AsyncConnection) -> float:
+        """The ledger's time, asked for once the transaction holds its locks: waiting for them takes time."""
+        if not self._sqlite:
+            return float((await connection.execute(_DATABASE_TIME)).scalar_one())
+        row = (await connection.execute(sa.select(schema.schema))).one()
+        reading = self._clock.read(Reading(row.time, row.monotonic, row.boot))
+        await connection.execute(sa.update(schema.schema).values(_row_of(reading)))
+        return reading.time
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT that can say what is done on a conflict."""
+        if self._sqlite:
+            from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415
+
+            return insert(table)
+        from sqlalchemy.dialects.postgresql import insert as insert_there  # noqa: PLC0415
+
+        return insert_there(table)
+
+    # -- opening ---------------------------------------------------------------------------------------
+
+    async def _open(self) -> AsyncEngine:
+        async with self._opening:
+            if self._engine is None:
+                self._engine = self._sqlite_engine() if self._sqlite else self._postgresql_engine()
+            if not self._opened:
+                async with self._engine.begin() as connection:
+                    await self._check_schema(connection)
+                self._opened = True
+            return self._engine
+
+    def _sqlite_engine(self) -> AsyncEngine:
+        path = self._url.database or ""
+        _make_private(path)
+        engine = create_async_engine(
+            URL.create("sqlite+aiosqlite", database=path),
+            hide_parameters=True,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=self._patience,
+        )
+
+        def connected(connection: Any, _: object) -> None:
+            connection.isolation_level = None  # transactions begin where we say so
+            cursor = connection.cursor()
+            for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+        def began(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        event.listen(engine.sync_engine, "connect", connected)
+        event.listen(engine.sync_engine, "begin", began)
+        return engine
+
+    def _postgresql_engine(self) -> AsyncEngine:
+        return create_async_engine(
+            self._url.set(drivername="postgresql+psycopg"),
+            hide_parameters=True,
+            pool_size=2,
+            max_overflow=2,
+            pool_timeout=_LONGEST,
+            pool_recycle=1800,
+            connect_args={name: value for name, value in _POSTGRESQL.items() if name not in self._url.query},
+        )
+
+    async def _check_schema(self, connection: AsyncConnection) -> None:
+        if not self._sqlite:
+            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_KEY)))
+        if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table(schema.schema.name)):
+            await connection.run_sync(schema.metadata.create_all)
+            first = _row_of(self._clock.first())
+            await connection.execute(sa.insert(schema.schema).values(id=1, version=schema.VERSION, **first))
+        version = (await connection.execute(sa.select(schema.schema.c.version))).scalar_one()
+        if version > schema.VERSION:
+            raise LedgerError(
+                f"ledger: {self.where}: a newer version of this program made it (schema {version}, and this one "
+                f"knows {schema.VERSION}): upgrade with pip install -U feishu-mail-async"
+            )
+
+
+_DATABASE_TIME: Final = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
+
+
+def _row_of(reading: Reading) -> dict[str, Any]:
+    return {"time": reading.time, "monotonic": reading.monotonic, "boot": reading.boot}
+
+
+def _make_private(path: str) -> None:
+    """Have the file there, for its owner alone; SQLite gives the files beside it the same rights.
+
+    Raises:
+        LedgerError: others may read it.
+        OSError: it cannot be opened or made.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    except OSError as error:
+        advice = f"it cannot be opened ({error.strerror}): check its path, and the rights of its directory"
+        raise LedgerError(f"ledger: {path}: {advice}") from error
+    os.close(handle)
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.name == "posix" and stat.S_IMODE(Path(name).stat().st_mode) & _OTHERS:
+                quoted = shlex.quote(name)
+                raise LedgerError(f"ledger: {name}: others may read it; keep it to yourself: chmod 600 {quoted}")

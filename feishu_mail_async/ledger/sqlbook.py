@@ -1,0 +1,725 @@
+"""The book of one app on a database.
+
+What a turn needs is taken in one transaction, and its call's end is written in another:
+
+    take     permit, user's and mailbox's lock, the intent to send --> the call
+    settle   the permit comes back, the locks open, what waits or is closed, the draft's outcome
+
+Each names its turn, so that doing it twice does it once: a commit whose answer was lost is safe. A process that
+dies leaves a lease behind, which lapses when its call cannot arrive any more.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from feishu_mail_async.budget import Budget
+from feishu_mail_async.codes import Until, Verdict
+from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, decisive
+from feishu_mail_async.lanes import Ask, Turn
+from feishu_mail_async.model import OutcomeStatus, Priority, RateLimit
+from feishu_mail_async.protocol import CallEnd, Judgement
+
+from . import reasons, schema
+from .book import Taken
+from .record import DraftKey, DraftState, Record
+from .standing import Closure, Delays, Grant, Pause, Settled, Standing, scopes
+
+if TYPE_CHECKING:
+    from .sql import SqlLedger
+
+__all__ = ["SqlBook", "limit_of", "standing_of"]
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("feishu_mail_async.ledger")
+
+_SLACK: Final = 5.0
+"""Seconds that may pass between taking a turn and making its call."""
+_LEAST_LOOK: Final = 0.05
+_MOST_LOOK: Final = 1.0
+_SETTLED: Final = tuple(state.value for state in DraftState if state.settled)
+_LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
+
+
+def limit_of(row: sa.Row[Any]) -> RateLimit:
+    """The limit in an app's row."""
+    return RateLimit(**{name: getattr(row, name) for name in _LIMIT})
+
+
+async def standing_of(
+    connection: AsyncConnection, row: sa.Row[Any], names: Iterable[str] | None = None
+) -> Standing:
+    """How an app stands, by its row; of the closures those of these scopes, or all. The permits are not in it."""
+    standing = Standing(limit_of(row))
+    standing.last = _or_never(row.last)
+    standing.pauses = row.pauses
+    if row.pause_until is not None:
+        lapses = math.inf if row.probe_lapses is None else row.probe_lapses
+        standing.pause = Pause(row.pause_until, row.pause_reason, row.probe, lapses)
+    standing.smooth_until = _or_never(row.smooth_until)
+    standing.unreachable_since, standing.unreachable_times = row.unreachable_since, row.unreachable_times
+    closure = schema.closure.c
+    query = sa.select(schema.closure).where(closure.app_id == row.id)
+    if names is not None:
+        query = query.where(closure.scope.in_(list(names)))
+    for found in await connection.execute(query):
+        ends = math.inf if found.ends is None else found.ends
+        standing.closed[found.scope] = Closure(reasons.load(found.reason), Until(found.until), ends, found.mark)
+    return standing
+
+
+@dataclass(slots=True)
+class _LockRow:
+    """A user's or a mailbox's lock, as its row says; `turn` holds it until `lapses`."""
+
+    kind: str
+    key: str
+    turn: str | None = None
+    taken: float = -math.inf
+    lapses: float = -math.inf
+    open_at: float = -math.inf
+    cooling: float = -math.inf
+    strikes: int = 0
+
+    def free_at(self, now: float) -> float:
+        """When to look again; `now` or earlier if it is free."""
+        if self.turn is not None and self.lapses > now:
+            return max(_look_again(self.taken, self.lapses, now), self.open_at)
+        return self.open_at
+
+
+class _Transaction:
+    """One transaction on an app, whose row it holds.
+
+    Attributes:
+        connection: the database's.
+        app_id: the app's row.
+        now: the ledger's time.
+        standing: how the app stands; what is changed in it is written back.
+        permits: the calls that the window still holds, once they are loaded.
+        began: the loop's time when the ledger's was read, or a little before.
+    """
+
+    def __init__(
+        self, connection: AsyncConnection, row: sa.Row[Any], now: float, began: float, standing: Standing
+    ) -> None:
+        self.connection = connection
+        self.app_id: int = row.id
+        self.now = now
+        self.began = began
+        self.standing = standing
+        self.permits: list[sa.Row[Any]] | None = None
+        self._before = _columns(standing)
+        self._closed_before = dict(standing.closed)
+
+    async def run(self, statement: sa.Executable, values: Any = None) -> sa.CursorResult[Any]:
+        result: sa.CursorResult[Any] = await self.connection.execute(statement, values)
+        return result
+
+    async def load_permits(self) -> None:
+        """Count the calls that the window still holds; those that it does not are dropped."""
+        permit, limit = schema.permit.c, self.standing.budget.limit
+        end = sa.func.coalesce(permit.ended, permit.lapses)
+        await self.run(
+            sa.delete(schema.permit).where(
+                permit.app_id == self.app_id, end <= self.now - limit.per - limit.margin
+            )
+        )
+        self.permits = list(await self.run(sa.select(schema.permit).where(permit.app_id == self.app_id)))
+        self.standing.budget.load(0, [row.lapses if row.ended is None else row.ended for row in self.permits])
+
+    async def locks(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _LockRow]:
+        """The locks of these kinds and keys."""
+        wanted = {pair: _LockRow(*pair) for pair in pairs}
+        lock = schema.lock.c
+        found = await self.run(
+            sa.select(schema.lock).where(
+                lock.app_id == self.app_id, sa.tuple_(lock.kind, lock.key).in_(list(wanted))
+            )
+        )
+        for row in found:
+            wanted[row.kind, row.key] = _LockRow(
+                row.kind,
+                row.key,
+                row.turn,
+                row.taken,
+                row.lapses,
+                _or_never(row.open_at),
+                _or_never(row.cooling),
+                row.strikes,
+            )
+        return wanted
+
+    async def drafts(self, keys: Sequence[DraftKey]) -> dict[DraftKey, Record]:
+        """What is known of these drafts."""
+        draft = schema.draft.c
+        found = await self.run(
+            sa.select(schema.draft).where(
+                draft.app_id == self.app_id,
+                sa.tuple_(draft.user_key, draft.mailbox_key, draft.draft_id).in_([tuple(key) for key in keys]),
+            )
+        )
+        return {
+            DraftKey(row.user_key, row.mailbox_key, row.draft_id): Record(
+                DraftState(row.state),
+                row.message_id,
+                row.thread_id,
+                row.log_id,
+                row.calls,
+                row.doubtful,
+                row.error,
+            )
+            for row in found
+        }
+
+    async def free(self, turn: str) -> None:
+        """No call was made in this turn, as far as is known: it holds nothing any more."""
+        await self.run(sa.delete(schema.permit).where(schema.permit.c.turn == turn))
+        await self.run(sa.update(schema.lock).where(schema.lock.c.turn == turn).values(turn=None))
+        draft = schema.draft
+        await self.run(
+            sa.update(draft)
+            .where(draft.c.turn == turn, draft.c.state == DraftState.IN_FLIGHT)
+            .values(state=DraftState.WAITING, turn=None, calls=draft.c.calls - 1)
+        )
+        if self.standing.pause is not None and self.standing.pause.probe == turn:
+            self.standing.pause.probe = None
+
+    async def write_back(self) -> None:
+        """Write what has changed in the standing."""
+        after = _columns(self.standing)
+        changed = {name: value for name, value in after.items() if value != self._before[name]}
+        if changed:
+            await self.run(sa.update(schema.app).where(schema.app.c.id == self.app_id).values(changed))
+        closure = schema.closure
+        gone = [scope for scope in self._closed_before if scope not in self.standing.closed]
+        new = {
+            scope: one for scope, one in self.standing.closed.items() if self._closed_before.get(scope) is not one
+        }
+        if gone or new:
+            await self.run(
+                sa.delete(closure).where(closure.c.app_id == self.app_id, closure.c.scope.in_([*gone, *new]))
+            )
+        if new:
+            rows = [
+                {
+                    "app_id": self.app_id,
+                    "scope": scope,
+                    "reason": reasons.dump(one.reason),
+                    "until": one.until.name,
+                    "ends": None if one.ends == math.inf else one.ends,
+                    "mark": one.mark,
+                }
+                for scope, one in new.items()
+            ]
+            await self.run(sa.insert(closure), rows)
+
+
+class SqlBook:
+    """The book of one app on a database; see `Book` for what its methods do.
+
+    Args:
+        ledger: the database.
+        base_url: the API's host.
+        app: the app's name.
+        limit: the limit to keep; if another one is in force, this one takes its place, for all processes.
+        holder: names this process, for people who look into the tables.
+    """
+
+    shared = True
+    most = 20
+
+    def __init__(self, ledger: "SqlLedger", base_url: str, app: str, limit: RateLimit, holder: str) -> None:
+        self.standing = Standing(limit)
+        self._ledger = ledger
+        self._base_url = base_url
+        self._app = app
+        self._holder = holder
+        self._new_limit: RateLimit | None = limit
+        self._one_at_a_time = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._live: set[str] = set()
+        # Turns of which it is not known whether they were taken: whatever they hold is freed first.
+        self._orphans: set[str] = set()
+        self._reopened: set[str] = set()
+        self._notes: dict[DraftKey, tuple[OutcomeStatus, FeishuMailError]] = {}
+
+    # -- turns -----------------------------------------------------------------------------------------
+
+    def take(self, asks: Sequence[Ask], now: float) -> asyncio.Future[Taken]:  # noqa: ARG002
+        return self._spawn(self._take(asks))
+
+    async def _take(self, asks: Sequence[Ask]) -> Taken:
+        names: set[str] = set()
+        names.update(*(scopes(ask.user, ask.mailbox) for ask in asks))
+        turn = uuid.uuid4().hex
+
+        async def take(transaction: _Transaction) -> Taken:
+            return await self._choose(transaction, asks, turn)
+
+        def failed() -> None:
+            nonlocal turn
+            self._orphans.add(turn)
+            self._live.discard(turn)
+            turn = uuid.uuid4().hex
+
+        try:
+            taken, now = await self._transact(take, names, failed)
+        except LedgerError:
+            failed()
+            raise
+        shift = _loop_time() - now
+        taken.shut = [(kind, key, until + shift) for kind, key, until in taken.shut]
+        return taken
+
+    async def _choose(self, transaction: _Transaction, asks: Sequence[Ask], turn: str) -> Taken:
+        standing, now = transaction.standing, transaction.now
+        await transaction.load_permits()
+        keys = [DraftKey(ask.user, ask.mailbox, ask.draft_id) for ask in asks if ask.draft_id is not None]
+        records = await transaction.drafts(keys)
+        locks = await transaction.locks(
+            pair for ask in asks for pair in (("user", ask.user), ("mailbox", ask.mailbox))
+        )
+        taken = Taken()
+        may_go = standing.not_before(now) <= now
+        reserved = standing.budget.free(now) <= standing.budget.limit.reserve
+        for ask in asks:
+            record = None if ask.draft_id is None else records.get(DraftKey(ask.user, ask.mailbox, ask.draft_id))
+            if record is not None and record.state.settled:
+                taken.recorded.append((ask, record))
+                continue
+            if standing.closed_of(scopes(ask.user, ask.mailbox), now) is not None:
+                continue
+            pair = locks["user", ask.user], locks["mailbox", ask.mailbox]
+            shut = [(lock.kind, lock.key, lock.free_at(now)) for lock in pair if lock.free_at(now) > now]
+            taken.shut += shut
+            urgent = ask.priority is Priority.INTERACTIVE
+            if not shut and may_go and taken.granted is None and (urgent or not reserved):
+                taken.granted = ask, await self._grant(transaction, ask, turn, pair, record)
+        return taken
+
+    async def _grant(
+        self,
+        transaction: _Transaction,
+        ask: Ask,
+        turn: str,
+        locks: tuple[_LockRow, _LockRow],
+        record: Record | None,
+    ) -> Grant:
+        now = transaction.now
+        lapses = now + ask.timeout + transaction.standing.budget.limit.grace + _SLACK
+        grant = transaction.standing.dispatch(turn, now, lapses)
+        row = {"turn": turn, "app_id": transaction.app_id, "holder": self._holder, "taken": now, "lapses": lapses}
+        await transaction.run(sa.insert(schema.permit), row)
+        self._live.add(turn)
+        for lock in locks:
+            lock.turn, lock.taken, lock.lapses = turn, now, lapses
+        await self._write_locks(transaction, locks)
+        doubtful = False
+        if ask.draft_id is not None:
+            doubtful = record is not None and (record.doubtful or record.state is DraftState.IN_FLIGHT)
+            await self._write_draft(
+                transaction,
+                DraftKey(ask.user, ask.mailbox, ask.draft_id),
+                {"state": DraftState.IN_FLIGHT, "doubtful": doubtful, "turn": turn},
+                calls=(0 if record is None else record.calls) + 1,
+            )
+        await transaction.load_permits()
+        began = transaction.began
+        return dataclasses.replace(grant, at=began, doubtful=doubtful, good_until=began + _SLACK)
+
+    def settle(
+        self,
+        turn: Turn,
+        judgement: Judgement,
+        delays: Delays,
+        now: float,
+        *,
+        renewing: bool,
+    ) -> asyncio.Future[Settled]:
+        return self._spawn(self._settle(turn, judgement, delays, now, renewing=renewing))
+
+    async def _settle(
+        self, turn: Turn, judgement: Judgement, delays: Delays, at: float, *, renewing: bool
+    ) -> Settled:
+        name = turn.grant.turn
+        locks: tuple[_LockRow, _LockRow] | None = None
+
+        async def settle(transaction: _Transaction) -> Settled:
+            nonlocal locks
+            settled, locks = await self._end(transaction, turn, judgement, delays, renewing=renewing)
+            return settled
+
+        try:
+            settled, now = await self._transact(settle, scopes(turn.user.key, turn.mailbox.key))
+        except LedgerError as error:
+            # The call is over and its outcome is true all the same; the lease keeps what it held until it lapses.
+            _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
+            return self.standing.settle(
+                turn.grant, judgement, delays, at, turn.user, turn.mailbox, renewing=renewing
+            )
+        finally:
+            self._live.discard(name)
+        shift = _loop_time() - now
+        assert locks is not None
+        for gate, lock in zip((turn.user, turn.mailbox), locks, strict=True):
+            gate.open_at, gate.cooling, gate.strikes = lock.open_at + shift, lock.cooling + shift, lock.strikes
+        return settled
+
+    async def _end(
+        self, transaction: _Transaction, turn: Turn, judgement: Judgement, delays: Delays, *, renewing: bool
+    ) -> tuple[Settled, tuple[_LockRow, _LockRow]]:
+        name, now = turn.grant.turn, transaction.now
+        found = await transaction.locks([("user", turn.user.key), ("mailbox", turn.mailbox.key)])
+        locks = found["user", turn.user.key], found["mailbox", turn.mailbox.key]
+        permit = schema.permit
+        row = (await transaction.run(sa.select(permit).where(permit.c.turn == name))).one_or_none()
+        if row is not None and row.ended is not None:
+            return Settled(row.ended, None, None), locks  # done before, by a commit whose answer was lost
+        grant = dataclasses.replace(turn.grant, at=now if row is None else row.taken)
+        settled = transaction.standing.settle(grant, judgement, delays, now, *locks, renewing=renewing)
+        if settled.ended is None:
+            await transaction.run(sa.delete(permit).where(permit.c.turn == name))
+        else:
+            ended = sa.update(permit).where(permit.c.turn == name).values(ended=settled.ended)
+            await transaction.run(ended)
+        for lock in locks:
+            if lock.turn == name:
+                lock.turn = None
+        await self._write_locks(transaction, locks)
+        if turn.ask.draft_id is not None:
+            await self._write_outcome(transaction, turn, judgement, renewing=renewing)
+        await transaction.load_permits()
+        return settled, locks
+
+    async def _write_outcome(
+        self, transaction: _Transaction, turn: Turn, judgement: Judgement, *, renewing: bool
+    ) -> None:
+        """What a call has made of its draft."""
+        draft = schema.draft
+        sent = judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
+        doubtful = not sent and (turn.grant.doubtful or not judgement.conclusive)
+        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": judgement.log_id}
+        if sent:
+            state = DraftState.SENT if judgement.verdict is Verdict.SENT else DraftState.ALREADY_SENT
+            values |= {"message_id": judgement.text("message_id"), "thread_id": judgement.text("thread_id")}
+            values |= {"code": None, "error": None}
+        elif judgement.verdict is Verdict.FATAL and not renewing:
+            state = DraftState.UNKNOWN if doubtful else DraftState.FAILED
+        else:
+            state = DraftState.WAITING
+        if judgement.error is not None:
+            values |= _told(judgement.error)
+        if judgement.end is CallEnd.NEVER_LEFT:
+            values["calls"] = draft.c.calls - 1
+        mine = draft.c.turn == turn.grant.turn
+        await transaction.run(sa.update(draft).where(mine).values(state=state, changed=time.time(), **values))
+
+    def give_back(self, grant: Grant) -> asyncio.Future[None]:
+        return self._spawn(self._give_back(grant))
+
+    async def _give_back(self, grant: Grant) -> None:
+        self._orphans.add(grant.turn)
+        self._live.discard(grant.turn)
+        with contextlib.suppress(LedgerError):  # it is freed later, or lapses
+            await self._transact(_nothing, ())
+
+    # -- closed scopes, and the limit ------------------------------------------------------------------
+
+    def close_user(self, user: str, error: FeishuMailError, mark: str | None, now: float) -> asyncio.Future[None]:
+        return self._spawn(self._close_user(user, error, mark, now))
+
+    async def _close_user(self, user: str, error: FeishuMailError, mark: str | None, at: float) -> None:
+        scope = f"user:{user}"
+
+        async def close(transaction: _Transaction) -> None:
+            transaction.standing.close(scope, error, Until.TOKEN, transaction.now, mark)
+
+        try:
+            await self._transact(close, (scope,))
+        except LedgerError as failed:
+            _log.error("%s; other processes do not hear that user %s is closed", failed, user)
+            self.standing.close(scope, error, Until.TOKEN, at, mark)
+
+    def closed(self, names: Sequence[str], now: float) -> str | None:
+        return self.standing.closed_of(names, now)
+
+    def reopen(self, scope: str) -> None:
+        self.standing.closed.pop(scope, None)
+        self._reopened.add(scope)
+        self._spawn(self._write_soon())
+
+    def set_limit(self, limit: RateLimit) -> None:
+        self.standing.budget.limit = limit
+        self._new_limit = limit
+        self._spawn(self._write_soon())
+
+    async def _write_soon(self) -> None:
+        try:
+            await self._transact(_nothing, ())
+        except LedgerError as error:
+            _log.error("%s; other processes do not hear of the change", error)
+
+    # -- drafts ----------------------------------------------------------------------------------------
+
+    def recall(self, keys: Sequence[DraftKey]) -> "asyncio.Future[Mapping[DraftKey, Record]]":
+        return self._spawn(self._recall(keys))
+
+    async def _recall(self, keys: Sequence[DraftKey]) -> Mapping[DraftKey, Record]:
+        names: set[str] = set()
+        names.update(*(scopes(key.user, key.mailbox) for key in keys))
+
+        async def read(transaction: _Transaction) -> Mapping[DraftKey, Record]:
+            return await transaction.drafts(keys)
+
+        records, _ = await self._transact(read, names)
+        return records
+
+    def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
+        if not self._notes:
+            self._spawn(self._write_notes())
+        self._notes[key] = status, error
+
+    async def _write_notes(self) -> None:
+        await asyncio.sleep(0)  # those that end together are written together
+        notes, self._notes = self._notes, {}
+
+        async def write(transaction: _Transaction) -> None:
+            for key, (status, error) in notes.items():
+                draft = schema.draft.c
+                values: dict[str, Any] = {"state": DraftState(status.value), **_told(error)}
+                unknown = status is OutcomeStatus.UNKNOWN
+                await self._write_draft(
+                    transaction,
+                    key,
+                    values | {"doubtful": True} if unknown else values,
+                    draft.state.not_in([*_SETTLED, DraftState.IN_FLIGHT]),
+                    calls=error.attempts,
+                )
+
+        try:
+            await self._transact(write, ())
+        except LedgerError as failed:
+            _log.error("%s; %d outcomes are not on record", failed, len(notes))
+
+    # -- transactions ----------------------------------------------------------------------------------
+
+    async def _transact(
+        self,
+        work: Callable[[_Transaction], Awaitable[T]],
+        names: Iterable[str],
+        failed: Callable[[], None] | None = None,
+    ) -> tuple[T, float]:
+        """Do something in a transaction of this app; what is known of the app is then what it has found.
+
+        Args:
+            work: what to do.
+            names: the scopes whose closures it needs.
+            failed: see `SqlLedger.transact`.
+
+        Returns:
+            what the work returned, and the ledger's time.
+        """
+        wanted = set(names)
+        async with self._one_at_a_time:
+            orphans, reopened, limit = set(self._orphans), set(self._reopened), self._new_limit
+
+            async def transaction(connection: AsyncConnection) -> tuple[T, _Transaction]:
+                begun = await self._begin(connection, wanted, limit)
+                for turn in orphans | self._orphans:
+                    await begun.free(turn)
+                if reopened:
+                    await begun.run(
+                        sa.delete(schema.closure).where(
+                            schema.closure.c.app_id == begun.app_id, schema.closure.c.scope.in_(reopened)
+                        )
+                    )
+                    for scope in reopened:
+                        begun.standing.closed.pop(scope, None)
+                begun.standing.lapse(wanted, begun.now)
+                done = await work(begun)
+                await begun.write_back()
+                return done, begun
+
+            done, begun = await self._ledger.transact(transaction, failed)
+            self._orphans -= orphans
+            self._reopened -= reopened
+            if self._new_limit is limit:
+                self._new_limit = None
+            self._adopt(begun, wanted)
+            return done, begun.now
+
+    async def _begin(self, connection: AsyncConnection, names: set[str], limit: RateLimit | None) -> _Transaction:
+        app = schema.app
+        mine = sa.select(app).where(app.c.base_url == self._base_url, app.c.app == self._app).with_for_update()
+        row = (await connection.execute(mine)).one_or_none()
+        if row is None:
+            values = {"base_url": self._base_url, "app": self._app}
+            values |= dataclasses.asdict(limit or self.standing.budget.limit)
+            await connection.execute(self._ledger.insert(app).values(values).on_conflict_do_nothing())
+            row = (await connection.execute(mine)).one()
+        if limit is not None and limit != limit_of(row):
+            changed = sa.update(app).where(app.c.id == row.id).values(dataclasses.asdict(limit))
+            await connection.execute(changed)
+            row = (await connection.execute(mine)).one()
+        began = _loop_time()
+        now = await self._ledger.now(connection)
+        return _Transaction(connection, row, now, began, await standing_of(connection, row, names))
+
+    def _adopt(self, begun: _Transaction, names: set[str]) -> None:
+        """What this process knows is what the transaction has found, in the time of the loop's clock.
+
+        Calls of other processes in flight are taken to end soon, so that it is looked again then; of one's own,
+        their end is heard.
+        """
+        shift = _loop_time() - begun.now
+        known, found = self.standing, begun.standing
+        found.last = max(found.last + shift, known.last)
+        found.smooth_until += shift
+        if found.unreachable_since is not None:
+            found.unreachable_since += shift
+        pause = found.pause
+        if pause is not None:
+            pause.until += shift
+            lapses = math.inf
+            if pause.probe is not None and pause.probe not in self._live:
+                lapses = _look_again(found.last, pause.probe_lapses + shift, begun.now + shift)
+            pause.probe_lapses = lapses
+        for closure in found.closed.values():
+            closure.ends += shift
+        found.closed = {scope: one for scope, one in known.closed.items() if scope not in names} | found.closed
+        if begun.permits is not None:
+            self._adopt_permits(begun.permits, found.budget, begun.now, shift)
+        else:
+            known.budget.limit = found.budget.limit
+            found.budget = known.budget
+        self.standing = found
+
+    def _adopt_permits(self, permits: list[sa.Row[Any]], budget: Budget, now: float, shift: float) -> None:
+        window = budget.limit.per + budget.limit.margin
+        own, ended = 0, []
+        for row in permits:
+            if row.ended is not None:
+                ended.append(row.ended + shift)
+            elif row.turn in self._live:
+                own += 1
+            else:
+                ended.append(_look_again(row.taken, row.lapses + window, now) - window + shift)
+        budget.load(own, ended)
+
+    async def _write_locks(self, transaction: _Transaction, locks: Iterable[_LockRow]) -> None:
+        rows = [
+            {
+                "app_id": transaction.app_id,
+                "kind": lock.kind,
+                "key": lock.key,
+                "turn": lock.turn,
+                "taken": lock.taken,
+                "lapses": lock.lapses,
+                "open_at": _or_null(lock.open_at),
+                "cooling": _or_null(lock.cooling),
+                "strikes": lock.strikes,
+            }
+            for lock in locks
+        ]
+        statement = self._ledger.insert(schema.lock).values(rows)
+        new = {
+            name: statement.excluded[name] for name in ("turn", "taken", "lapses", "open_at", "cooling", "strikes")
+        }
+        await transaction.run(statement.on_conflict_do_update(index_elements=["app_id", "kind", "key"], set_=new))
+
+    async def _write_draft(
+        self,
+        transaction: _Transaction,
+        key: DraftKey,
+        values: dict[str, Any],
+        where: sa.ColumnElement[bool] | None = None,
+        *,
+        calls: int,
+    ) -> None:
+        values = {**values, "changed": time.time()}
+        new = {"app_id": transaction.app_id, "user_key": key.user, "mailbox_key": key.mailbox}
+        new |= {"draft_id": key.draft_id, "doubtful": False, "calls": calls}
+        statement = self._ledger.insert(schema.draft).values(new | values)
+        if where is None:
+            values["calls"] = calls
+        await transaction.run(
+            statement.on_conflict_do_update(
+                index_elements=["app_id", "user_key", "mailbox_key", "draft_id"], set_=values, where=where
+            )
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do something that is not broken off with whoever wanted it."""
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name="feishu-mail-ledger")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, in case nobody waits for it any more
+
+    async def written(self) -> None:
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def abandon(self) -> None:
+        """Break off what is still being written."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _nothing(_: _Transaction) -> None:
+    pass
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _look_again(since: float, until: float, now: float) -> float:
+    """When to look whether another process's call has ended: soon if it is young, later if it takes long."""
+    return min(until, now + min(_MOST_LOOK, max(_LEAST_LOOK, (now - since) / 4)))
+
+
+def _told(error: FeishuMailError) -> dict[str, Any]:
+    decided = decisive(error)
+    return {"error": str(error), "code": decided.code if isinstance(decided, ApiError) else None}
+
+
+def _columns(standing: Standing) -> dict[str, Any]:
+    pause = standing.pause
+    return {
+        "last": _or_null(standing.last),
+        "pauses": standing.pauses,
+        "pause_until": None if pause is None else pause.until,
+        "pause_reason": None if pause is None else pause.reason,
+        "probe": None if pause is None else pause.probe,
+        "probe_lapses": None if pause is None or pause.probe is None else _or_null(pause.probe_lapses),
+        "smooth_until": _or_null(standing.smooth_until),
+        "unreachable_since": standing.unreachable_since,
+        "unreachable_times": standing.unreachable_times,
+    }
+
+
+def _or_null(moment: float) -> float | None:
+    return moment if math.isfinite(moment) else None
+
+
+def _or_never(moment: float | None) -> float:
+    return -math.inf if moment is None else moment

@@ -1,0 +1,368 @@
+"""How an app stands, and what a call's end changes in that: the rules have their home here.
+
+Pure: the time is handed in. In memory one `Standing` lasts as long as its app. A database ledger reads one from
+its rows in each transaction, applies the same rules, writes the changes back, and hands it on as what its process
+knows until the next transaction.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from feishu_mail_async.budget import Budget
+from feishu_mail_async.codes import Scope, Until, Verdict
+from feishu_mail_async.errors import FeishuMailError, ScopeClosed, without_traceback
+from feishu_mail_async.model import RateLimit
+from feishu_mail_async.protocol import CallEnd, Judgement
+
+__all__ = ["APP", "ClosedScope", "Closure", "Delays", "Grant", "Lock", "Pause", "Settled", "Standing", "scopes"]
+
+APP: Final = "app"
+"""The scope that is the whole app."""
+
+_HOUR: Final = 3600.0
+_UNWATCHED: Final = 60.0
+"""Seconds without a probe after which an outage may have ended and begun again."""
+
+
+class Delays(Protocol):
+    """The lengths of the waits, which a retry policy computes and the scheduler obeys."""
+
+    def backoff(self, times: int) -> float:
+        """Seconds to wait after the same thing went wrong `times` times in a row."""
+
+    def outage(self, times: int, lasted: float) -> float:
+        """Seconds to the next probe of an outage that has lasted that long."""
+
+
+class Lock(Protocol):
+    """What a user or a mailbox is locked by.
+
+    Attributes:
+        key: its name.
+        open_at: when a call may pass again, after a lost call or a cool-down.
+        cooling: the end of a cool-down alone.
+        strikes: refusals in a row.
+    """
+
+    key: str
+    open_at: float
+    cooling: float
+    strikes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a turn was granted with.
+
+    Attributes:
+        turn: its name in the ledger.
+        at: when it was granted.
+        pauses: how many pauses of the app there had been by then.
+        probe: the app is paused, and this call finds out whether it still has to be.
+        doubtful: an earlier call, of this process or another, may have sent the draft without anybody's knowing.
+        good_until: the last moment at which its call may be made, by the loop's clock.
+    """
+
+    turn: str
+    at: float
+    pauses: int
+    probe: bool
+    doubtful: bool = False
+    good_until: float = math.inf
+
+
+@dataclass(slots=True)
+class Pause:
+    """The whole app waits, then one call probes; its answer ends the pause.
+
+    Attributes:
+        until: when the next call may probe.
+        reason: why it is paused.
+        probe: the turn that probes; None while there is none.
+        probe_lapses: when a probe of which nothing was heard counts for nothing.
+    """
+
+    until: float
+    reason: str
+    probe: str | None = None
+    probe_lapses: float = math.inf
+
+    @property
+    def next_probe(self) -> float:
+        """When the next call may probe; infinity while one is on its way."""
+        return self.until if self.probe is None else self.probe_lapses
+
+
+@dataclass(slots=True)
+class Closure:
+    """A closed scope.
+
+    Attributes:
+        reason: what closed it.
+        until: what ends it.
+        ends: when time ends it; infinity if time does not.
+        mark: of the token that was refused, where that closed it.
+    """
+
+    reason: FeishuMailError
+    until: Until
+    ends: float
+    mark: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedScope:
+    """A scope whose drafts are skipped.
+
+    Attributes:
+        scope: "app", "user:NAME" or "mailbox:ADDRESS", as `reopen` takes it.
+        reason: what closed it.
+        seconds: until one draft may try again; None if it takes a new token or `reopen`.
+    """
+
+    scope: str
+    reason: str
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the end of a call has changed, beside the standing itself.
+
+    Attributes:
+        ended: when the call counts as ended, for its permit; None: it never left.
+        closed: the scope that it closed.
+        outage: seconds for which nothing has been reachable, if that is what it found.
+    """
+
+    ended: float | None
+    closed: str | None
+    outage: float | None
+
+
+def scopes(user: str, mailbox: str) -> tuple[str, str, str]:
+    """What must be open for a call."""
+    return APP, f"user:{user}", f"mailbox:{mailbox}"
+
+
+class Standing:
+    """How an app stands.
+
+    Args:
+        limit: the limit in force.
+
+    Attributes:
+        budget: its permits.
+        last: when the last call was dispatched.
+        pause: why and until when all its calls wait.
+        pauses: how many pauses there have been.
+        smooth_until: the end of the minute after a pause, in which calls go at the even pace.
+        unreachable_since: when nothing was reachable for the first time; None while all is well.
+        unreachable_times: probes that found nothing reachable.
+        closed: what is closed, by scope.
+    """
+
+    __slots__ = (
+        "budget",
+        "closed",
+        "last",
+        "pause",
+        "pauses",
+        "smooth_until",
+        "unreachable_since",
+        "unreachable_times",
+    )
+
+    def __init__(self, limit: RateLimit) -> None:
+        self.budget = Budget(limit)
+        self.last = -math.inf
+        self.pause: Pause | None = None
+        self.pauses = 0
+        self.smooth_until = -math.inf
+        self.unreachable_since: float | None = None
+        self.unreachable_times = 0
+        self.closed: dict[str, Closure] = {}
+
+    # -- when the next call may go ---------------------------------------------------------------------
+
+    def spacing(self, now: float) -> float:
+        """The least seconds between two dispatches, as things stand now."""
+        limit = self.budget.limit
+        return max(limit.spacing, limit.per / limit.calls) if now < self.smooth_until else limit.spacing
+
+    def not_before(self, now: float) -> float:
+        """The earliest moment of the next dispatch; infinity while that depends on a call in flight."""
+        at = self.last + self.spacing(now)
+        if at > self.smooth_until > now:
+            at = max(self.smooth_until, self.last + self.budget.limit.spacing)
+        if self.pause is not None:
+            at = max(at, self.pause.next_probe)
+        return max(at, self.budget.next_at(now))
+
+    def grant(self, turn: str, now: float) -> Grant:
+        """Count a dispatch that `not_before` allows."""
+        self.budget.take()
+        return self.dispatch(turn, now)
+
+    def dispatch(self, turn: str, now: float, lapses: float = math.inf) -> Grant:
+        """Note a dispatch whose permit is counted elsewhere.
+
+        Args:
+            turn: the turn's name.
+            now: the time.
+            lapses: when a probe of which nothing was heard counts for nothing.
+        """
+        self.last = now
+        if self.pause is not None:
+            self.pause.probe, self.pause.probe_lapses = turn, lapses
+        return Grant(turn, now, self.pauses, self.pause is not None)
+
+    # -- the end of a call -----------------------------------------------------------------------------
+
+    def settle(  # noqa: PLR0917 - one for each thing concerned
+        self,
+        grant: Grant,
+        judgement: Judgement,
+        delays: Delays,
+        now: float,
+        user: Lock,
+        mailbox: Lock,
+        *,
+        renewing: bool,
+    ) -> Settled:
+        """A call has ended: say who waits and what is closed. The permit is the caller's business.
+
+        Args:
+            grant: the grant of its turn.
+            judgement: what the call means.
+            delays: how long those wait who wait.
+            now: the time.
+            user: the lock of its user.
+            mailbox: the lock of its mailbox.
+            renewing: the user's token was refused and is being renewed; nothing is closed for that yet.
+        """
+        ended: float | None = now
+        if judgement.end is CallEnd.NEVER_LEFT:
+            ended = None
+        elif judgement.end is CallEnd.LOST:
+            # It may still arrive, and be counted, and run into the next call of the same user.
+            ended = now + self.budget.limit.grace
+            for lock in (user, mailbox):
+                lock.open_at = max(lock.open_at, ended)
+        outage = self._settle_app(grant, judgement, delays, now)
+        _settle_user(user, judgement, delays, now)
+        closed = None
+        if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:
+            closed = _scope(judgement.scope, user, mailbox)
+            self.close(closed, judgement.error, judgement.until, now)
+        return Settled(ended, closed, outage)
+
+    def give_back(self, grant: Grant) -> None:
+        """No call was made: another may probe. The permit is the caller's business."""
+        if self.pause is not None and self.pause.probe == grant.turn:
+            self.pause.probe = None
+
+    def _settle_app(self, grant: Grant, judgement: Judgement, delays: Delays, now: float) -> float | None:
+        self.give_back(grant)
+        # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
+        answered = judgement.end is CallEnd.ANSWERED and grant.probe and grant.pauses == self.pauses
+        if answered:
+            self.unreachable_since, self.unreachable_times = None, 0
+        if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.APP:
+            if judgement.end is CallEnd.NEVER_LEFT:
+                return self._unreachable(grant, judgement, delays, now)
+            seconds = self.budget.limit.per if judgement.pause is None else judgement.pause
+            self.pause_app(now + seconds, str(judgement.error))
+        elif answered:
+            self.pause = None
+            self.smooth_until = now + self.budget.limit.per
+        return None
+
+    def pause_app(self, until: float, reason: str) -> None:
+        """Let the whole app wait until then; of several pauses the latest end counts."""
+        self.pauses += 1
+        if self.pause is None:
+            self.pause = Pause(until, reason)
+        elif until >= self.pause.until:
+            self.pause.until, self.pause.reason = until, reason
+
+    def _unreachable(self, grant: Grant, judgement: Judgement, delays: Delays, now: float) -> float | None:
+        if self.unreachable_since is not None and grant.pauses != self.pauses:
+            return None  # made before the pause: it tells nothing new
+        unwatched = self.pause is not None and grant.at > self.pause.until + _UNWATCHED
+        if self.unreachable_since is None or unwatched:
+            self.unreachable_since, self.unreachable_times = now, 0
+        lasted = now - self.unreachable_since
+        self.unreachable_times += 1
+        self.pause_app(now + delays.outage(self.unreachable_times, lasted), str(judgement.error))
+        return lasted
+
+    # -- closed scopes ---------------------------------------------------------------------------------
+
+    def close(
+        self, scope: str, reason: FeishuMailError | None, until: Until, now: float, mark: str | None = None
+    ) -> None:
+        """Close a scope."""
+        # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
+        kept = FeishuMailError(f"{scope} is closed") if reason is None else without_traceback(reason)
+        self.closed[scope] = Closure(kept, until, now + _HOUR if until is Until.HOUR else math.inf, mark)
+
+    def lapse(self, names: Iterable[str], now: float) -> None:
+        """Drop those of these closures whose time is over.
+
+        A user's calls go one at a time, so the next one is the probe; the app's do not.
+        """
+        for scope in names:
+            closure = self.closed.get(scope)
+            if closure is not None and closure.ends <= now:
+                del self.closed[scope]
+                if scope == APP:
+                    self.pause_app(now, str(closure.reason))
+
+    def closed_of(self, names: Iterable[str], now: float) -> str | None:
+        """The first of these scopes that is closed."""
+        for scope in names:
+            closure = self.closed.get(scope)
+            if closure is not None and closure.ends > now:
+                return scope
+        return None
+
+    def closed_scopes(self, now: float) -> tuple[ClosedScope, ...]:
+        """What is closed, as people are told."""
+        return tuple(
+            ClosedScope(scope, str(closure.reason), None if closure.ends == math.inf else closure.ends - now)
+            for scope, closure in self.closed.items()
+            if closure.ends > now
+        )
+
+    def refusal(self, scope: str, now: float) -> ScopeClosed:
+        """What those are told whose calls a closed scope keeps from being made."""
+        closure = self.closed[scope]
+        left = None if closure.ends == math.inf else max(0.0, closure.ends - now)
+        ends = f"until {closure.until}" if left is None else f"for another {left:.0f} s"
+        error = ScopeClosed(
+            f"not attempted: {scope} is closed {ends}, because of: {closure.reason}", scope=scope, until=left
+        )
+        error.__cause__ = closure.reason
+        return error
+
+
+def _settle_user(user: Lock, judgement: Judgement, delays: Delays, now: float) -> None:
+    if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
+        user.strikes += 1
+        user.cooling = now + delays.backoff(user.strikes)
+        user.open_at = max(user.open_at, user.cooling)
+    elif judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
+        user.strikes = 0
+
+
+def _scope(scope: Scope, user: Lock, mailbox: Lock) -> str:
+    match scope:
+        case Scope.USER:
+            return f"user:{user.key}"
+        case Scope.MAILBOX:
+            return f"mailbox:{mailbox.key}"
+        case _:
+            return APP
