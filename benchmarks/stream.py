@@ -107,7 +107,7 @@ def measure(count: int) -> Measured:
 
 def in_fresh_process(count: int) -> Measured:
     command = [sys.executable, __file__, "--measure", str(count)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - ourselves
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return Measured(**json.loads(done.stdout))
 
 

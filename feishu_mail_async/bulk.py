@@ -23,11 +23,14 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from .errors import ApiError, FeishuMailError, NotSent, UnknownUser, decisive
 from .model import Draft, OutcomeStatus, Priority, SendResult
-from .sending import Call, Job, Sender, sending
+from .sending import Call, Job, Sender, sending, unsettled
+
+if TYPE_CHECKING:
+    from .ledger.record import Record
 
 __all__ = ["BulkRun", "DraftSource", "Outcome", "Summary"]
 
@@ -99,12 +102,13 @@ class Summary:
 class _Entry:
     """One input of a run: a listener of its draft's job."""
 
-    __slots__ = ("draft", "duplicate", "run")
+    __slots__ = ("draft", "duplicate", "record", "run")
 
     def __init__(self, run: "BulkRun", draft: Draft) -> None:
         self.run = run
         self.draft = draft
         self.duplicate = False
+        self.record: Record | None = None
 
     @property
     def wants_calls(self) -> bool:
@@ -341,7 +345,7 @@ class BulkRun:
                 records = {}
             for entry, call in batch:
                 del self._recalling[entry]
-                record = records.get(self._sender.key(call))
+                record = entry.record = records.get(self._sender.key(call))
                 if entry not in self._entries:
                     continue  # it has its outcome already
                 if record is not None and record.state.settled:
@@ -384,7 +388,7 @@ class BulkRun:
             return  # stopped, or left, while it waited for its token
         try:
             self._sender.reopen_for(call)
-            job = self._sender.start(call, self._priority, entry, self._stream)
+            job = self._sender.start(call, self._priority, entry, self._stream, entry.record)
         except FeishuMailError as error:
             self._fail(entry, error)
             return
@@ -398,6 +402,8 @@ class BulkRun:
         """A draft that never was a job has its outcome."""
         if cause is not None:
             error.__cause__ = cause
+        if entry.record is not None and entry.record.uncertain:
+            error = unsettled(error, entry.draft, 0)
         if self._entries.pop(entry, self) is not self:
             self._add(Outcome(entry.draft, error.status, None, error))
 

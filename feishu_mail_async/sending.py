@@ -27,7 +27,7 @@ from .scheduler import Scheduler
 from .tokens import Tokens
 from .transport import Failure, Transport
 
-__all__ = ["Call", "Job", "Listener", "Sender", "sending"]
+__all__ = ["Call", "Job", "Listener", "Sender", "sending", "unsettled"]
 
 _CLOSED: Final = "the client was closed before the draft was sent"
 _SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
@@ -121,17 +121,22 @@ class Sender:
         """Make a call and wait for its job to end; the parameters are those of `send`."""
         caller = _Caller()
         job: Job | None = None
+        record: Record | None = None
         try:
             async with asyncio.timeout(deadline):
                 record = (await self.recall([call])).get(self.key(call))
                 if record is not None and record.state.settled:
                     return self.recorded(call, record, caller)
                 await self.prepare(call)
-                job = self.start(call, priority, caller)
+                job = self.start(call, priority, caller, record=record)
                 await caller.done
         except TimeoutError:
             if not caller.done.done() or caller.done.cancelled():
-                raise _late(call, job, deadline) from None
+                raise _late(call, job, record, deadline) from None
+        except NotSent as error:
+            if record is not None and record.uncertain:
+                raise unsettled(error, call.draft, 0) from error
+            raise
         finally:
             if job is not None:
                 job.leave(caller)
@@ -179,8 +184,22 @@ class Sender:
         if refused is not None and refused != self.tokens.mark(self.tokens.current(call.user)):
             self.scheduler.reopen(f"user:{key}")
 
-    def start(self, call: Call, priority: Priority, listener: Listener, stream: Stream | None = None) -> "Job":
+    def start(
+        self,
+        call: Call,
+        priority: Priority,
+        listener: Listener,
+        stream: Stream | None = None,
+        record: Record | None = None,
+    ) -> "Job":
         """Let a call wait for its turn, or join the job of the same call.
+
+        Args:
+            call: the call.
+            priority: who goes first.
+            listener: is told of its end.
+            stream: the run it belongs to.
+            record: what the ledger knows of its draft.
 
         Raises:
             ClientClosed: the client, or the caller's own session, is closed.
@@ -194,6 +213,8 @@ class Sender:
             return job
         outage = math.inf if self.policy.outage is None else self.policy.outage
         job = self.jobs[key] = Job(self, key, call, listener)
+        if record is not None and record.uncertain:
+            job.doubt()
         ask = Ask(
             key.user,
             key.mailbox,
@@ -341,6 +362,10 @@ class Job:
         """Whether a call may have sent the mail without our knowing."""
         return self.call.draft is not None and (self._in_flight or not self._tries.conclusive)
 
+    def doubt(self) -> None:
+        """An earlier process may have sent the mail."""
+        self._tries.conclusive = False
+
     # -- the scheduler's side --------------------------------------------------------------------------
 
     def begin(self, ask: Ask) -> None:
@@ -351,7 +376,7 @@ class Job:
     def granted(self, turn: Turn) -> None:
         """Make the call of this turn; the first one starts the job's task."""
         if turn.grant.doubtful:
-            self._tries.conclusive = False
+            self.doubt()
         if self._granted is not None:
             if self._granted.done():  # cancelled in this very pass of the loop
                 self._sender.scheduler.give_back(turn)
@@ -558,14 +583,7 @@ class Job:
         error.draft, error.attempts = self.call.draft, self._tries.calls
         if self._tries.conclusive or isinstance(error, OutcomeUnknown):
             return error
-        unknown = OutcomeUnknown(
-            f"it may have been sent: an attempt had no clear answer, and then: {sentence(error)} {_SAFE}",
-            draft=self.call.draft,
-            log_id=error.log_id,
-            attempts=self._tries.calls,
-        )
-        unknown.__cause__ = error
-        return unknown
+        return unsettled(error, self.call.draft, self._tries.calls)
 
 
 class _Recorded(Exception):
@@ -577,9 +595,21 @@ def _error(judgement: Judgement) -> FeishuMailError:
     return judgement.error
 
 
-def _late(call: Call, job: Job | None, deadline: float | None) -> FeishuMailError:
+def unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> OutcomeUnknown:
+    """What to tell of a draft that ended in an error after a call that may have sent it."""
+    unknown = OutcomeUnknown(
+        f"it may have been sent: an attempt had no clear answer, and then: {sentence(error)} {_SAFE}",
+        draft=draft,
+        log_id=error.log_id,
+        attempts=attempts,
+    )
+    unknown.__cause__ = error
+    return unknown
+
+
+def _late(call: Call, job: Job | None, record: Record | None, deadline: float | None) -> FeishuMailError:
     attempts = 0 if job is None else job.calls
-    if job is not None and job.uncertain:
+    if job.uncertain if job is not None else record is not None and record.uncertain:
         return OutcomeUnknown(
             f"it may have been sent: the deadline of {deadline:g} s passed before a clear answer came. {_SAFE}",
             draft=call.draft,

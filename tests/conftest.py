@@ -3,12 +3,15 @@
 import asyncio
 import os
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import looptime
+import pytest
+from databases import own_postgres, postgres_server, postgres_url
 from hypothesis import HealthCheck, settings
 
-__all__ = ["SEEDED", "run_virtual"]
+__all__ = ["SEEDED", "own_postgres", "own_state", "postgres_server", "postgres_url", "run_virtual"]
 
 T = TypeVar("T")
 
@@ -45,3 +48,10 @@ def run_virtual(coroutine: Coroutine[Any, Any, T], *, noop_cycles: int = 42) -> 
         return result
     finally:
         loop.close()
+
+
+@pytest.fixture
+def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A state directory of the test's own, in which the command line keeps its ledger."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"

@@ -19,8 +19,9 @@ from typing import Any, Final
 from feishu_mail_async import lanes
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, TransportError
-from feishu_mail_async.ledger.book import MemoryBook
 from feishu_mail_async.lanes import Ask, Turn
+from feishu_mail_async.ledger import Record
+from feishu_mail_async.ledger.book import MemoryBook
 from feishu_mail_async.model import Priority, RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
 from feishu_mail_async.scheduler import Scheduler
@@ -473,6 +474,9 @@ class Asker:
         self.told += 1
         self.world.refusals[self.want] = error
 
+    def recorded(self, record: Record) -> None:
+        raise AssertionError(record)
+
 
 class World:
     """A scheduler and its model, in one loop.
@@ -661,7 +665,7 @@ class World:
 
     # -- comparing --
 
-    def _do(self, act: Callable[[], None]) -> None:
+    def _do(self, act: Callable[[], object]) -> None:
         if asyncio._get_running_loop() is self.loop:  # within a grant
             act()
             return

@@ -24,8 +24,9 @@ from schedmodel import HOUR, FixedDelays, Flight, Reflex, VirtualLoop, Want, Wor
 
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, OutcomeUnknown, ScopeClosed, TransportError
-from feishu_mail_async.ledger.book import MemoryBook
 from feishu_mail_async.lanes import USERS_REMEMBERED, Ask, Turn, mailbox_key
+from feishu_mail_async.ledger import Record
+from feishu_mail_async.ledger.book import MemoryBook
 from feishu_mail_async.model import Draft, Priority, RateLimit, RetryPolicy
 from feishu_mail_async.protocol import CallEnd, Judgement, Reply, lost, never_left
 from feishu_mail_async.retry import PolicyDelays
@@ -407,6 +408,9 @@ class Crowd:
 
     def refused(self, error: FeishuMailError) -> None:
         raise error
+
+    def recorded(self, record: Record) -> None:
+        raise AssertionError(record)
 
     def decide(self) -> list[int]:
         """Let as many calls go as the limit allows, and return the cost of each, settling included.
@@ -1007,6 +1011,9 @@ class GivesUp:
         self.told.append(error)
         if self.other is not None:
             self.scheduler.cancel(self.other)
+
+    def recorded(self, record: Record) -> None:
+        raise AssertionError(record)
 
 
 @pytest.mark.parametrize("end", [fatal(Scope.APP, Until.HOUR), never_left("lookup")], ids=["closed", "outage"])

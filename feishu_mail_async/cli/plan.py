@@ -27,16 +27,31 @@ _MOST_ROWS: Final = 10
 _YES: Final = frozenset({"y", "yes"})
 
 
-def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeated: int) -> None:
-    """Say how many drafts go where, for whom, and how long it takes."""
-    different = len(drafts) - repeated
+def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeated: int, before: int = 0) -> None:
+    """Say how many drafts go where, for whom, and how long it takes.
+
+    Args:
+        place: where to.
+        drafts: the drafts.
+        account: whose.
+        repeated: how many of them are named more than once.
+        before: how many of the others were sent before.
+    """
+    left = len(drafts) - repeated - before
     place.print(Text(f"{count(len(drafts), 'draft')} for {account.base_url}"), style="bold", soft_wrap=True)
     print_rows(place, _mailboxes(drafts))
     if repeated:
         rows, verb = count(repeated, "row"), "names" if repeated == 1 else "name"
         once = "it is sent" if repeated == 1 else "each is sent"
         place.print(f"{rows} {verb} a draft named before: {once} once.", soft_wrap=True)
-    seconds = max(1.0, duration(different, account.rate_limit))
+    if before:
+        were, each = ("was", "it is") if before == 1 else ("were", "they are")
+        place.print(f"{count(before, 'draft')} {were} sent before: {each} skipped.", soft_wrap=True)
+    if not left:
+        place.print("There is nothing left to send.", soft_wrap=True)
+        place.file.flush()
+        return
+    seconds = max(1.0, duration(left, account.rate_limit))
     place.print(f"It takes about {span(seconds)}: {name_limit(account.rate_limit)}.", soft_wrap=True)
     place.file.flush()
 

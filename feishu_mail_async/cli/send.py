@@ -8,6 +8,7 @@ import typer
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .account import read_account
+from .keeping import find_ledger, sent_before
 from .listing import check_mailbox
 from .options import (
     DEFAULT_RATE,
@@ -15,7 +16,9 @@ from .options import (
     BaseUrlOption,
     JsonOption,
     LarkOption,
+    LedgerOption,
     MailboxOption,
+    NoLedgerOption,
     RateOption,
     TokenFileOption,
     UserOption,
@@ -51,6 +54,8 @@ def send(
             show_default="60",
         ),
     ] = 60.0,
+    ledger: LedgerOption = None,
+    no_ledger: NoLedgerOption = False,
     user: UserOption = None,
     app: AppOption = None,
     base_url: BaseUrlOption = None,
@@ -63,6 +68,9 @@ def send(
 
     The token is a user_access_token. It comes from the environment variable FEISHU_USER_ACCESS_TOKEN or from
     --token-file, never from an argument, which others on this machine could read.
+
+    A ledger remembers what was sent and when calls were made, in the user's state directory or at --ledger: so
+    sending again costs no call, and one command after another keeps the limit.
 
     Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
     safe: a draft that went out is not sent twice, and is reported as "already sent".
@@ -77,7 +85,9 @@ def send(
     ).only()
     if account.user is not None:
         drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
-    client = account.client(retry)
+    kept = find_ledger(ledger, none=no_ledger)
+    sent_before(account, kept, drafts)  # a ledger that cannot be used is told once, before anything is sent
+    client = account.client(retry, kept)
     screen = Screen(
         as_json=as_json,
         verbose=Verbose(on=verbose),

@@ -10,6 +10,7 @@ from feishu_mail_async.model import RateLimit
 
 from .book import Book
 from .standing import ClosedScope
+from .tokens import TokenStore
 
 __all__ = ["Ledger", "Overview", "check_url", "open_ledger"]
 
@@ -48,10 +49,13 @@ class Overview:
 
 @runtime_checkable
 class Ledger(Protocol):
-    """A home of permits, locks and drafts that outlives a process."""
+    """A home of permits, locks, drafts and tokens that outlives a process."""
 
     def book(self, base_url: str, app: str, limit: RateLimit) -> Book:
         """The book of one app. Nothing is opened before it is used."""
+
+    def tokens(self, base_url: str, app: str) -> TokenStore:
+        """The tokens of one app's users."""
 
     async def apps(self) -> list[tuple[str, str]]:
         """All that have a book: base_url and app."""

@@ -61,3 +61,8 @@ class Record:
     calls: int = 0
     doubtful: bool = False
     error: str | None = None
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the mail may have gone out though it is not on record as sent."""
+        return self.doubtful or self.state is DraftState.IN_FLIGHT

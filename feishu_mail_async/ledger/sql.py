@@ -7,6 +7,7 @@ are never locked in two orders.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
@@ -31,6 +32,7 @@ from .clock import HostClock, Reading
 from .failures import TROUBLE, final, told
 from .home import Overview
 from .sqlbook import SqlBook, limit_of, standing_of
+from .sqltokens import SqlTokens
 
 __all__ = ["SqlLedger"]
 
@@ -41,6 +43,8 @@ _log: Final = logging.getLogger("feishu_mail_async.ledger")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _LONGEST: Final = 20.0
 """Seconds after which a transaction on a database far away is taken to hang."""
+_MOST_LOST: Final = 1.0
+"""Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
 """Of the advisory lock under which one process makes the tables."""
 _POSTGRESQL: Final = {
@@ -87,6 +91,10 @@ class SqlLedger:
         book = SqlBook(self, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
         self._books.add(book)
         return book
+
+    def tokens(self, base_url: str, app: str) -> SqlTokens:
+        """The tokens of one app's users."""
+        return SqlTokens(self, base_url, app)
 
     async def apps(self) -> list[tuple[str, str]]:
         """All that have a book: base_url and app."""
@@ -201,9 +209,22 @@ class SqlLedger:
         if not self._sqlite:
             return float((await connection.execute(_DATABASE_TIME)).scalar_one())
         row = (await connection.execute(sa.select(schema.schema))).one()
-        reading = self._clock.read(Reading(row.time, row.monotonic, row.boot))
-        await connection.execute(sa.update(schema.schema).values(_row_of(reading)))
+        last = Reading(row.time, row.monotonic, row.boot)
+        reading = self._clock.read(last)
+        if reading.boot != last.boot or abs(reading.monotonic - last.monotonic) >= _MOST_LOST:
+            await connection.execute(sa.update(schema.schema).values(_row_of(reading)))
         return reading.time
+
+    async def hold(self, connection: AsyncConnection, base_url: str, app: str, limit: RateLimit) -> sa.Row[Any]:
+        """Lock the row of an app until the transaction ends; one that is not there is made with that limit."""
+        table = schema.app
+        mine = sa.select(table).where(table.c.base_url == base_url, table.c.app == app).with_for_update()
+        row = (await connection.execute(mine)).one_or_none()
+        if row is None:
+            values = {"base_url": base_url, "app": app, **dataclasses.asdict(limit)}
+            await connection.execute(self.insert(table).values(values).on_conflict_do_nothing())
+            row = (await connection.execute(mine)).one()
+        return row
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that can say what is done on a conflict."""

@@ -75,7 +75,7 @@ async def standing_of(
         query = query.where(closure.scope.in_(list(names)))
     for found in await connection.execute(query):
         ends = math.inf if found.ends is None else found.ends
-        standing.closed[found.scope] = Closure(reasons.load(found.reason), Until(found.until), ends, found.mark)
+        standing.closed[found.scope] = Closure(reasons.load(found.reason), Until[found.until], ends, found.mark)
     return standing
 
 
@@ -99,6 +99,21 @@ class _LockRow:
         return self.open_at
 
 
+@dataclass(slots=True)
+class _PermitRow:
+    """A call that the window holds, as its row says: until `ended`, or else `lapses`, and a window more."""
+
+    turn: str
+    taken: float
+    lapses: float
+    ended: float | None = None
+
+    @property
+    def end(self) -> float:
+        """When the call ended, or will be taken to have ended."""
+        return self.lapses if self.ended is None else self.ended
+
+
 class _Transaction:
     """One transaction on an app, whose row it holds.
 
@@ -119,7 +134,7 @@ class _Transaction:
         self.now = now
         self.began = began
         self.standing = standing
-        self.permits: list[sa.Row[Any]] | None = None
+        self.permits: list[_PermitRow] | None = None
         self._before = _columns(standing)
         self._closed_before = dict(standing.closed)
 
@@ -127,17 +142,21 @@ class _Transaction:
         result: sa.CursorResult[Any] = await self.connection.execute(statement, values)
         return result
 
-    async def load_permits(self) -> None:
-        """Count the calls that the window still holds; those that it does not are dropped."""
+    async def load_permits(self) -> list[_PermitRow]:
+        """The calls that the window still holds; those that it does not are dropped."""
         permit, limit = schema.permit.c, self.standing.budget.limit
-        end = sa.func.coalesce(permit.ended, permit.lapses)
-        await self.run(
-            sa.delete(schema.permit).where(
-                permit.app_id == self.app_id, end <= self.now - limit.per - limit.margin
-            )
-        )
-        self.permits = list(await self.run(sa.select(schema.permit).where(permit.app_id == self.app_id)))
-        self.standing.budget.load(0, [row.lapses if row.ended is None else row.ended for row in self.permits])
+        columns = permit.turn, permit.taken, permit.lapses, permit.ended
+        found = [
+            _PermitRow(row.turn, row.taken, row.lapses, row.ended)
+            for row in await self.run(sa.select(*columns).where(permit.app_id == self.app_id))
+        ]
+        begins = self.now - limit.per - limit.margin
+        self.permits = [row for row in found if row.end > begins]
+        if len(self.permits) < len(found):
+            gone = [row.turn for row in found if row.end <= begins]
+            await self.run(sa.delete(schema.permit).where(permit.turn.in_(gone)))
+        self.standing.budget.load(0, [row.end for row in self.permits])
+        return self.permits
 
     async def locks(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _LockRow]:
         """The locks of these kinds and keys."""
@@ -322,6 +341,8 @@ class SqlBook:
         grant = transaction.standing.dispatch(turn, now, lapses)
         row = {"turn": turn, "app_id": transaction.app_id, "holder": self._holder, "taken": now, "lapses": lapses}
         await transaction.run(sa.insert(schema.permit), row)
+        if transaction.permits is not None:
+            transaction.permits.append(_PermitRow(turn, now, lapses))
         self._live.add(turn)
         for lock in locks:
             lock.turn, lock.taken, lock.lapses = turn, now, lapses
@@ -335,7 +356,6 @@ class SqlBook:
                 {"state": DraftState.IN_FLIGHT, "doubtful": doubtful, "turn": turn},
                 calls=(0 if record is None else record.calls) + 1,
             )
-        await transaction.load_permits()
         began = transaction.began
         return dataclasses.replace(grant, at=began, doubtful=doubtful, good_until=began + _SLACK)
 
@@ -383,24 +403,25 @@ class SqlBook:
         name, now = turn.grant.turn, transaction.now
         found = await transaction.locks([("user", turn.user.key), ("mailbox", turn.mailbox.key)])
         locks = found["user", turn.user.key], found["mailbox", turn.mailbox.key]
-        permit = schema.permit
-        row = (await transaction.run(sa.select(permit).where(permit.c.turn == name))).one_or_none()
+        permits = await transaction.load_permits()
+        row = next((one for one in permits if one.turn == name), None)
         if row is not None and row.ended is not None:
             return Settled(row.ended, None, None), locks  # done before, by a commit whose answer was lost
         grant = dataclasses.replace(turn.grant, at=now if row is None else row.taken)
         settled = transaction.standing.settle(grant, judgement, delays, now, *locks, renewing=renewing)
-        if settled.ended is None:
+        permit = schema.permit
+        if row is not None and settled.ended is None:
+            permits.remove(row)
             await transaction.run(sa.delete(permit).where(permit.c.turn == name))
-        else:
-            ended = sa.update(permit).where(permit.c.turn == name).values(ended=settled.ended)
-            await transaction.run(ended)
+        elif row is not None:
+            row.ended = settled.ended
+            await transaction.run(sa.update(permit).where(permit.c.turn == name).values(ended=settled.ended))
         for lock in locks:
             if lock.turn == name:
                 lock.turn = None
         await self._write_locks(transaction, locks)
         if turn.ask.draft_id is not None:
             await self._write_outcome(transaction, turn, judgement, renewing=renewing)
-        await transaction.load_permits()
         return settled, locks
 
     async def _write_outcome(
@@ -531,9 +552,9 @@ class SqlBook:
         Returns:
             what the work returned, and the ledger's time.
         """
-        wanted = set(names)
         async with self._one_at_a_time:
             orphans, reopened, limit = set(self._orphans), set(self._reopened), self._new_limit
+            wanted = {*names, *reopened}
 
             async def transaction(connection: AsyncConnection) -> tuple[T, _Transaction]:
                 begun = await self._begin(connection, wanted, limit)
@@ -562,17 +583,10 @@ class SqlBook:
 
     async def _begin(self, connection: AsyncConnection, names: set[str], limit: RateLimit | None) -> _Transaction:
         app = schema.app
-        mine = sa.select(app).where(app.c.base_url == self._base_url, app.c.app == self._app).with_for_update()
-        row = (await connection.execute(mine)).one_or_none()
-        if row is None:
-            values = {"base_url": self._base_url, "app": self._app}
-            values |= dataclasses.asdict(limit or self.standing.budget.limit)
-            await connection.execute(self._ledger.insert(app).values(values).on_conflict_do_nothing())
-            row = (await connection.execute(mine)).one()
+        row = await self._ledger.hold(connection, self._base_url, self._app, limit or self.standing.budget.limit)
         if limit is not None and limit != limit_of(row):
-            changed = sa.update(app).where(app.c.id == row.id).values(dataclasses.asdict(limit))
-            await connection.execute(changed)
-            row = (await connection.execute(mine)).one()
+            changed = sa.update(app).where(app.c.id == row.id).values(dataclasses.asdict(limit)).returning(app)
+            row = (await connection.execute(changed)).one()
         began = _loop_time()
         now = await self._ledger.now(connection)
         return _Transaction(connection, row, now, began, await standing_of(connection, row, names))
@@ -606,7 +620,7 @@ class SqlBook:
             found.budget = known.budget
         self.standing = found
 
-    def _adopt_permits(self, permits: list[sa.Row[Any]], budget: Budget, now: float, shift: float) -> None:
+    def _adopt_permits(self, permits: list[_PermitRow], budget: Budget, now: float, shift: float) -> None:
         window = budget.limit.per + budget.limit.margin
         own, ended = 0, []
         for row in permits:
@@ -633,11 +647,12 @@ class SqlBook:
             }
             for lock in locks
         ]
-        statement = self._ledger.insert(schema.lock).values(rows)
+        statement = self._ledger.insert(schema.lock)
         new = {
             name: statement.excluded[name] for name in ("turn", "taken", "lapses", "open_at", "cooling", "strikes")
         }
-        await transaction.run(statement.on_conflict_do_update(index_elements=["app_id", "kind", "key"], set_=new))
+        keys = ["app_id", "kind", "key"]
+        await transaction.run(statement.on_conflict_do_update(index_elements=keys, set_=new), rows)
 
     async def _write_draft(
         self,

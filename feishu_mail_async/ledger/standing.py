@@ -120,11 +120,13 @@ class ClosedScope:
         scope: "app", "user:NAME" or "mailbox:ADDRESS", as `reopen` takes it.
         reason: what closed it.
         seconds: until one draft may try again; None if it takes a new token or `reopen`.
+        until: what ends it.
     """
 
     scope: str
     reason: str
     seconds: float | None
+    until: Until
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +334,12 @@ class Standing:
     def closed_scopes(self, now: float) -> tuple[ClosedScope, ...]:
         """What is closed, as people are told."""
         return tuple(
-            ClosedScope(scope, str(closure.reason), None if closure.ends == math.inf else closure.ends - now)
+            ClosedScope(
+                scope,
+                str(closure.reason),
+                None if closure.ends == math.inf else closure.ends - now,
+                closure.until,
+            )
             for scope, closure in self.closed.items()
             if closure.ends > now
         )

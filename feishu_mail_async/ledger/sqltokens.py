@@ -1,0 +1,133 @@
+"""The tokens of one app's users on a database; see `TokenStore` for what its methods do."""
+
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from feishu_mail_async.model import RateLimit
+
+from . import schema
+from .tokens import StoredToken
+
+if TYPE_CHECKING:
+    from .sql import SqlLedger
+
+__all__ = ["SqlTokens"]
+
+_TABLE: Final = schema.token
+_NO_LEASE: Final = {"lease": None, "lease_lapses": None}
+
+
+class SqlTokens:
+    """The tokens of one app's users on a database; see `TokenStore`.
+
+    Args:
+        ledger: the database.
+        base_url: the API's host.
+        app: the app's name.
+    """
+
+    def __init__(self, ledger: "SqlLedger", base_url: str, app: str) -> None:
+        self._ledger = ledger
+        self._base_url = base_url
+        self._app = app
+
+    async def users(self) -> list[str]:
+        """See `TokenStore`."""
+
+        async def read(connection: AsyncConnection) -> list[str]:
+            mine = await self._mine(connection)
+            rows = sa.select(_TABLE.c.user_key).where(mine, _TABLE.c.access_token.is_not(None))
+            return list((await connection.execute(rows.order_by(_TABLE.c.user_key))).scalars())
+
+        return await self._ledger.transact(read)
+
+    async def load(self, user: str) -> StoredToken | None:
+        """See `TokenStore`."""
+
+        async def read(connection: AsyncConnection) -> StoredToken | None:
+            row = await self._row(connection, user)
+            if row is None or row.access_token is None:
+                return None
+            return StoredToken(
+                row.access_token, row.expires, row.refresh_token, row.refresh_expires, row.scope or ""
+            )
+
+        return await self._ledger.transact(read)
+
+    async def lease(self, user: str, seconds: float) -> str | None:
+        """See `TokenStore`."""
+        lease = uuid.uuid4().hex
+
+        async def take(connection: AsyncConnection) -> str | None:
+            row = await self._row(connection, user)
+            now = await self._ledger.now(connection)
+            if row is None or (row.lease not in {None, lease} and row.lease_lapses > now):
+                return None
+            await self._update(connection, user, {"lease": lease, "lease_lapses": now + seconds})
+            return lease
+
+        return await self._ledger.transact(take)
+
+    async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
+        """See `TokenStore`."""
+        values = {
+            "access_token": token.access_token,
+            "expires": token.expires,
+            "refresh_token": token.refresh_token,
+            "refresh_expires": token.refresh_expires,
+            "scope": token.scope,
+            **_NO_LEASE,
+        }
+
+        async def write(connection: AsyncConnection) -> bool:
+            row = await self._row(connection, user)
+            if row is None and lease is None:
+                app_id = await self._app_id(connection)
+                await connection.execute(sa.insert(_TABLE).values(app_id=app_id, user_key=user, **values))
+                return True
+            if row is None:
+                return False  # logged out meanwhile
+            if lease is not None and row.lease != lease:
+                # Either it has lapsed, and somebody else has refreshed; or this is done for the second time.
+                return bool(row.access_token == token.access_token)
+            await self._update(connection, user, values)
+            return True
+
+        return await self._ledger.transact(write)
+
+    async def release(self, user: str, lease: str) -> None:
+        """See `TokenStore`."""
+
+        async def write(connection: AsyncConnection) -> None:
+            row = await self._row(connection, user)
+            if row is not None and row.lease == lease:
+                await self._update(connection, user, _NO_LEASE)
+
+        await self._ledger.transact(write)
+
+    async def delete(self, user: str) -> bool:
+        """See `TokenStore`."""
+
+        async def write(connection: AsyncConnection) -> bool:
+            gone = sa.delete(_TABLE).where(await self._mine(connection), _TABLE.c.user_key == user)
+            return (await connection.execute(gone)).rowcount > 0
+
+        return await self._ledger.transact(write)
+
+    async def _app_id(self, connection: AsyncConnection) -> int:
+        row = await self._ledger.hold(connection, self._base_url, self._app, RateLimit())
+        return int(row.id)
+
+    async def _mine(self, connection: AsyncConnection) -> sa.ColumnElement[bool]:
+        return _TABLE.c.app_id == await self._app_id(connection)
+
+    async def _row(self, connection: AsyncConnection, user: str) -> sa.Row[Any] | None:
+        wanted = sa.select(_TABLE).where(await self._mine(connection), _TABLE.c.user_key == user)
+        return (await connection.execute(wanted)).one_or_none()
+
+    async def _update(self, connection: AsyncConnection, user: str, values: dict[str, Any]) -> None:
+        mine = await self._mine(connection)
+        await connection.execute(sa.update(_TABLE).where(mine, _TABLE.c.user_key == user).values(values))

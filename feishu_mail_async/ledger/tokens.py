@@ -1,0 +1,116 @@
+"""Where the tokens of an app's users are kept, so that several processes share one login.
+
+A refresh token works once: whoever refreshes takes the user's lease first, looks again whether another process has
+refreshed meanwhile, and saves what it got before using it. No transaction is open while the server is asked.
+"""
+
+import asyncio
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+__all__ = ["MemoryTokens", "StoredToken", "TokenStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredToken:
+    """A user's tokens. Neither of the two is in its repr.
+
+    Attributes:
+        access_token: the user_access_token.
+        expires: when it expires, in seconds since 1970.
+        refresh_token: brings the next one, once; None if the user did not grant offline_access.
+        refresh_expires: when that expires, in seconds since 1970; None if the server did not say.
+        scope: the scopes granted, with spaces between them.
+    """
+
+    access_token: str = field(repr=False)
+    expires: float
+    refresh_token: str | None = field(default=None, repr=False)
+    refresh_expires: float | None = None
+    scope: str = ""
+
+
+class TokenStore(Protocol):
+    """The tokens of one app's users, and the leases for refreshing them."""
+
+    async def users(self) -> list[str]:
+        """All users of whom there are tokens, in order."""
+
+    async def load(self, user: str) -> StoredToken | None:
+        """A user's tokens; None if there are none."""
+
+    async def lease(self, user: str, seconds: float) -> str | None:
+        """Take the lease for refreshing a user's tokens.
+
+        Args:
+            user: the user.
+            seconds: after which it lapses by itself, because its holder has died.
+
+        Returns:
+            the lease, for `save` or `release`; None while somebody else has it.
+        """
+
+    async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
+        """Keep a user's tokens, durably, and end the lease.
+
+        Args:
+            user: the user.
+            token: the tokens.
+            lease: under which they were refreshed; None for those of a login, which are always kept.
+
+        Returns:
+            whether they were kept: not if the lease has lapsed and somebody else has refreshed since.
+        """
+
+    async def release(self, user: str, lease: str) -> None:
+        """End a lease without new tokens."""
+
+    async def delete(self, user: str) -> bool:
+        """Forget a user's tokens; whether there were any."""
+
+
+_NOBODY: Final = ("", 0.0)
+
+
+class MemoryTokens:
+    """The tokens of an app's users in the memory of the process."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, StoredToken] = {}
+        self._leases: dict[str, tuple[str, float]] = {}
+
+    async def users(self) -> list[str]:
+        """See `TokenStore`."""
+        return sorted(self._tokens)
+
+    async def load(self, user: str) -> StoredToken | None:
+        """See `TokenStore`."""
+        return self._tokens.get(user)
+
+    async def lease(self, user: str, seconds: float) -> str | None:
+        """See `TokenStore`."""
+        now = asyncio.get_running_loop().time()
+        if user not in self._tokens or self._leases.get(user, _NOBODY)[1] > now:
+            return None
+        lease = uuid.uuid4().hex
+        self._leases[user] = lease, now + seconds
+        return lease
+
+    async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
+        """See `TokenStore`."""
+        if lease is not None and self._leases.get(user, _NOBODY)[0] != lease:
+            return False
+        self._tokens[user] = replace(token)
+        self._leases.pop(user, None)
+        return True
+
+    async def release(self, user: str, lease: str) -> None:
+        """See `TokenStore`."""
+        if self._leases.get(user, _NOBODY)[0] == lease:
+            del self._leases[user]
+
+    async def delete(self, user: str) -> bool:
+        """See `TokenStore`."""
+        self._leases.pop(user, None)
+        return self._tokens.pop(user, None) is not None
