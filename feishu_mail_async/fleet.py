@@ -29,7 +29,7 @@ from procrastinate.schema import SchemaManager
 from procrastinate.utils import utcnow
 from procrastinate.worker import Worker
 from psycopg.types.json import Jsonb
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from .bulk import Outcome
 from .client import FeishuMailClient
@@ -314,6 +314,11 @@ class _Connector(procrastinate.PsycopgConnector):
         self._until: float | None = None
 
     @property
+    def away(self) -> bool:
+        """Whether the database was not reachable when it was last asked."""
+        return not self._there
+
+    @property
     def given_up(self) -> bool:
         """Whether nobody waits for the database any more."""
         return self._until is not None and _now() >= self._until
@@ -339,12 +344,15 @@ class _Connector(procrastinate.PsycopgConnector):
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         while True:
+            if self.given_up and self.away:
+                raise ConnectorException
             try:
                 answer = await ask()
             except ConnectorException as error:
                 if not _will_pass(error) or self.given_up:
                     raise
-                if self._there:
+                # That there was no connection to be had may also mean that all are in use.
+                if self._there and not isinstance(error.__cause__, PoolTimeout):
                     self._there = False
                     self._tell(False)
                 await asyncio.sleep(_PAUSE)
@@ -573,7 +581,7 @@ class DraftWorker:
         self._stopping = True
         self._halt()
         self._connector.give_up(_PAUSE if at_once else _FAREWELL)
-        self._ends.add(asyncio.ensure_future(self._client.close(0.0 if at_once else None)))
+        self._ends.add(asyncio.ensure_future(self._leave(at_once=at_once)))
 
     async def _run(self, *, until_empty: bool) -> None:
         # First, so that what a worker left behind when it was killed, this one perhaps, need not wait.
@@ -597,9 +605,18 @@ class DraftWorker:
         if self._trouble is not None or not self._halted:
             raise QueueTrouble(f"the queue cannot be used: {_said(self._trouble or 'it ended of itself')}")
 
+    async def _leave(self, *, at_once: bool) -> None:
+        """Close the client: calls under way are finished, unless the database that records them stays away."""
+        closing = asyncio.ensure_future(self._client.close(0.0 if at_once else None))
+        while not closing.done():
+            await asyncio.wait([closing], timeout=_PAUSE)
+            if self._connector.given_up and self._connector.away:
+                await self._client.close(0.0)
+        await closing
+
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
         """Without its signs of life a worker must not go on."""
-        if not task.cancelled() and task.exception() is not None:
+        if not task.cancelled() and task.exception() is not None and not self._connector.given_up:
             self._trouble = task.exception()
             self.stop()
 

@@ -239,7 +239,11 @@ class Scheduler:
         return self._write(self._settle_later(turn, settled, judgement))
 
     async def _settle_later(self, turn: Turn, settled: asyncio.Future[Settled], judgement: Judgement) -> None:
-        self._settled(turn, await settled, judgement)
+        try:
+            self._settled(turn, await settled, judgement)
+        except Exception:
+            self._given_back(turn)  # a mistake of ours must not keep a user shut
+            raise
 
     def _settled(self, turn: Turn, settled: Settled, judgement: Judgement) -> None:
         now = self._now()
@@ -305,8 +309,8 @@ class Scheduler:
         return task
 
     async def written(self) -> None:
-        """Wait until all that has ended is on record."""
-        while self._writing:
+        """Wait until all that has ended so far is on record."""
+        if self._writing:
             await asyncio.wait(set(self._writing))
         await self.book.written()
 

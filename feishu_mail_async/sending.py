@@ -7,7 +7,6 @@ listener ends as soon as it may.
 """
 
 import asyncio
-import contextlib
 import contextvars
 import copy
 import math
@@ -134,6 +133,7 @@ class Sender:
             if not caller.done.done() or caller.done.cancelled():
                 raise _late(call, job, record, deadline) from None
         except NotSent as error:
+            error.draft = error.draft or call.draft
             if record is not None and record.uncertain:
                 raise unsettled(error, call.draft, 0) from error
             raise
@@ -494,9 +494,13 @@ class Job:
             self._in_flight = written is not None
         if written is not None:
             # What a call has done is told once it is on record; a client that closes at once does not wait for it.
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 await asyncio.shield(written)
-            self._in_flight = False
+            except asyncio.CancelledError:
+                if judgement.verdict not in {Verdict.SENT, Verdict.ALREADY_SENT}:
+                    raise
+            finally:
+                self._in_flight = False
         if judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
             return judgement
         if renewing:

@@ -94,7 +94,7 @@ class Book(Protocol):
         """A draft has ended without being sent, for all that is known."""
 
     async def written(self) -> None:
-        """Wait until all that was begun is written."""
+        """Wait until all that was begun so far is written."""
 
 
 class MemoryBook:

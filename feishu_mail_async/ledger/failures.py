@@ -30,6 +30,8 @@ _SQLSTATES: Final = {
     "53100": "the database's disk is full: free some space, then run it again",
     "25006": "the database can only be read: give the address of the one that is written to",
 }
+_PASSING: Final = ("08", "40", "53", "55", "57")
+"""Connections, deadlocks and serialisation, resources, locks, a server that is shut down or starts."""
 _LOCKED: Final = "another program keeps it locked: end that, then run it again"
 _AWAY: Final = "the database does not answer: check that it runs and can be reached, then run it again"
 
@@ -43,7 +45,8 @@ def final(error: BaseException) -> str | None:
         return known or (None if _may_pass(name) else f"{name}: {origin}")
     state = getattr(origin, "sqlstate", None)
     if state is not None:
-        return next((advice for prefix, advice in _SQLSTATES.items() if state.startswith(prefix)), None)
+        known = next((advice for prefix, advice in _SQLSTATES.items() if state.startswith(prefix)), None)
+        return known or (None if state.startswith(_PASSING) else f"the database refused it with {state}")
     if isinstance(origin, OSError) and origin.errno in {errno.ENOSPC, errno.EDQUOT}:
         return _SQLITE["SQLITE_FULL"]
     if _refused(str(origin)):
@@ -59,7 +62,9 @@ def told(where: str, error: BaseException) -> LedgerError:
         error: what the database said. It is not quoted: an address in it may hold a password.
     """
     advice = final(error)
-    if advice is None:
+    if advice is None and not isinstance(error, TROUBLE):
+        advice = f"a mistake of this program ({type(error).__name__}): please report it"
+    elif advice is None:
         name = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlite_errorname", None)
         advice = _LOCKED if name is not None else _AWAY
     failed = LedgerError(f"ledger: {where}: {advice}")

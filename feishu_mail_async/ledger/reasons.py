@@ -16,7 +16,7 @@ def dump(error: FeishuMailError) -> str:
         kept |= {"code": error.code, "msg": error.msg, "http_status": error.http_status}
     elif isinstance(error, AutomatedSendDisabled):
         kept |= {"reason": error.reason, "reference": error.reference}
-    return json.dumps(kept, ensure_ascii=False)
+    return json.dumps(kept)  # in ASCII: a database does not take every text of a server
 
 
 def load(text: str) -> FeishuMailError:

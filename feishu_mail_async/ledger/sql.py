@@ -131,7 +131,7 @@ class SqlLedger:
         in_use = budget.limit.calls - budget.free(now)
         pause = standing.pause
         return Overview(
-            drafts=dict(states.tuples().all()),
+            drafts={str(row[0]): int(row[1]) for row in states},
             limit=limit_of(row),
             in_use=in_use,
             in_flight=sum(permit.ended is None and permit.lapses > now for permit in permits),
@@ -145,6 +145,7 @@ class SqlLedger:
         """Break off what is still being written, and close the connections."""
         await asyncio.gather(*(book.abandon() for book in list(self._books)))
         engine, self._engine, self._opened = self._engine, None, False
+        self._opening = asyncio.Lock()  # the next one to open it may run in another event loop
         if engine is not None:
             await engine.dispose()
 
@@ -181,7 +182,9 @@ class SqlLedger:
         )
         try:
             done: T = await retrying(self._transact, work)
-        except TROUBLE as error:
+        except LedgerError:
+            raise
+        except Exception as error:
             raise told(self.where, error) from error
         if self._struggling:
             self._struggling = False
@@ -260,11 +263,15 @@ class SqlLedger:
         )
 
         def connected(connection: Any, _: object) -> None:
-            connection.isolation_level = None  # transactions begin where we say so
-            cursor = connection.cursor()
-            for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
+            try:
+                connection.isolation_level = None  # transactions begin where we say so
+                cursor = connection.cursor()
+                for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                    cursor.execute(f"PRAGMA {pragma}")
+                cursor.close()
+            except BaseException:
+                connection.close()  # nobody else would
+                raise
 
         def began(connection: Any) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")

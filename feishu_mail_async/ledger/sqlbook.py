@@ -12,6 +12,7 @@ dies leaves a lease behind, which lapses when its call cannot arrive any more.
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -42,12 +43,17 @@ __all__ = ["SqlBook", "limit_of", "standing_of"]
 
 T = TypeVar("T")
 
+_Notes = dict[DraftKey, tuple[OutcomeStatus, FeishuMailError]]
+
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _SLACK: Final = 5.0
 """Seconds that may pass between taking a turn and making its call."""
 _LEAST_LOOK: Final = 0.05
 _MOST_LOOK: Final = 1.0
+_NOTED: Final = 200
+"""Outcomes that are written in one transaction."""
+_DRAFT_KEY: Final = ("app_id", "user_key", "mailbox_key", "draft_id")
 _SETTLED: Final = tuple(state.value for state in DraftState if state.settled)
 _LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
 
@@ -272,7 +278,7 @@ class SqlBook:
         # Turns of which it is not known whether they were taken: whatever they hold is freed first.
         self._orphans: set[str] = set()
         self._reopened: set[str] = set()
-        self._notes: dict[DraftKey, tuple[OutcomeStatus, FeishuMailError]] = {}
+        self._notes: _Notes = {}
 
     # -- turns -----------------------------------------------------------------------------------------
 
@@ -353,8 +359,12 @@ class SqlBook:
             await self._write_draft(
                 transaction,
                 DraftKey(ask.user, ask.mailbox, ask.draft_id),
-                {"state": DraftState.IN_FLIGHT, "doubtful": doubtful, "turn": turn},
-                calls=(0 if record is None else record.calls) + 1,
+                {
+                    "state": DraftState.IN_FLIGHT,
+                    "doubtful": doubtful,
+                    "turn": turn,
+                    "calls": (0 if record is None else record.calls) + 1,
+                },
             )
         began = transaction.began
         return dataclasses.replace(grant, at=began, doubtful=doubtful, good_until=began + _SLACK)
@@ -386,9 +396,14 @@ class SqlBook:
         except LedgerError as error:
             # The call is over and its outcome is true all the same; the lease keeps what it held until it lapses.
             _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
-            return self.standing.settle(
+            settled = self.standing.settle(
                 turn.grant, judgement, delays, at, turn.user, turn.mailbox, renewing=renewing
             )
+            if settled.ended is None:
+                self.standing.budget.refund()
+            else:
+                self.standing.budget.ended(settled.ended)
+            return settled
         finally:
             self._live.discard(name)
         shift = _loop_time() - now
@@ -431,10 +446,10 @@ class SqlBook:
         draft = schema.draft
         sent = judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
         doubtful = not sent and (turn.grant.doubtful or not judgement.conclusive)
-        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": judgement.log_id}
+        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": _storable(judgement.log_id)}
         if sent:
             state = DraftState.SENT if judgement.verdict is Verdict.SENT else DraftState.ALREADY_SENT
-            values |= {"message_id": judgement.text("message_id"), "thread_id": judgement.text("thread_id")}
+            values |= {name: _storable(judgement.text(name)) for name in ("message_id", "thread_id")}
             values |= {"code": None, "error": None}
         elif judgement.verdict is Verdict.FATAL and not renewing:
             state = DraftState.UNKNOWN if doubtful else DraftState.FAILED
@@ -514,25 +529,43 @@ class SqlBook:
 
     async def _write_notes(self) -> None:
         await asyncio.sleep(0)  # those that end together are written together
-        notes, self._notes = self._notes, {}
+        while self._notes:
+            some = dict(itertools.islice(self._notes.items(), _NOTED))
 
-        async def write(transaction: _Transaction) -> None:
-            for key, (status, error) in notes.items():
-                draft = schema.draft.c
-                values: dict[str, Any] = {"state": DraftState(status.value), **_told(error)}
-                unknown = status is OutcomeStatus.UNKNOWN
-                await self._write_draft(
-                    transaction,
-                    key,
-                    values | {"doubtful": True} if unknown else values,
-                    draft.state.not_in([*_SETTLED, DraftState.IN_FLIGHT]),
-                    calls=error.attempts,
-                )
+            async def write(transaction: _Transaction, notes: _Notes = some) -> None:
+                await self._write_outcomes(transaction, notes)
 
-        try:
-            await self._transact(write, ())
-        except LedgerError as failed:
-            _log.error("%s; %d outcomes are not on record", failed, len(notes))
+            try:
+                await self._transact(write, ())
+            except LedgerError as failed:
+                _log.error("%s; %d outcomes are not on record", failed, len(self._notes))
+                some = self._notes
+            self._notes = {key: note for key, note in self._notes.items() if some.get(key) is not note}
+
+    async def _write_outcomes(self, transaction: _Transaction, notes: _Notes) -> None:
+        """Drafts that were not sent; what is on record as sent, or is being sent by another process, stays so."""
+        rows = [
+            {
+                "app_id": transaction.app_id,
+                "user_key": key.user,
+                "mailbox_key": key.mailbox,
+                "draft_id": key.draft_id,
+                "state": status.value,
+                "doubtful": status is OutcomeStatus.UNKNOWN,
+                "calls": error.attempts,
+                "changed": time.time(),
+                **_told(error),
+            }
+            for key, (status, error) in notes.items()
+        ]
+        draft = schema.draft.c
+        statement = self._ledger.insert(schema.draft)
+        new = {name: statement.excluded[name] for name in ("state", "changed", "error", "code")}
+        new["doubtful"] = sa.or_(draft.doubtful, statement.excluded.doubtful)
+        unsettled = draft.state.not_in([*_SETTLED, DraftState.IN_FLIGHT])
+        await transaction.run(
+            statement.on_conflict_do_update(index_elements=list(_DRAFT_KEY), set_=new, where=unsettled), rows
+        )
 
     # -- transactions ----------------------------------------------------------------------------------
 
@@ -659,21 +692,11 @@ class SqlBook:
         transaction: _Transaction,
         key: DraftKey,
         values: dict[str, Any],
-        where: sa.ColumnElement[bool] | None = None,
-        *,
-        calls: int,
     ) -> None:
         values = {**values, "changed": time.time()}
         new = {"app_id": transaction.app_id, "user_key": key.user, "mailbox_key": key.mailbox}
-        new |= {"draft_id": key.draft_id, "doubtful": False, "calls": calls}
-        statement = self._ledger.insert(schema.draft).values(new | values)
-        if where is None:
-            values["calls"] = calls
-        await transaction.run(
-            statement.on_conflict_do_update(
-                index_elements=["app_id", "user_key", "mailbox_key", "draft_id"], set_=values, where=where
-            )
-        )
+        statement = self._ledger.insert(schema.draft).values({**new, "draft_id": key.draft_id, **values})
+        await transaction.run(statement.on_conflict_do_update(index_elements=list(_DRAFT_KEY), set_=values))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do something that is not broken off with whoever wanted it."""
@@ -688,7 +711,7 @@ class SqlBook:
             task.exception()  # looked at, in case nobody waits for it any more
 
     async def written(self) -> None:
-        while self._tasks:
+        if self._tasks:
             await asyncio.wait(set(self._tasks))
 
     async def abandon(self) -> None:
@@ -714,7 +737,12 @@ def _look_again(since: float, until: float, now: float) -> float:
 
 def _told(error: FeishuMailError) -> dict[str, Any]:
     decided = decisive(error)
-    return {"error": str(error), "code": decided.code if isinstance(decided, ApiError) else None}
+    return {"error": _storable(str(error)), "code": decided.code if isinstance(decided, ApiError) else None}
+
+
+def _storable(text: str | None) -> str | None:
+    """A server's text without what a database does not take: NUL, and halves of characters."""
+    return text and text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
 
 
 def _columns(standing: Standing) -> dict[str, Any]:
@@ -723,7 +751,7 @@ def _columns(standing: Standing) -> dict[str, Any]:
         "last": _or_null(standing.last),
         "pauses": standing.pauses,
         "pause_until": None if pause is None else pause.until,
-        "pause_reason": None if pause is None else pause.reason,
+        "pause_reason": None if pause is None else _storable(pause.reason),
         "probe": None if pause is None else pause.probe,
         "probe_lapses": None if pause is None or pause.probe is None else _or_null(pause.probe_lapses),
         "smooth_until": _or_null(standing.smooth_until),
