@@ -33,7 +33,7 @@ format: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev --editable ".[cli]"
+	$(BIN)/python -m pip install --quiet --group dev --editable ".[cli,fleet]"
 	touch $@
 
 clean:

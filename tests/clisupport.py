@@ -1,18 +1,28 @@
 """What the tests of the command line share: how it is run, as a program of its own or in this process."""
 
+import asyncio
+import csv
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from feishu_mail_async.cli import app
+from feishu_mail_async.sandbox import Fault, Sandbox
+
+T = TypeVar("T")
+
+FAST = "10000/60"
 
 TOKEN_VARIABLE = "FEISHU_USER_ACCESS_TOKEN"
 CANARY = "u-CANARY0123456789abcdefCANARY"
@@ -60,3 +70,83 @@ def run_here(capfd: pytest.CaptureFixture[str], arguments: Iterable[str], secret
     for secret in secrets:
         assert secret not in out + err
     return Ended(code, out, err)
+
+
+class Feishu:
+    """A sandbox in a thread of its own, for programs in processes of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.directory = directory
+        self.sandbox = Sandbox(calls=10_000, latency=0, users=("alice", "bob"))
+        self.wait(self.sandbox.start())
+        self.token_file = directory / "tokens.json"
+        self.token_file.write_text(json.dumps(self.sandbox.tokens))
+        self.token_file.chmod(0o600)
+
+    def wait(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+    def do(self, what: Callable[[Sandbox], T]) -> T:
+        async def done() -> T:
+            return what(self.sandbox)
+
+        return self.wait(done())  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.wait(self.sandbox.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def drafts(self, user: str, number: int, mailbox: str = "me") -> list[str]:
+        return self.do(lambda sandbox: sandbox.add_drafts(user, number, mailbox=mailbox))
+
+    def script(self, draft_id: str, *faults: Fault) -> None:
+        self.do(lambda sandbox: sandbox.script(draft_id, *faults))
+
+    @property
+    def sent(self) -> Counter[str]:
+        return self.do(lambda sandbox: Counter(sandbox.ledger.sent))
+
+    @property
+    def calls(self) -> int:
+        return self.do(lambda sandbox: len(sandbox.ledger.sends))
+
+    def write(self, name: str, *lines: str) -> str:
+        path = self.directory / name
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return str(path)
+
+    def csv(self, drafts: Sequence[str], user: str = "alice") -> str:
+        return self.write("drafts.csv", "draft_id,user", *[f"{draft_id},{user}" for draft_id in drafts])
+
+    def options(self, rate: str = FAST) -> list[str]:
+        return ["--base-url", self.sandbox.base_url, "--token-file", str(self.token_file), "--rate", rate]
+
+    def start(self, *arguments: str, rate: str = FAST, **more: Any) -> subprocess.Popen[str]:
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | more
+        command = [*COMMAND, "bulk", *arguments, *self.options(rate)]
+        return subprocess.Popen(command, env=environment(), text=True, **settings)
+
+    def finish(self, process: subprocess.Popen[str], told: str = "") -> Ended:
+        out, err = process.communicate(told or None, timeout=PATIENCE)
+        for token in self.sandbox.tokens.values():
+            assert token not in out + err
+        return Ended(process.returncode, out, err)
+
+    @property
+    def out(self) -> Path:
+        return self.directory / "results.csv"
+
+    def rows(self) -> list[dict[str, str]]:
+        """The results, in which there is no token."""
+        text = self.out.read_text()
+        for token in self.sandbox.tokens.values():
+            assert token not in text
+        return list(csv.DictReader(text.splitlines()))
+
+    def statuses(self) -> dict[str, str]:
+        return {row["draft_id"]: row["status"] for row in self.rows()}

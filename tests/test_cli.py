@@ -55,6 +55,8 @@ from feishu_mail_async.cli.problems import WrongUsage
 from feishu_mail_async.cli.waiting import why_waiting
 from feishu_mail_async.sandbox import Arrival, Ledger
 
+pytestmark = pytest.mark.usefixtures("own_state")
+
 
 @dataclass
 class Server:

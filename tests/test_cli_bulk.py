@@ -1,6 +1,5 @@
 """`bulk` and `list`: what they read, say, send and leave behind."""
 
-import asyncio
 import contextlib
 import csv
 import io
@@ -10,9 +9,8 @@ import pty
 import re
 import signal
 import subprocess
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +19,18 @@ import pytest
 
 pytest.importorskip("typer")
 
-from clisupport import CANARY, COMMAND, PATIENCE, TOKEN_VARIABLE, Ended, environment, run_here, wait_for
+from clisupport import (
+    CANARY,
+    COMMAND,
+    FAST,
+    PATIENCE,
+    TOKEN_VARIABLE,
+    Ended,
+    Feishu,
+    environment,
+    run_here,
+    wait_for,
+)
 
 from feishu_mail_async import Draft, Outcome, OutcomeStatus, Priority, RateLimit, ScopeClosed, Snapshot
 from feishu_mail_async.cli.pace import Pace, duration, name_limit
@@ -33,93 +42,15 @@ from feishu_mail_async.cli.tally import Tally
 from feishu_mail_async.cli.words import closing, span
 from feishu_mail_async.codes import CODES, named
 from feishu_mail_async.errors import AutomatedSendDisabled, FeishuMailError, api_error
-from feishu_mail_async.sandbox import Fault, Sandbox
+from feishu_mail_async.sandbox import Fault
 
 T = TypeVar("T")
 
-FAST = "10000/60"
 STILL = "5/3600"
 """Five calls, and no other while a test lasts."""
 
 
-class Feishu:
-    """A sandbox in a thread of its own, for programs in processes of their own."""
-
-    def __init__(self, directory: Path) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.directory = directory
-        self.sandbox = Sandbox(calls=10_000, latency=0, users=("alice", "bob"))
-        self.wait(self.sandbox.start())
-        self.token_file = directory / "tokens.json"
-        self.token_file.write_text(json.dumps(self.sandbox.tokens))
-        self.token_file.chmod(0o600)
-
-    def wait(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
-
-    def do(self, what: Callable[[Sandbox], T]) -> T:
-        async def done() -> T:
-            return what(self.sandbox)
-
-        return self.wait(done())  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        self.wait(self.sandbox.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def drafts(self, user: str, number: int, mailbox: str = "me") -> list[str]:
-        return self.do(lambda sandbox: sandbox.add_drafts(user, number, mailbox=mailbox))
-
-    def script(self, draft_id: str, *faults: Fault) -> None:
-        self.do(lambda sandbox: sandbox.script(draft_id, *faults))
-
-    @property
-    def sent(self) -> Counter[str]:
-        return self.do(lambda sandbox: Counter(sandbox.ledger.sent))
-
-    @property
-    def calls(self) -> int:
-        return self.do(lambda sandbox: len(sandbox.ledger.sends))
-
-    def write(self, name: str, *lines: str) -> str:
-        path = self.directory / name
-        path.write_text("".join(f"{line}\n" for line in lines))
-        return str(path)
-
-    def csv(self, drafts: Sequence[str], user: str = "alice") -> str:
-        return self.write("drafts.csv", "draft_id,user", *[f"{draft_id},{user}" for draft_id in drafts])
-
-    def options(self, rate: str = FAST) -> list[str]:
-        return ["--base-url", self.sandbox.base_url, "--token-file", str(self.token_file), "--rate", rate]
-
-    def start(self, *arguments: str, rate: str = FAST, **more: Any) -> subprocess.Popen[str]:
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | more
-        command = [*COMMAND, "bulk", *arguments, *self.options(rate)]
-        return subprocess.Popen(command, env=environment(), text=True, **settings)
-
-    def finish(self, process: subprocess.Popen[str], told: str = "") -> Ended:
-        out, err = process.communicate(told or None, timeout=PATIENCE)
-        for token in self.sandbox.tokens.values():
-            assert token not in out + err
-        return Ended(process.returncode, out, err)
-
-    @property
-    def out(self) -> Path:
-        return self.directory / "results.csv"
-
-    def rows(self) -> list[dict[str, str]]:
-        """The results, in which there is no token."""
-        text = self.out.read_text()
-        for token in self.sandbox.tokens.values():
-            assert token not in text
-        return list(csv.DictReader(text.splitlines()))
-
-    def statuses(self) -> dict[str, str]:
-        return {row["draft_id"]: row["status"] for row in self.rows()}
+pytestmark = pytest.mark.usefixtures("own_state")
 
 
 @pytest.fixture

@@ -20,6 +20,9 @@ __all__ = ["ENVIRONMENT", "Account", "read_account", "reason"]
 
 ENVIRONMENT: Final = "FEISHU_USER_ACCESS_TOKEN"
 
+_UNNAMED: Final = "(unnamed)"
+"""Names the budget in a ledger where nothing else does."""
+
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_READ: Final = 16 * 1024 * 1024
 _MOST_NAMED: Final = 10
@@ -34,7 +37,7 @@ class Account:
         app: names the budget.
         user: whose mail it is where nothing else says so; None: the only user's, or nobody's if there are several.
         rate_limit: what the app may do.
-        tokens: the user_access_tokens by user; a token of no named user goes by None.
+        tokens: the user_access_tokens by user; a token of no named user goes by None. Empty: others send.
         source: where they came from, for messages.
     """
 
@@ -45,8 +48,18 @@ class Account:
     tokens: Mapping[str | None, str] = field(repr=False)
     source: str = ENVIRONMENT
 
-    def client(self, retry: RetryPolicy = RetryPolicy()) -> FeishuMailClient:  # noqa: B008 - frozen
+    def client(
+        self,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        ledger: str | None = None,
+        attempt_timeout: float = 30.0,
+    ) -> FeishuMailClient:
         """A client of this account.
+
+        Args:
+            retry: when to try again.
+            ledger: the URL of the ledger; None: the memory of this process.
+            attempt_timeout: seconds for one call.
 
         Raises:
             CannotStart: what was found is no token.
@@ -54,10 +67,12 @@ class Account:
         try:
             return FeishuMailClient(
                 self.tokens.get(None) or {user: token for user, token in self.tokens.items() if user is not None},
-                app=self.app,
+                app=self.app if ledger is None else self.app or _UNNAMED,
                 base_url=self.base_url,
                 rate_limit=self.rate_limit,
                 retry=retry,
+                attempt_timeout=attempt_timeout,
+                ledger=ledger,
             )
         except ValueError as error:
             # Everything else was looked at before; what is said of a token never quotes it.
@@ -70,7 +85,7 @@ class Account:
             ValueError: there is no token for such a user; the sentence says which there are.
         """
         user = self.user if named is None else named
-        if user in self.tokens:
+        if user in self.tokens or not self.tokens:
             return user
         if user is None:
             raise ValueError(f"it names no user, and there are tokens for {self._names()}")
@@ -101,8 +116,11 @@ def read_account(
     lark: bool,
     token_file: str | None,
     rate: str = DEFAULT_RATE,
+    sends: bool = True,
 ) -> Account:
     """The account that the common options give, of one user or of several.
+
+    Without `sends` no token is needed, and none is looked for but in a token file.
 
     Raises:
         WrongUsage: an option is wrong.
@@ -115,6 +133,8 @@ def read_account(
                 check_text(option, value)
             except ValueError as error:
                 raise WrongUsage(option, str(error).removeprefix(f"{option}: ")) from None
+    if not sends and token_file is None:
+        return Account(host, app, user, limit, {})
     if token_file is not None:
         tokens, source = _read_tokens(token_file), f"--token-file {token_file}"
     else:

@@ -10,11 +10,14 @@ import typer
 
 from .bulk import bulk
 from .demo import demo
+from .enqueue import enqueue
 from .listing import list_drafts
 from .problems import INTERRUPTED, SOME_NOT, Problem
 from .sandbox import sandbox
 from .send import send
+from .status import status
 from .verbose import print_traceback
+from .worker import worker
 
 __all__ = ["app", "run"]
 
@@ -67,6 +70,9 @@ _COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "send": send,
     "bulk": bulk,
     "list": list_drafts,
+    "enqueue": enqueue,
+    "worker": worker,
+    "status": status,
     "demo": demo,
     "sandbox": sandbox,
 }

@@ -12,13 +12,16 @@ from feishu_mail_async.model import Draft, RetryPolicy
 from .account import Account, read_account
 from .board import Board
 from .bulk_run import BulkEnd, run_bulk
+from .keeping import find_ledger, sent_before
 from .listing import check_mailbox, collect
 from .options import (
     DEFAULT_RATE,
     AppOption,
     BaseUrlOption,
     LarkOption,
+    LedgerOption,
     MailboxOption,
+    NoLedgerOption,
     RateOption,
     TokenFileOption,
     UserOption,
@@ -32,7 +35,7 @@ from .screen import console, print_rows
 from .verbose import Verbose
 from .words import count, name_draft, span, tally
 
-__all__ = ["bulk"]
+__all__ = ["bulk", "read_drafts"]
 
 _WIDEST_ID: Final = 44
 _TOKENS: Final = (
@@ -68,6 +71,8 @@ def bulk(
         bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.", show_default=False)
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send without asking.", show_default=False)] = False,
+    ledger: LedgerOption = None,
+    no_ledger: NoLedgerOption = False,
     user: UserOption = None,
     app: AppOption = None,
     base_url: BaseUrlOption = None,
@@ -84,6 +89,9 @@ def bulk(
 
     It says how many drafts it would send and how long that will take, and asks. When the network is down it waits.
 
+    A ledger remembers what was sent and when calls were made, in the user's state directory or at --ledger: the
+    same command again goes on where the last one stopped, however it ended, and says first what it will skip.
+
     Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
     safe: a draft that went out is not sent twice, and is reported as "already sent".
 
@@ -96,7 +104,7 @@ def bulk(
     check_mailbox(mailbox)
     results = Results(out) if out is not None else None
     account = read_account(user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file)
-    drafts = _read(file, mailbox, account) if file is not None else None
+    drafts = read_drafts(file, mailbox, account) if file is not None else None
     if not (yes or dry_run):
         check_askable(from_input=file == STANDARD_INPUT)
     if drafts is None:
@@ -104,10 +112,16 @@ def bulk(
         if not drafts:
             console().print(f"The mailbox {mailbox} has no drafts: there is nothing to send.", soft_wrap=True)
             return 0
-    return _send(drafts, account, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
+    kept = find_ledger(ledger, none=no_ledger)
+    return _send(drafts, account, kept, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
 
 
-def _read(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
+def read_drafts(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
+    """The drafts of a file, if there is nothing wrong with it; "-" is standard input.
+
+    Raises:
+        WrongUsage, CannotStart: there is; the sentence lists the rows.
+    """
     rows = read_rows(path, mailbox, account.user_of)
     name = "standard input" if path == STANDARD_INPUT else path
     rows.check(name, _TOKENS if any("no token" in wrong for wrong in rows.wrong) else "")
@@ -121,20 +135,23 @@ def _read(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
 def _send(
     drafts: Sequence[Draft],
     account: Account,
+    ledger: str | None,
     results: Results | None,
     verbose: Verbose,
     *,
     dry_run: bool,
     yes: bool,
 ) -> int:
-    client = account.client(RetryPolicy(outage=None))
+    client = account.client(RetryPolicy(outage=None), ledger)
     width = min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
     board = Board(len(drafts), account.rate_limit, verbose, width)
-    print_plan(board.out, drafts, account, len(drafts) - len(set(drafts)))
+    different = len(set(drafts))
+    before = sent_before(account, ledger, drafts)
+    print_plan(board.out, drafts, account, len(drafts) - different, before)
     if dry_run:
         board.out.print("Nothing was sent: this is a dry run.")
         return 0
-    if not (yes or agreed()):
+    if not (yes or before == different or agreed()):
         board.out.print("Nothing was sent.")
         return SOME_NOT
     try:

@@ -1,14 +1,18 @@
 """The options that several commands have, and how what stands in them is read."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
 
 import typer
 
+from feishu_mail_async.ledger import check_url
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.protocol import FEISHU, LARK, check_base_url
 
 from .problems import WrongUsage
+from .verbose import hide
 
 __all__ = [
     "DEFAULT_RATE",
@@ -16,14 +20,20 @@ __all__ = [
     "BaseUrlOption",
     "JsonOption",
     "LarkOption",
+    "LedgerOption",
     "MailboxOption",
+    "NoLedgerOption",
     "RateOption",
     "TokenFileOption",
     "UserOption",
     "VerboseOption",
     "read_base_url",
+    "read_database",
+    "read_ledger",
     "read_rate",
 ]
+
+LEDGER_VARIABLE: Final = "FEISHU_MAIL_LEDGER"
 
 _ACCOUNT: Final = "Account"
 _OUTPUT: Final = "Output"
@@ -69,6 +79,27 @@ RateOption = Annotated[
     str,
     typer.Option("--rate", metavar="CALLS/SECONDS", help="Send calls that the app may make in so many seconds."),
 ]
+LedgerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        metavar="URL",
+        envvar=LEDGER_VARIABLE,
+        help="Where permits, locks and drafts are kept: a path, or sqlite:///PATH, for the programs of this "
+        "machine; postgresql://… for those of many. A password is safer in the environment than here.",
+        show_default=False,
+        rich_help_panel=_ACCOUNT,
+    ),
+]
+NoLedgerOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-ledger",
+        help="Keep no ledger: what was sent is not remembered, and the limit holds for this run alone.",
+        show_default=False,
+        rich_help_panel=_ACCOUNT,
+    ),
+]
 MailboxOption = Annotated[
     str,
     typer.Option("--mailbox", metavar="ADDRESS", help="The mailbox that the drafts lie in; me: the user's own."),
@@ -91,6 +122,7 @@ VerboseOption = Annotated[
 
 DEFAULT_RATE: Final = "20/60"
 
+_LEDGER: Final = "--ledger"
 _LARGEST_SPACING: Final = 0.2
 
 
@@ -111,6 +143,42 @@ def read_rate(text: str) -> RateLimit:
         raise WrongUsage("--rate", f"give at least 1 call, and more than 0 seconds, not {text!r}")
     # The spacing must not be what limits: at half the even pace it never is.
     return RateLimit(count, seconds, spacing=min(_LARGEST_SPACING, seconds / count / 2))
+
+
+def read_ledger(text: str | None) -> str | None:
+    """The URL of the ledger that `--ledger` gives: a path is one of SQLite. Its password is never printed.
+
+    Raises:
+        WrongUsage: it gives none.
+    """
+    if text is None:
+        return None
+    try:
+        password = urlsplit(text).password or ""
+    except ValueError:
+        raise WrongUsage(_LEDGER, "give a path, sqlite:///PATH or postgresql://USER@HOST/NAME") from None
+    hide(password)
+    hide(unquote(password))
+    url = text if "://" in text else f"sqlite:///{Path(text).expanduser().absolute()}"
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise WrongUsage(_LEDGER, error) from None
+    return url
+
+
+def read_database(text: str | None) -> str:
+    """The URL of the database that the machines of a fleet share.
+
+    Raises:
+        WrongUsage: `--ledger` gives none, or one that they cannot share.
+    """
+    url = read_ledger(text)
+    if url is None:
+        raise WrongUsage(_LEDGER, f"give postgresql://USER@HOST/NAME, here or in {LEDGER_VARIABLE}")
+    if check_url(url) != "postgresql":
+        raise WrongUsage(_LEDGER, "machines share no file: give postgresql://USER@HOST/NAME")
+    return url
 
 
 def read_base_url(base_url: str | None, *, lark: bool) -> str:

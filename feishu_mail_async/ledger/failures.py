@@ -8,7 +8,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from feishu_mail_async.errors import LedgerError
 
-__all__ = ["TROUBLE", "final", "told"]
+__all__ = ["TROUBLE", "busy", "final", "told"]
 
 TROUBLE: Final = (DBAPIError, PoolTimeoutError, OSError)
 """What a database's failure is raised as; TimeoutError is an OSError."""
@@ -32,6 +32,7 @@ _SQLSTATES: Final = {
 }
 _PASSING: Final = ("08", "40", "53", "55", "57")
 """Connections, deadlocks and serialisation, resources, locks, a server that is shut down or starts."""
+_LOCKS: Final = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 _LOCKED: Final = "another program keeps it locked: end that, then run it again"
 _AWAY: Final = "the database does not answer: check that it runs and can be reached, then run it again"
 
@@ -42,7 +43,7 @@ def final(error: BaseException) -> str | None:
     name = getattr(origin, "sqlite_errorname", None)
     if name is not None:
         known = next((advice for prefix, advice in _SQLITE.items() if name.startswith(prefix)), None)
-        return known or (None if _may_pass(name) else f"{name}: {origin}")
+        return known or (None if busy(error) else f"{name}: {origin}")
     state = getattr(origin, "sqlstate", None)
     if state is not None:
         known = next((advice for prefix, advice in _SQLSTATES.items() if state.startswith(prefix)), None)
@@ -52,6 +53,12 @@ def final(error: BaseException) -> str | None:
     if _refused(str(origin)):
         return _SQLSTATES["28"]
     return None
+
+
+def busy(error: BaseException) -> bool:
+    """Whether a SQLite file was locked by somebody else, so that nothing at all was done."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(origin, "sqlite_errorname", "")).startswith(_LOCKS)
 
 
 def told(where: str, error: BaseException) -> LedgerError:
@@ -65,15 +72,10 @@ def told(where: str, error: BaseException) -> LedgerError:
     if advice is None and not isinstance(error, TROUBLE):
         advice = f"a mistake of this program ({type(error).__name__}): please report it"
     elif advice is None:
-        name = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlite_errorname", None)
-        advice = _LOCKED if name is not None else _AWAY
+        advice = _LOCKED if busy(error) else _AWAY
     failed = LedgerError(f"ledger: {where}: {advice}")
     failed.__cause__ = error
     return failed
-
-
-def _may_pass(name: str) -> bool:
-    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_INTERRUPT"))
 
 
 def _refused(said: str) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import random
 import shlex
 import socket
 import stat
@@ -29,7 +30,7 @@ from feishu_mail_async.model import RateLimit
 
 from . import schema
 from .clock import HostClock, Reading
-from .failures import TROUBLE, final, told
+from .failures import TROUBLE, busy, final, told
 from .home import Overview
 from .sqlbook import SqlBook, limit_of, standing_of
 from .sqltokens import SqlTokens
@@ -43,6 +44,8 @@ _log: Final = logging.getLogger("feishu_mail_async.ledger")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _LONGEST: Final = 20.0
 """Seconds after which a transaction on a database far away is taken to hang."""
+_LONG_LOCKED: Final = 5.0
+"""Seconds after which a SQLite file is not just in use by others, but kept locked."""
 _MOST_LOST: Final = 1.0
 """Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
@@ -169,13 +172,16 @@ class SqlLedger:
 
         def again(state: RetryCallState) -> None:
             assert state.outcome is not None
-            self._struggle(state.outcome.exception())
-            if failed is not None:
+            error = state.outcome.exception()
+            locked = error is not None and busy(error)
+            if not locked or (state.seconds_since_start or 0.0) > _LONG_LOCKED:
+                self._struggle(error)
+            if failed is not None and not locked:
                 failed()
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, TROUBLE) and final(error) is None),
-            wait=wait_random_exponential(multiplier=0.1, max=2.0),
+            wait=_wait,
             stop=stop_after_delay(self._patience),
             before_sleep=again,
             reraise=True,
@@ -266,7 +272,7 @@ class SqlLedger:
             try:
                 connection.isolation_level = None  # transactions begin where we say so
                 cursor = connection.cursor()
-                for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                for pragma in ("busy_timeout=0", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                     cursor.execute(f"PRAGMA {pragma}")
                 cursor.close()
             except BaseException:
@@ -304,6 +310,17 @@ class SqlLedger:
                 f"ledger: {self.where}: a newer version of this program made it (schema {version}, and this one "
                 f"knows {schema.VERSION}): upgrade with pip install -U feishu-mail-async"
             )
+
+
+_exponential: Final = wait_random_exponential(multiplier=0.1, max=2.0)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds to the next try. SQLite's own waiting grows with each try, and leaves whoever waits long behind."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    if error is not None and busy(error) and (state.seconds_since_start or 0.0) <= _LONG_LOCKED:
+        return random.uniform(0.001, 0.008)
+    return _exponential(state)
 
 
 _DATABASE_TIME: Final = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))

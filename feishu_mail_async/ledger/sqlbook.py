@@ -388,7 +388,9 @@ class SqlBook:
 
         async def settle(transaction: _Transaction) -> Settled:
             nonlocal locks
-            settled, locks = await self._end(transaction, turn, judgement, delays, renewing=renewing)
+            # The wait for the database, which may be long, is no part of the call.
+            ended = transaction.now - max(0.0, transaction.began - at)
+            settled, locks = await self._end(transaction, turn, judgement, delays, ended, renewing=renewing)
             return settled
 
         try:
@@ -413,9 +415,16 @@ class SqlBook:
         return settled
 
     async def _end(
-        self, transaction: _Transaction, turn: Turn, judgement: Judgement, delays: Delays, *, renewing: bool
+        self,
+        transaction: _Transaction,
+        turn: Turn,
+        judgement: Judgement,
+        delays: Delays,
+        now: float,
+        *,
+        renewing: bool,
     ) -> tuple[Settled, tuple[_LockRow, _LockRow]]:
-        name, now = turn.grant.turn, transaction.now
+        name = turn.grant.turn
         found = await transaction.locks([("user", turn.user.key), ("mailbox", turn.mailbox.key)])
         locks = found["user", turn.user.key], found["mailbox", turn.mailbox.key]
         permits = await transaction.load_permits()
