@@ -4,6 +4,7 @@ import importlib
 import re
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import RateLimit
@@ -76,13 +77,36 @@ def check_url(url: str) -> str:
     """
     scheme = _SCHEME.match(url)
     kind = scheme.group(1) if scheme else ""
+    if kind == "postgres":  # as many hosting services write it
+        kind = "postgresql"
     if kind not in _NEEDED:
         raise ValueError(f"ledger: give {_FORMS}" + (f", not {kind}://…" if kind else ""))
-    if kind == "sqlite" and not url.removeprefix("sqlite:///").strip("/"):
-        raise ValueError("ledger: sqlite:///PATH needs a path; for a ledger in memory leave ledger out")
-    if kind == "sqlite" and not url.startswith("sqlite:///"):
-        raise ValueError("ledger: three slashes come before a relative path, four before an absolute one")
+    (_check_path if kind == "sqlite" else _check_address)(url)
     return kind
+
+
+def _check_path(url: str) -> None:
+    path = url.removeprefix("sqlite:///")
+    if path.startswith("sqlite:"):
+        raise ValueError("ledger: three slashes come before a relative path, four before an absolute one")
+    if not path.strip("/") or path == ":memory:":
+        raise ValueError("ledger: sqlite:///PATH needs a path; for a ledger in memory leave ledger out")
+    if "?" in path:
+        raise ValueError("ledger: a path in sqlite:///PATH cannot hold a question mark; give another")
+
+
+def _check_address(url: str) -> None:
+    """See that the password ends where its writer thinks it does: what follows it is shown."""
+    address = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    try:
+        port = urlsplit(url).port
+    except ValueError:
+        port = 0
+    if address.count("@") > 1 or port == 0:
+        raise ValueError(
+            "ledger: the URL cannot be read; give postgresql://USER:PASSWORD@HOST:PORT/NAME, and in the password "
+            "write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
+        )
 
 
 def open_ledger(url: str) -> Ledger:
