@@ -340,9 +340,11 @@ class BulkRun:
             try:
                 records = await self._sender.recall([call for _, call in batch])
             except FeishuMailError as error:
-                for entry, _ in batch:
+                # Whatever has been read so far shares it: a ledger that is away is not waited for again and again.
+                failed, self._recalling = self._recalling, {}
+                for entry in failed:
                     self._fail(entry, type(error)(str(error), draft=entry.draft), error.__cause__)
-                records = {}
+                return
             for entry, call in batch:
                 del self._recalling[entry]
                 record = entry.record = records.get(self._sender.key(call))

@@ -155,7 +155,7 @@ class Scheduler:
             return
         ask, grant = taken.granted
         if ask.lane is None:  # given up while the ledger was asked
-            self.book.give_back(grant)
+            await of(self.book.give_back(grant))
             return
         await self._spacing.take()  # `_not_before` has seen that this does not suspend
         user, mailbox = self._lanes.serve(ask, now)

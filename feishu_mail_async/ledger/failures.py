@@ -1,6 +1,7 @@
 """What went wrong with a ledger's database: whether it may pass, and what to tell the person."""
 
 import errno
+import re
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError
@@ -30,6 +31,12 @@ _SQLSTATES: Final = {
     "53100": "the database's disk is full: free some space, then run it again",
     "25006": "the database can only be read: give the address of the one that is written to",
 }
+_SAID: Final = {
+    'database ".*" does not exist': "3D",
+    'role ".*" (does not exist|is not permitted to log in)': "28",
+    "authentication failed|no password supplied|pg_hba.conf": "28",
+}
+"""What a server says that lets nobody in: psycopg gives that no state of its own."""
 _PASSING: Final = ("08", "40", "53", "55", "57")
 """Connections, deadlocks and serialisation, resources, locks, a server that is shut down or starts."""
 _LOCKS: Final = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
@@ -50,9 +57,8 @@ def final(error: BaseException) -> str | None:
         return known or (None if state.startswith(_PASSING) else f"the database refused it with {state}")
     if isinstance(origin, OSError) and origin.errno in {errno.ENOSPC, errno.EDQUOT}:
         return _SQLITE["SQLITE_FULL"]
-    if _refused(str(origin)):
-        return _SQLSTATES["28"]
-    return None
+    said = str(origin)
+    return next((_SQLSTATES[state] for pattern, state in _SAID.items() if re.search(pattern, said)), None)
 
 
 def busy(error: BaseException) -> bool:
@@ -66,7 +72,7 @@ def told(where: str, error: BaseException) -> LedgerError:
 
     Args:
         where: the ledger, as it may be shown.
-        error: what the database said. It is not quoted: an address in it may hold a password.
+        error: what the database said. It is neither quoted nor kept: the address in it may hold a password.
     """
     advice = final(error)
     if advice is None and not isinstance(error, TROUBLE):
@@ -74,10 +80,17 @@ def told(where: str, error: BaseException) -> LedgerError:
     elif advice is None:
         advice = _LOCKED if busy(error) else _AWAY
     failed = LedgerError(f"ledger: {where}: {advice}")
-    failed.__cause__ = error
+    failed.__cause__ = _Cause(_named(error))
     return failed
 
 
-def _refused(said: str) -> bool:
-    """Whether a connection was refused for who asked: psycopg gives that no state of its own."""
-    return "authentication failed" in said or "no password supplied" in said or "no pg_hba.conf entry" in said
+class _Cause(Exception):
+    """What stands behind a LedgerError, without the connection and what it knows."""
+
+
+def _named(error: BaseException) -> str:
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    name = getattr(origin, "sqlite_errorname", None)
+    if name is not None:
+        return f"{name}: {origin}"
+    return f"{type(origin).__name__} {getattr(origin, 'sqlstate', None) or ''}".strip()

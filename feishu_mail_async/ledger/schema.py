@@ -111,6 +111,7 @@ token: Final = _table(
     Column("user_key", Text, primary_key=True),
     Column("access_token", Text),
     Column("expires", Double),  # wall clock
+    Column("lifetime", Double),
     Column("refresh_token", Text),
     Column("refresh_expires", Double),  # wall clock
     Column("scope", Text),

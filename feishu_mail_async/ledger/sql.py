@@ -50,6 +50,13 @@ _MOST_LOST: Final = 1.0
 """Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
 """Of the advisory lock under which one process makes the tables."""
+_PRAGMAS: Final = (
+    "busy_timeout=0",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "secure_delete=ON",  # tokens that are deleted, or replaced by others, do not stay behind in the file
+)
 _POSTGRESQL: Final = {
     "connect_timeout": 5,
     "application_name": "feishu-mail-async",
@@ -60,6 +67,11 @@ _POSTGRESQL: Final = {
     # A host that vanishes in the midst of a transaction must not keep the app's row for longer than this.
     "options": "-c lock_timeout=10s -c statement_timeout=15s -c idle_in_transaction_session_timeout=10s",
 }
+
+
+def _names_no_token(record: logging.LogRecord) -> bool:
+    """Whether a record of aiosqlite's may be logged: at DEBUG it quotes statements with all their values."""
+    return schema.token.name not in record.getMessage()
 
 
 class SqlLedger:
@@ -186,12 +198,16 @@ class SqlLedger:
             before_sleep=again,
             reraise=True,
         )
+        failed_for_good: LedgerError | None = None
         try:
             done: T = await retrying(self._transact, work)
         except LedgerError:
             raise
-        except Exception as error:
-            raise told(self.where, error) from error
+        except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
+            failed_for_good = told(self.where, error)
+        if failed_for_good is not None:
+            # Not from within the handler: what went wrong would be its context, with all it knows.
+            raise failed_for_good
         if self._struggling:
             self._struggling = False
             _log.warning("ledger: %s: it answers again", self.where)
@@ -272,7 +288,7 @@ class SqlLedger:
             try:
                 connection.isolation_level = None  # transactions begin where we say so
                 cursor = connection.cursor()
-                for pragma in ("busy_timeout=0", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                for pragma in _PRAGMAS:
                     cursor.execute(f"PRAGMA {pragma}")
                 cursor.close()
             except BaseException:
@@ -282,6 +298,7 @@ class SqlLedger:
         def began(connection: Any) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+        logging.getLogger("aiosqlite").addFilter(_names_no_token)
         event.listen(engine.sync_engine, "connect", connected)
         event.listen(engine.sync_engine, "begin", began)
         return engine

@@ -10,7 +10,6 @@ dies leaves a lease behind, which lapses when its call cannot arrive any more.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -477,8 +476,15 @@ class SqlBook:
     async def _give_back(self, grant: Grant) -> None:
         self._orphans.add(grant.turn)
         self._live.discard(grant.turn)
-        with contextlib.suppress(LedgerError):  # it is freed later, or lapses
-            await self._transact(_nothing, ())
+
+        async def look(transaction: _Transaction) -> None:
+            await transaction.load_permits()  # what is freed is one of them
+
+        try:
+            await self._transact(look, ())
+        except LedgerError:  # it is freed later, or lapses
+            self.standing.budget.refund()
+            self.standing.give_back(grant)
 
     # -- closed scopes, and the limit ------------------------------------------------------------------
 
@@ -528,6 +534,10 @@ class SqlBook:
         async def read(transaction: _Transaction) -> Mapping[DraftKey, Record]:
             return await transaction.drafts(keys)
 
+        if self._notes:  # what has ended before is on record before
+            await asyncio.sleep(0)
+            async with self._one_at_a_time:
+                pass
         records, _ = await self._transact(read, names)
         return records
 

@@ -52,7 +52,12 @@ class SqlTokens:
             if row is None or row.access_token is None:
                 return None
             return StoredToken(
-                row.access_token, row.expires, row.refresh_token, row.refresh_expires, row.scope or ""
+                row.access_token,
+                row.expires,
+                row.lifetime,
+                row.refresh_token,
+                row.refresh_expires,
+                row.scope or "",
             )
 
         return await self._ledger.transact(read)
@@ -76,6 +81,7 @@ class SqlTokens:
         values = {
             "access_token": token.access_token,
             "expires": token.expires,
+            "lifetime": token.lifetime,
             "refresh_token": token.refresh_token,
             "refresh_expires": token.refresh_expires,
             "scope": token.scope,

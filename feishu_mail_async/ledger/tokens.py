@@ -19,6 +19,7 @@ class StoredToken:
     Attributes:
         access_token: the user_access_token.
         expires: when it expires, in seconds since 1970.
+        lifetime: seconds for which it was issued.
         refresh_token: brings the next one, once; None if the user did not grant offline_access.
         refresh_expires: when that expires, in seconds since 1970; None if the server did not say.
         scope: the scopes granted, with spaces between them.
@@ -26,6 +27,7 @@ class StoredToken:
 
     access_token: str = field(repr=False)
     expires: float
+    lifetime: float
     refresh_token: str | None = field(default=None, repr=False)
     refresh_expires: float | None = None
     scope: str = ""
