@@ -18,6 +18,7 @@ from .errors import (
     InvalidRequest,
     InvalidToken,
     LedgerError,
+    LoginRequired,
     MailboxNotFound,
     MailThrottled,
     NotSent,
@@ -42,6 +43,7 @@ from .errors import (
 from .ledger import DraftState, Ledger, Overview, Record, open_ledger
 from .ledger.standing import ClosedScope
 from .model import Draft, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
+from .refresh import RefreshingTokens
 from .scheduler import Snapshot
 from .tokens import TokenSource
 
@@ -67,6 +69,7 @@ __all__ = [
     "InvalidToken",
     "Ledger",
     "LedgerError",
+    "LoginRequired",
     "MailThrottled",
     "MailboxNotFound",
     "NotSent",
@@ -80,6 +83,7 @@ __all__ = [
     "RateLimit",
     "ReceiverCheckFailed",
     "Record",
+    "RefreshingTokens",
     "RetryPolicy",
     "ScopeClosed",
     "ScopeMissing",

@@ -27,6 +27,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidToken",
     "LedgerError",
+    "LoginRequired",
     "MailThrottled",
     "MailboxNotFound",
     "NotSent",
@@ -296,6 +297,10 @@ class NotSent(FeishuMailError):
 
 class ClientClosed(NotSent):
     """The client is closed, or was closed before the draft had its turn."""
+
+
+class LoginRequired(NotSent):
+    """The user's tokens cannot be refreshed any more: a person has to log in again."""
 
 
 class LedgerError(NotSent):

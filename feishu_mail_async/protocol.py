@@ -106,9 +106,9 @@ def send_path(draft: Draft) -> str:
     return f"{_drafts_path(draft.mailbox)}/{_segment(draft.draft_id)}/send"
 
 
-def list_path(mailbox: str, page_token: str | None) -> str:
+def list_path(mailbox: str, page_token: str | None, page_size: int = _PAGE_SIZE) -> str:
     """The path of the call that lists a page of a mailbox's drafts ("列出草稿")."""
-    query = f"?page_size={_PAGE_SIZE}"
+    query = f"?page_size={page_size}"
     if page_token is not None:
         query += f"&page_token={quote(page_token, safe='')}"
     return _drafts_path(mailbox) + query
@@ -127,12 +127,14 @@ class Reply:
         body: the whole body; None if it broke off or was longer than `LONGEST_REPLY`.
         log_id: the header `X-Tt-Logid`.
         reset: the header `x-ogw-ratelimit-reset`, as it came.
+        date: the header `Date`, as it came.
     """
 
     status: int
     body: bytes | None
     log_id: str | None = None
     reset: str | None = None
+    date: str | None = None
 
 
 class CallEnd(Enum):

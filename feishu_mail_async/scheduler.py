@@ -241,8 +241,8 @@ class Scheduler:
     async def _settle_later(self, turn: Turn, settled: asyncio.Future[Settled], judgement: Judgement) -> None:
         try:
             self._settled(turn, await settled, judgement)
-        except Exception:
-            self._given_back(turn)  # a mistake of ours must not keep a user shut
+        except BaseException:
+            self._given_back(turn)  # whatever broke it off must not keep a user shut
             raise
 
     def _settled(self, turn: Turn, settled: Settled, judgement: Judgement) -> None:
@@ -265,8 +265,10 @@ class Scheduler:
         return self._write(self._give_back_later(turn, given))
 
     async def _give_back_later(self, turn: Turn, given: asyncio.Future[None]) -> None:
-        await given
-        self._given_back(turn)
+        try:
+            await given
+        finally:
+            self._given_back(turn)
 
     def _given_back(self, turn: Turn) -> None:
         self._lanes.release(turn.user, turn.mailbox, self._now())
@@ -290,7 +292,11 @@ class Scheduler:
             self._write(self._close_user_later(user, closing))
 
     async def _close_user_later(self, user: str, closing: asyncio.Future[None]) -> None:
-        await closing
+        try:
+            await closing
+        except BaseException:
+            self._renewed(user)
+            raise
         self._user_closed(user)
 
     def _user_closed(self, user: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from .codes import Until, Verdict
-from .errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown, sentence
+from .errors import ClientClosed, FeishuMailError, LedgerError, LoginRequired, NotSent, OutcomeUnknown, sentence
 from .lanes import Ask, Stream, Turn, mailbox_key
 from .ledger.book import of
 from .ledger.record import DraftKey, Record
@@ -155,7 +155,10 @@ class Sender:
             LedgerError: it cannot be read.
         """
         keys = [self.key(call) for call in calls if call.draft is not None]
-        return await of(self.scheduler.book.recall(keys))
+        try:
+            return await of(self.scheduler.book.recall(keys))
+        except LedgerError as error:
+            raise copy.copy(error) from error.__cause__  # others may have asked in the same go
 
     def recorded(self, call: Call, record: Record, listener: Listener) -> "Job":
         """The job of a call that is not needed, because the ledger has it that the draft was sent."""
@@ -542,6 +545,9 @@ class Job:
         try:
             if self._tries.renewed or not await self._another_token(refused):
                 closed_by = judgement.error
+        except LoginRequired as error:
+            closed_by = error
+            raise
         except NotSent as error:
             closed_by = _error(judgement)
             closed_by.__cause__ = error
@@ -558,7 +564,8 @@ class Job:
                 return await sender.tokens.renew(self.call.user, refused) is not None
             except NotSent as error:
                 failures += 1
-                if failures >= sender.policy.attempts or isinstance(error, ClientClosed):
+                hopeless = isinstance(error, ClientClosed | LoginRequired)
+                if failures >= sender.policy.attempts or hopeless:
                     raise
             await asyncio.sleep(sender.delays.backoff(failures))
 
@@ -566,7 +573,8 @@ class Job:
 
     def _end(self, error: FeishuMailError | None) -> None:
         self.error = error
-        if error is not None and self.call.draft is not None:
+        if error is not None and self.call.draft is not None and not isinstance(error, ClientClosed):
+            # Of one that the client's closing has ended nothing is known that was not before.
             self._sender.scheduler.book.note(self._key, error.status, error)
         self._forget()
         listeners, self.listeners = self.listeners, []

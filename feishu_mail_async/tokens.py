@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
-from .errors import ClientClosed, NotSent, UnknownUser
+from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .model import check_text
 
 __all__ = ["TokenSource", "Tokens", "UserTokens"]
@@ -161,6 +161,9 @@ class Tokens:
     def current(self, user: str | None) -> str:
         """The token to use now, without waiting; `ready` has been awaited before.
 
+        A source that was asked more than a minute ago is asked again meanwhile: so it can renew a token before
+        it expires, also for drafts that have waited for hours.
+
         Raises:
             NotSent: the mapping has lost its token, or holds one that cannot be one.
         """
@@ -168,6 +171,8 @@ class Tokens:
             known = self._cache.get(user)
             if known is None:
                 raise NotSent(f"tokens: there is none for {_label(user)} any more")
+            if self._fetch is not None and not self.at_hand(user) and user not in self._fetching:
+                self._begin(user, self._ask(user, self._fetch))
             return known[0]
         try:
             # A mapping is the caller's own, and may have changed since it was given.
@@ -249,6 +254,8 @@ class Tokens:
     async def _ask(self, user: str | None, fetch: Callable[[str | None], Awaitable[str]]) -> str:
         try:
             token = await fetch(user)
+        except LoginRequired:
+            raise
         except asyncio.CancelledError as error:
             if _being_cancelled():
                 raise

@@ -6,6 +6,7 @@ aiohttp's exceptions, some of which hold the request's headers and so the token,
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import errorcode
 from typing import Final, Self
@@ -66,30 +67,34 @@ class Transport:
         if session is None:
             self._set_proxy()
 
-    async def exchange(self, method: str, path: str, token: str) -> Reply | Failure:
+    async def exchange(
+        self, method: str, path: str, token: str | None, body: Mapping[str, str] | None = None
+    ) -> Reply | Failure:
         """Make one call and read its answer.
 
         Args:
             method: the HTTP method.
             path: the path and query, encoded already.
-            token: the user_access_token; it goes into the request's header and nowhere else.
+            token: the user_access_token; it goes into the request's header and nowhere else. None: no header.
+            body: goes into the request as JSON, and nowhere else.
         """
         session = self._session or self._open()
         try:
             # The caller's session may have settings of its own; these are the ones that would turn an answer
             # into an exception, make several calls of one, or carry the token to another host.
             headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-            bearer = f"Bearer {token}"
-            if not self._late_header:
+            bearer = f"Bearer {token}" if token else None
+            if bearer and not self._late_header:
                 headers["Authorization"] = bearer
             async with session.request(
                 method,
                 URL(self._base_url + path, encoded=True),
                 headers=headers,
+                json=body,
                 timeout=self._timeout,
                 allow_redirects=False,
                 raise_for_status=False,
-                middlewares=(self._middleware(bearer),) if self._late_header else (),
+                middlewares=(self._middleware(bearer),) if bearer and self._late_header else (),
                 auto_decompress=True,
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers,
@@ -178,6 +183,7 @@ async def _read(response: aiohttp.ClientResponse) -> Reply:
         body,
         log_id=_header(response, "X-Tt-Logid"),
         reset=_header(response, "x-ogw-ratelimit-reset"),
+        date=_header(response, "Date"),
     )
 
 
@@ -198,13 +204,13 @@ def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
     return response.headers.get(name) or None
 
 
-def _reason(error: Exception, token: str) -> str:
+def _reason(error: Exception, token: str | None) -> str:
     """What an exception says, without what it holds: some of aiohttp's hold the request's headers."""
     try:
         text = _described(error)
     except Exception:  # noqa: BLE001 - an exception made by hand may lack what its class promises
         text = type(error).__name__
-    return text.replace(token, REDACTED)[:300]
+    return (text.replace(token, REDACTED) if token else text)[:300]
 
 
 def _described(error: Exception) -> str:

@@ -29,6 +29,7 @@ from feishu_mail_async import (
     InvalidToken,
     Ledger,
     LedgerError,
+    LoginRequired,
     MailboxNotFound,
     MailThrottled,
     NotSent,
@@ -42,6 +43,7 @@ from feishu_mail_async import (
     RateLimit,
     ReceiverCheckFailed,
     Record,
+    RefreshingTokens,
     RetryPolicy,
     ScopeClosed,
     ScopeMissing,
@@ -198,6 +200,18 @@ async def ledgers() -> None:
     FeishuMailClient("u-token", app="cli_a1b2c3", ledger=7)  # type: ignore[arg-type]
     error: NotSent = LedgerError("the disk is full")
     print(error)
+
+
+async def logins() -> None:
+    ledger = open_ledger("sqlite:///mail.db")
+    store = ledger.tokens("https://open.feishu.cn", "cli_a1b2c3")
+    async with RefreshingTokens("cli_a1b2c3", "secret", store, margin=600) as tokens:
+        source: TokenSource = tokens
+        async with FeishuMailClient(source, app="cli_a1b2c3", ledger=ledger) as client:
+            try:
+                await client.send_draft("d1", user="alice")
+            except LoginRequired as error:
+                print(error)
 
 
 def standing(snapshot: Snapshot) -> None:

@@ -5,22 +5,24 @@ import json
 import os
 import shlex
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
 
+from .logins import LoginClient, Logins, find_logins
 from .options import DEFAULT_RATE, read_base_url, read_rate
 from .problems import CannotStart, WrongUsage
+from .secretfile import named_app_id
 from .verbose import hide
 
-__all__ = ["ENVIRONMENT", "Account", "read_account", "reason"]
+__all__ = ["ENVIRONMENT", "UNNAMED", "Account", "read_account", "reason"]
 
 ENVIRONMENT: Final = "FEISHU_USER_ACCESS_TOKEN"
 
-_UNNAMED: Final = "(unnamed)"
+UNNAMED: Final = "(unnamed)"
 """Names the budget in a ledger where nothing else does."""
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -39,6 +41,7 @@ class Account:
         rate_limit: what the app may do.
         tokens: the user_access_tokens by user; a token of no named user goes by None. Empty: others send.
         source: where they came from, for messages.
+        logins: where there are no such tokens, the users who have logged in.
     """
 
     base_url: str
@@ -47,6 +50,17 @@ class Account:
     rate_limit: RateLimit
     tokens: Mapping[str | None, str] = field(repr=False)
     source: str = ENVIRONMENT
+    logins: Logins | None = None
+
+    @property
+    def budget(self) -> str:
+        """What names the budget in a ledger."""
+        return self.app or UNNAMED
+
+    @property
+    def users(self) -> Collection[str | None]:
+        """Those of whom there are tokens; None for one without a name."""
+        return self.tokens if self.logins is None else self.logins.users
 
     def client(
         self,
@@ -64,16 +78,19 @@ class Account:
         Raises:
             CannotStart: what was found is no token.
         """
+        settings: dict[str, Any] = {
+            "app": self.app if ledger is None else self.budget,
+            "base_url": self.base_url,
+            "rate_limit": self.rate_limit,
+            "retry": retry,
+            "attempt_timeout": attempt_timeout,
+            "ledger": ledger,
+        }
+        if self.logins is not None:
+            return LoginClient(self.logins, **settings)
+        named = {user: token for user, token in self.tokens.items() if user is not None}
         try:
-            return FeishuMailClient(
-                self.tokens.get(None) or {user: token for user, token in self.tokens.items() if user is not None},
-                app=self.app if ledger is None else self.app or _UNNAMED,
-                base_url=self.base_url,
-                rate_limit=self.rate_limit,
-                retry=retry,
-                attempt_timeout=attempt_timeout,
-                ledger=ledger,
-            )
+            return FeishuMailClient(self.tokens.get(None) or named, **settings)
         except ValueError as error:
             # Everything else was looked at before; what is said of a token never quotes it.
             raise CannotStart(f"{self.source}: {str(error).removeprefix('tokens: ')}") from None
@@ -85,11 +102,11 @@ class Account:
             ValueError: there is no token for such a user; the sentence says which there are.
         """
         user = self.user if named is None else named
-        if user in self.tokens or not self.tokens:
+        if user in self.users or not self.users:
             return user
         if user is None:
             raise ValueError(f"it names no user, and there are tokens for {self._names()}")
-        if None in self.tokens:
+        if None in self.users:
             raise ValueError(f"there is no token for user {user!r}, only one of no named user")
         raise ValueError(f"there is no token for user {user!r}, only for {self._names()}")
 
@@ -99,12 +116,12 @@ class Account:
         Raises:
             WrongUsage: there are several users, and none was named.
         """
-        if self.user is None and None not in self.tokens:
+        if self.user is None and None not in self.users:
             raise WrongUsage("--user", f"there are tokens for {self._names()}; name one of them")
         return self
 
     def _names(self) -> str:
-        names = sorted(user for user in self.tokens if user is not None)
+        names = sorted(user for user in self.users if user is not None)
         return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
 
 
@@ -117,28 +134,28 @@ def read_account(
     token_file: str | None,
     rate: str = DEFAULT_RATE,
     sends: bool = True,
+    ledger: str | None = None,
 ) -> Account:
     """The account that the common options give, of one user or of several.
 
-    Without `sends` no token is needed, and none is looked for but in a token file.
+    Without `sends` no token is needed, and none is looked for but in a token file. With neither a token file nor a
+    token in the environment, the logins in the ledger serve, which lie in the user's own unless `ledger` is given.
 
     Raises:
         WrongUsage: an option is wrong.
         CannotStart: there is no token.
     """
     limit, host = read_rate(rate), read_base_url(base_url, lark=lark)
-    for option, value in (("--user", user), ("--app", app)):
-        if value is not None:
-            try:
-                check_text(option, value)
-            except ValueError as error:
-                raise WrongUsage(option, str(error).removeprefix(f"{option}: ")) from None
+    _check_names(("--user", user), ("--app", app))
+    app = app or named_app_id()
     if not sends and token_file is None:
         return Account(host, app, user, limit, {})
     if token_file is not None:
         tokens, source = _read_tokens(token_file), f"--token-file {token_file}"
+    elif token := os.environ.get(ENVIRONMENT, "").strip():
+        tokens, source = {None: token}, ENVIRONMENT
     else:
-        tokens, source = {None: _token_of_environment()}, ENVIRONMENT
+        return _logged_in(find_logins(ledger, host, app), host, app, user, limit)
     for token in tokens.values():
         hide(token)
     if None in tokens:
@@ -150,13 +167,30 @@ def read_account(
     return Account(host, app, user, limit, tokens, source)
 
 
-def _token_of_environment() -> str:
-    token = os.environ.get(ENVIRONMENT, "").strip()
-    if not token:
+def _check_names(*options: tuple[str, str | None]) -> None:
+    for option, value in options:
+        if value is not None:
+            try:
+                check_text(option, value)
+            except ValueError as error:
+                raise WrongUsage(option, str(error).removeprefix(f"{option}: ")) from None
+
+
+def _logged_in(logins: Logins | None, host: str, app: str | None, user: str | None, limit: RateLimit) -> Account:
+    if logins is None:
+        whose = f"to app {app} at {host}" if app is not None else f"at {host}"
         raise CannotStart(
-            f"there is no token: put a user_access_token into {ENVIRONMENT}, or give --token-file PATH"
+            f"nobody has logged in {whose}: feishu-mail-async login, or put a user_access_token into "
+            f"{ENVIRONMENT}, or give --token-file PATH"
         )
-    return token
+    if user is None and len(logins.users) == 1:
+        (user,) = logins.users
+    elif user not in {None, *logins.users}:
+        names = ", ".join(logins.users[:_MOST_NAMED])
+        raise WrongUsage(
+            "--user", f"{user!r} has not logged in, only {names}: feishu-mail-async login --user NAME"
+        )
+    return Account(host, logins.app, user, limit, {}, f"logins to {logins.app}", logins)
 
 
 def _read_tokens(path: str) -> dict[str | None, str]:

@@ -10,13 +10,16 @@ import typer
 
 from .bulk import bulk
 from .demo import demo
+from .doctor import doctor
 from .enqueue import enqueue
 from .listing import list_drafts
+from .login import login
 from .problems import INTERRUPTED, SOME_NOT, Problem
 from .sandbox import sandbox
 from .send import send
 from .status import status
 from .verbose import print_traceback
+from .whoami import logout, whoami
 from .worker import worker
 
 __all__ = ["app", "run"]
@@ -25,6 +28,10 @@ _NAME: Final = "feishu-mail-async"
 _EXIT_CODES: Final = (
     "Exit codes: 0 all is sent; 1 some drafts are not; 2 the command line is wrong, and nothing was sent; "
     "3 cannot start (no token, no free port, packages missing); 130 stopped by a second Ctrl-C."
+)
+_LOGIN_EXIT_CODES: Final = (
+    "Exit codes: 0 done; 1 refused, failed, or something is missing; 2 the command line is wrong; 3 cannot start "
+    "(no app id or secret, no free port, no ledger); 130 stopped by Ctrl-C."
 )
 
 app = typer.Typer(
@@ -73,11 +80,16 @@ _COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "enqueue": enqueue,
     "worker": worker,
     "status": status,
+    "login": login,
+    "logout": logout,
+    "whoami": whoami,
+    "doctor": doctor,
     "demo": demo,
     "sandbox": sandbox,
 }
 for _command_name, _command in _COMMANDS.items():
-    app.command(_command_name, help=_flowing(_command.__doc__), epilog=_EXIT_CODES)(_command)
+    _codes = _LOGIN_EXIT_CODES if _command in {login, logout, whoami, doctor} else _EXIT_CODES
+    app.command(_command_name, help=_flowing(_command.__doc__), epilog=_codes)(_command)
 
 
 def run(arguments: list[str] | None = None) -> int:

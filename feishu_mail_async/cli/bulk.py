@@ -39,8 +39,8 @@ __all__ = ["bulk", "read_drafts"]
 
 _WIDEST_ID: Final = 44
 _TOKENS: Final = (
-    'Tokens of several users: --token-file with JSON such as {"alice": "u-…", "bob": "u-…"}, '
-    "in a file that only you may read."
+    "Tokens of several users: feishu-mail-async login --user NAME for each of them, or --token-file with JSON "
+    'such as {"alice": "u-…", "bob": "u-…"}, in a file that only you may read.'
 )
 
 
@@ -103,7 +103,9 @@ def bulk(
         raise WrongUsage("FILE", "give a file of drafts (- is standard input), or --all for those of the mailbox")
     check_mailbox(mailbox)
     results = Results(out) if out is not None else None
-    account = read_account(user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file)
+    account = read_account(
+        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
+    )
     drafts = read_drafts(file, mailbox, account) if file is not None else None
     if not (yes or dry_run):
         check_askable(from_input=file == STANDARD_INPUT)

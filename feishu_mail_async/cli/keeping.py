@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from platformdirs import user_state_path
 
@@ -9,11 +11,13 @@ from feishu_mail_async.codes import Until
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import Draft
 
-from .account import Account
 from .options import read_ledger
 from .problems import CannotStart
 
-__all__ = ["find_ledger", "sent_before"]
+if TYPE_CHECKING:
+    from .account import Account
+
+__all__ = ["default_ledger", "find_ledger", "own_directory", "sent_before"]
 
 _REMEDY = "; or give --ledger PATH, or --no-ledger to keep none"
 
@@ -33,15 +37,24 @@ def find_ledger(ledger: str | None, *, none: bool) -> str | None:
         return None
     if ledger is not None:
         return read_ledger(ledger)
-    directory = user_state_path("feishu-mail-async", appauthor=False)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotStart(f"ledger: {directory}: it cannot be made ({error.strerror}){_REMEDY}") from None
-    return read_ledger(str(directory / "ledger.db"))
+        raise CannotStart(f"ledger: {own_directory()}: it cannot be made ({error.strerror}){_REMEDY}") from None
+    return default_ledger()
 
 
-def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -> int:
+def own_directory() -> Path:
+    """Where what outlives a command is kept, unless its user says otherwise."""
+    return user_state_path("feishu-mail-async", appauthor=False)
+
+
+def default_ledger() -> str:
+    """The URL of the ledger that is kept where nothing else is said; it need not be there."""
+    return f"sqlite:///{own_directory() / 'ledger.db'}"
+
+
+def sent_before(account: "Account", ledger: str | None, drafts: Sequence[Draft]) -> int:
     """How many of these drafts the ledger has as sent: they need no call.
 
     What an earlier run found closed until somebody does something about it is tried again: whoever gives the
@@ -58,7 +71,7 @@ def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -
         raise CannotStart(f"{error}{_REMEDY}") from None
 
 
-async def _sent_before(account: Account, ledger: str, drafts: Sequence[Draft]) -> int:
+async def _sent_before(account: "Account", ledger: str, drafts: Sequence[Draft]) -> int:
     async with account.client(ledger=ledger) as client:
         records = await client.recall(drafts)
         for closed in client.snapshot().closed:

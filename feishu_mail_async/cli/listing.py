@@ -15,6 +15,7 @@ from .options import (
     AppOption,
     BaseUrlOption,
     LarkOption,
+    LedgerOption,
     MailboxOption,
     TokenFileOption,
     UserOption,
@@ -33,6 +34,7 @@ _RETRY = RetryPolicy(outage=20.0)
 def list_drafts(
     *,
     mailbox: MailboxOption = "me",
+    ledger: LedgerOption = None,
     user: UserOption = None,
     app: AppOption = None,
     base_url: BaseUrlOption = None,
@@ -54,7 +56,9 @@ def list_drafts(
     The token needs the scope mail:user_mailbox.message:readonly.
     """
     check_mailbox(mailbox)
-    account = read_account(user=user, app=app, base_url=base_url, lark=lark, token_file=token_file).only()
+    account = read_account(
+        user=user, app=app, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
+    ).only()
     Verbose(on=verbose)
 
     def tell(draft: Draft) -> None:

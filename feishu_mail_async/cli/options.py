@@ -43,14 +43,17 @@ UserOption = Annotated[
     typer.Option(
         "--user",
         metavar="NAME",
-        help="Which user of the token file; with a single token, a name for its user.",
+        help="Which user who has logged in, or of the token file; with a single token, a name for its user.",
         rich_help_panel=_ACCOUNT,
     ),
 ]
 AppOption = Annotated[
     str | None,
     typer.Option(
-        "--app", metavar="ID", help="A name for the app's limit, such as the app id.", rich_help_panel=_ACCOUNT
+        "--app",
+        metavar="ID",
+        help="The app's id, which names its limit and its logins. Without it: FEISHU_APP_ID.",
+        rich_help_panel=_ACCOUNT,
     ),
 ]
 BaseUrlOption = Annotated[
@@ -71,7 +74,7 @@ TokenFileOption = Annotated[
         "--token-file",
         metavar="PATH",
         help="A file that only you may read, with a user_access_token in its first line, or with JSON of users: "
-        '{"alice": "u-…", "bob": "u-…"}. Without it: FEISHU_USER_ACCESS_TOKEN.',
+        '{"alice": "u-…", "bob": "u-…"}. Without it: FEISHU_USER_ACCESS_TOKEN, or who has logged in.',
         rich_help_panel=_ACCOUNT,
     ),
 ]

@@ -65,7 +65,8 @@ async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: 
                 async for outcome in _as_known(sends):
                     run.outcomes.append(outcome)
                     screen.outcome(outcome)
-                await asyncio.gather(*ending)
+                while not all(end.done() for end in ending):
+                    await asyncio.wait(ending)  # a second Ctrl-C adds another one
             finally:
                 for task in (clock, *sends):
                     task.cancel()

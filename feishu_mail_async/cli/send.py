@@ -66,8 +66,8 @@ def send(
 ) -> int:
     """Send drafts, each once, within the app's rate limit.
 
-    The token is a user_access_token. It comes from the environment variable FEISHU_USER_ACCESS_TOKEN or from
-    --token-file, never from an argument, which others on this machine could read.
+    The token is a user_access_token. It comes from --token-file, from the environment variable
+    FEISHU_USER_ACCESS_TOKEN, or from `login`; never from an argument, which others on this machine could read.
 
     A ledger remembers what was sent and when calls were made, in the user's state directory or at --ledger: so
     sending again costs no call, and one command after another keeps the limit.
@@ -81,7 +81,7 @@ def send(
     except ValueError:
         raise WrongUsage("--outage", f"give seconds, 0 or more, not {outage:g}") from None
     account = read_account(
-        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file
+        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
     ).only()
     if account.user is not None:
         drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]

@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from feishu_mail_async.bulk import Outcome
@@ -13,6 +14,8 @@ from feishu_mail_async.errors import (
     AutomatedSendDisabled,
     FeishuMailError,
     InvalidToken,
+    LedgerError,
+    LoginRequired,
     MailboxNotFound,
     NotSent,
     OutcomeUnknown,
@@ -34,6 +37,7 @@ __all__ = [
     "detail",
     "explain",
     "log_id",
+    "moment",
     "name_draft",
     "name_scope",
     "name_status",
@@ -90,15 +94,23 @@ def brief(error: BaseException) -> str:
             words = _NOT_ALLOWED
         case ScopeClosed() if error.__cause__ is not None:
             words = f"{name_scope(error.scope)}: {brief(error.__cause__)}"
-        case OutcomeUnknown(__cause__=NotSent()):
+        case OutcomeUnknown() if _was_stopped(error.__cause__):
             words = _BROKEN_OFF
         case OutcomeUnknown() if error.__cause__ is not None:
             words = f"no clear answer; the last one: {brief(error.__cause__)}"
-        case NotSent():
-            words = _STOPPED  # here there are no deadlines, and tokens are there from the start
+        case NotSent() if _was_stopped(error):
+            words = _STOPPED
+        case NotSent() if isinstance(error.__cause__, FeishuMailError):
+            words = str(error.__cause__)  # why there is no token
         case _:
             words = str(error)
     return clean(words)
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    """Whether it was not sent because somebody stopped it: here there are no deadlines."""
+    other = isinstance(error, LoginRequired | LedgerError)
+    return isinstance(error, NotSent) and not other and not isinstance(error.__cause__, FeishuMailError)
 
 
 def short(error: FeishuMailError) -> str:
@@ -136,7 +148,7 @@ def explain(error: FeishuMailError) -> str:
     match error:
         case ScopeClosed():
             words = f"not tried, because of {name_scope(error.scope)}: {_because(error)}{_again(error)}"
-        case OutcomeUnknown(__cause__=NotSent()):
+        case OutcomeUnknown() if _was_stopped(error.__cause__):
             words = f"it may have been sent: {_BROKEN_OFF}. {_SAFE}"
         case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):
             words = f"it may have been sent. Last: {_because(error)}"
@@ -168,7 +180,7 @@ def _why(error: FeishuMailError) -> str:
             return "it is closed"
         case AutomatedSendDisabled() if error.reason:
             return f"{_NOT_ALLOWED} ({error.reason})"
-        case NotSent():
+        case NotSent() if _was_stopped(error):
             return f"{_STOPPED}; it was not sent"
         case _:
             return brief(error)
@@ -206,6 +218,14 @@ def span(seconds: float) -> str:
         return f"{minutes} min"
     hours, rest = divmod(minutes, 60)
     return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def moment(seconds: float) -> str:
+    """A time of the clock, in seconds since 1970, as a person here writes it."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return "a time without end"
 
 
 def detail(outcome: Outcome) -> str:

@@ -91,6 +91,7 @@ class SqlLedger:
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
         self._opened = False
+        self._closing: asyncio.Future[None] | None = None
         self._struggling = False
         self._books: WeakSet[SqlBook] = WeakSet()
 
@@ -158,6 +159,17 @@ class SqlLedger:
 
     async def close(self) -> None:
         """Break off what is still being written, and close the connections."""
+        if self._closing is None:
+            # Of several that close it none returns before it is closed, and none breaks it off for the others.
+            self._closing = asyncio.ensure_future(self._close())
+            self._closing.add_done_callback(self._closed)
+        await asyncio.shield(self._closing)
+
+    def _closed(self, closing: asyncio.Future[None]) -> None:
+        if self._closing is closing:
+            self._closing = None
+
+    async def _close(self) -> None:
         await asyncio.gather(*(book.abandon() for book in list(self._books)))
         engine, self._engine, self._opened = self._engine, None, False
         self._opening = asyncio.Lock()  # the next one to open it may run in another event loop
@@ -205,6 +217,8 @@ class SqlLedger:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
             failed_for_good = told(self.where, error)
+            if not isinstance(error, TROUBLE):
+                _log.error("%s", failed_for_good, exc_info=error)
         if failed_for_good is not None:
             # Not from within the handler: what went wrong would be its context, with all it knows.
             raise failed_for_good

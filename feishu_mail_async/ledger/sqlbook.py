@@ -50,10 +50,12 @@ _SLACK: Final = 5.0
 """Seconds that may pass between taking a turn and making its call."""
 _LEAST_LOOK: Final = 0.05
 _MOST_LOOK: Final = 1.0
+_RECALLED: Final = 1000
+"""Drafts that are looked up in one transaction, or a few more."""
 _NOTED: Final = 200
 """Outcomes that are written in one transaction."""
 _DRAFT_KEY: Final = ("app_id", "user_key", "mailbox_key", "draft_id")
-_SETTLED: Final = tuple(state.value for state in DraftState if state.settled)
+_SETTLED: Final = tuple(state for state in DraftState if state.settled)
 _LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
 
 
@@ -278,6 +280,7 @@ class SqlBook:
         self._orphans: set[str] = set()
         self._reopened: set[str] = set()
         self._notes: _Notes = {}
+        self._recalling: tuple[list[DraftKey], asyncio.Task[Mapping[DraftKey, Record]]] | None = None
 
     # -- turns -----------------------------------------------------------------------------------------
 
@@ -525,19 +528,28 @@ class SqlBook:
     # -- drafts ----------------------------------------------------------------------------------------
 
     def recall(self, keys: Sequence[DraftKey]) -> "asyncio.Future[Mapping[DraftKey, Record]]":
-        return self._spawn(self._recall(keys))
+        """All that is asked before the ledger has been looked at is looked up in one go."""
+        gathering = self._recalling
+        if gathering is None or gathering[1].done() or len(gathering[0]) >= _RECALLED:
+            wanted: list[DraftKey] = []
+            gathering = self._recalling = wanted, self._spawn(self._recall(wanted))
+        gathering[0].extend(keys)
+        return gathering[1]
 
-    async def _recall(self, keys: Sequence[DraftKey]) -> Mapping[DraftKey, Record]:
-        names: set[str] = set()
-        names.update(*(scopes(key.user, key.mailbox) for key in keys))
+    async def _recall(self, wanted: list[DraftKey]) -> Mapping[DraftKey, Record]:
 
         async def read(transaction: _Transaction) -> Mapping[DraftKey, Record]:
-            return await transaction.drafts(keys)
+            return await transaction.drafts(wanted)
 
         if self._notes:  # what has ended before is on record before
             await asyncio.sleep(0)
             async with self._one_at_a_time:
                 pass
+        async with self._one_at_a_time:
+            if self._recalling is not None and self._recalling[0] is wanted:
+                self._recalling = None
+        names: set[str] = set()
+        names.update(*(scopes(key.user, key.mailbox) for key in wanted))
         records, _ = await self._transact(read, names)
         return records
 
@@ -581,7 +593,8 @@ class SqlBook:
         statement = self._ledger.insert(schema.draft)
         new = {name: statement.excluded[name] for name in ("state", "changed", "error", "code")}
         new["doubtful"] = sa.or_(draft.doubtful, statement.excluded.doubtful)
-        unsettled = draft.state.not_in([*_SETTLED, DraftState.IN_FLIGHT])
+        # Not as a list: a statement for many rows cannot hold one.
+        unsettled = sa.and_(*(draft.state != state.value for state in (*_SETTLED, DraftState.IN_FLIGHT)))
         await transaction.run(
             statement.on_conflict_do_update(index_elements=list(_DRAFT_KEY), set_=new, where=unsettled), rows
         )

@@ -1,0 +1,52 @@
+"""What the commands of a fleet share: the packages they need, the app they serve, and how their loops run."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from types import ModuleType
+from typing import Any, Final, TypeVar
+
+from .problems import CannotStart, WrongUsage
+from .secretfile import named_app_id
+
+__all__ = ["load_fleet", "named_app", "run_loop"]
+
+T = TypeVar("T")
+
+_PACKAGES: Final = frozenset({"procrastinate", "psycopg", "psycopg_pool", "sqlalchemy"})
+
+
+def load_fleet() -> ModuleType:
+    """The room of the work queue, whose packages may be missing.
+
+    Raises:
+        CannotStart: they are.
+    """
+    try:
+        from feishu_mail_async import fleet  # noqa: PLC0415 - what it imports may be missing
+    except ImportError as error:
+        # Without its library psycopg is there and cannot be imported.
+        if (error.name or "psycopg").partition(".")[0] not in _PACKAGES:
+            raise
+        raise CannotStart(
+            "sending from many machines needs more packages: pip install 'feishu-mail-async[cli,fleet]'"
+        ) from None
+    return fleet
+
+
+def named_app(app: str | None) -> str:
+    """The app that `--app` or the environment names.
+
+    Raises:
+        WrongUsage: they name none.
+    """
+    app = app or named_app_id()
+    if app is None:
+        raise WrongUsage("--app", "give the app's id: all machines that send for it share its limit")
+    return app
+
+
+def run_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in a loop that psycopg can use."""
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if sys.platform == "win32" else None) as runner:
+        return runner.run(coroutine)

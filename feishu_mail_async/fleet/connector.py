@@ -1,0 +1,183 @@
+"""procrastinate's connections and jobs, with patience: a database that is away is waited for."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, LiteralString, TypeVar
+
+import procrastinate
+import psycopg
+from procrastinate.connector import Notify
+from procrastinate.exceptions import ConnectorException
+from procrastinate.manager import JobManager
+from procrastinate.utils import utcnow
+from psycopg_pool import AsyncConnectionPool
+
+from .jobs import CONNECTION, conninfo
+
+__all__ = ["PAUSE", "Connector", "Jobs", "loop_time"]
+
+T = TypeVar("T")
+
+_POOL: Final = 6
+"""Connections of a worker for its queue, besides the one that listens."""
+PAUSE: Final = 0.5
+"""Seconds between two tries while the database is away."""
+_FAREWELL: Final = 10.0
+"""Seconds for which a worker that is to end waits for a database that is away."""
+_FAREWELL_AT_ONCE: Final = 2.0
+"""Seconds that a worker which is to end at once takes to put back what it can."""
+_CONNECT: Final = 10
+"""Seconds for a connection to come free."""
+
+
+def loop_time() -> float:
+    """Seconds of the running loop's clock."""
+    return asyncio.get_running_loop().time()
+
+
+class Connector(procrastinate.PsycopgConnector):
+    """Waits while the database is away, however long that takes.
+
+    Args:
+        database: its URL.
+        tell: called with False when the database goes away, and with True when it is back.
+    """
+
+    def __init__(self, database: str, tell: Callable[[bool], None]) -> None:
+        super().__init__(
+            pool_factory=_make_pool,
+            conninfo=conninfo(database),
+            kwargs=CONNECTION,
+            configure=_configure,
+            min_size=1,
+            max_size=_POOL,
+            timeout=_CONNECT / 2,
+            # Each further try of the pool's own waits twice as long; a request makes it begin anew.
+            reconnect_timeout=2.0,
+        )
+        self._tell = tell
+        self._places = asyncio.Semaphore(_POOL)
+        self._gone: float | None = None
+        self._patience: float | None = None
+        self._until = 0.0
+
+    @property
+    def away(self) -> bool:
+        """Whether the database was not reachable when it was last asked."""
+        return self._gone is not None
+
+    def given_up(self) -> bool:
+        """Whether the database is not waited for any more."""
+        if self._patience is None or loop_time() < self._until:
+            return False
+        return self._patience == 0.0 or (self._gone is not None and loop_time() >= self._gone + self._patience)
+
+    def give_up(self, *, at_once: bool) -> None:
+        """From now on wait a little for a database that is away, and no longer.
+
+        Args:
+            at_once: do not wait long for one that is there, either.
+        """
+        self._patience = 0.0 if at_once else _FAREWELL
+        self._until = loop_time() + (_FAREWELL_AT_ONCE if at_once else _FAREWELL)
+
+    async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
+        await self._patiently(lambda: super(Connector, self).execute_query_async(query, **arguments))
+
+    async def execute_query_one_async(self, query: LiteralString, **arguments: Any) -> dict[str, Any]:
+        return await self._patiently(lambda: super(Connector, self).execute_query_one_async(query, **arguments))
+
+    async def execute_query_all_async(self, query: LiteralString, **arguments: Any) -> list[dict[str, Any]]:
+        return await self._patiently(lambda: super(Connector, self).execute_query_all_async(query, **arguments))
+
+    async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
+        while True:
+            with contextlib.suppress(ConnectorException):
+                await super().listen_notify(on_notification=on_notification, channels=channels)
+            await asyncio.sleep(PAUSE)  # meanwhile jobs are found by looking for them
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        while not self.given_up():
+            try:
+                # Thousands may ask at once: they wait here, where nothing times out.
+                async with self._places:
+                    if self.given_up():
+                        break
+                    answer = await ask()
+            except ConnectorException as error:
+                if not _will_pass(error):
+                    raise
+                if self._gone is None:
+                    self._gone = loop_time()
+                    self._tell(False)
+                await asyncio.sleep(PAUSE)
+            else:
+                if self._gone is not None:
+                    self._gone = None
+                    self._tell(True)
+                return answer
+        raise ConnectorException
+
+
+async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    await connection.set_autocommit(True)
+
+
+def _make_pool(**arguments: Any) -> AsyncConnectionPool[Any]:
+    # What is lost with a connection is asked for again, so none is tried out before each use.
+    return AsyncConnectionPool(**arguments | {"check": None})
+
+
+def _will_pass(error: ConnectorException) -> bool:
+    # A worker that slept for a day has lost its row; the next sign of life brings it back.
+    return isinstance(error.__cause__, psycopg.OperationalError | psycopg.errors.ForeignKeyViolation)
+
+
+class Jobs(JobManager):
+    """The jobs, where what another worker has done with one in the meantime stands."""
+
+    def __init__(self, connector: Connector) -> None:
+        super().__init__(connector)
+        self._connector = connector
+
+    async def prune_stalled_workers(self, seconds_since_heartbeat: float) -> list[int]:  # noqa: ARG002
+        """Leave the dead to `DraftWorker`, which does not count the time when the database itself was away."""
+        return []
+
+    async def finish_job_by_id_async(
+        self, job_id: int, status: procrastinate.jobs.Status, delete_job: bool
+    ) -> None:
+        with self._settled():
+            await super().finish_job_by_id_async(job_id, status, delete_job)
+
+    async def retry_job_by_id_async(
+        self,
+        job_id: int,
+        retry_at: Any,
+        priority: int | None = None,
+        queue: str | None = None,
+        lock: str | None = None,
+    ) -> None:
+        # The database's clock decides when a job is due; ours may go differently.
+        wait = max(0.0, (retry_at - utcnow()).total_seconds())
+        with self._settled():
+            await self.connector.execute_query_async(
+                "SELECT procrastinate_retry_job_v2(%(job)s, now() + make_interval(secs => %(wait)s),"
+                " %(priority)s, %(queue)s, %(lock)s)",
+                job=job_id,
+                wait=wait,
+                priority=priority,
+                queue=queue,
+                lock=lock,
+            )
+
+    @contextlib.contextmanager
+    def _settled(self) -> Any:
+        """A job that was taken from us is no longer ours to end; one that we cannot end others will rescue."""
+        try:
+            yield
+        except ConnectorException as error:
+            gone = isinstance(error.__cause__, psycopg.errors.RaiseException)
+            if not gone and not self._connector.given_up():
+                raise

@@ -1,0 +1,370 @@
+"""A worker: takes jobs out of a queue and sends their drafts."""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import procrastinate
+import psycopg
+from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job
+from procrastinate.retry import BaseRetryStrategy, RetryDecision
+from procrastinate.utils import utcnow
+from procrastinate.worker import Worker
+
+from feishu_mail_async.bulk import Outcome
+from feishu_mail_async.client import FeishuMailClient
+from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError, OutcomeUnknown
+from feishu_mail_async.model import Draft, OutcomeStatus, Priority, RateLimit
+
+from .connector import PAUSE, Connector, Jobs, loop_time
+from .jobs import TASK, Queue, QueueTrouble, said
+
+__all__ = ["DraftWorker", "Times"]
+
+_FORGOTTEN: Final = 86_400.0
+"""Seconds after which the row of a worker that has died is removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long a worker waits for what, in seconds.
+
+    Args:
+        beat: between two signs of life, and between two looks for jobs of workers that have died.
+        dead: without a sign of life, after which a worker counts as dead and others take its jobs.
+        poll: between two looks for jobs, if the database does not tell of them at once.
+        unknown: until a job is looked at again for whose user this worker has no token.
+    """
+
+    beat: float = 5.0
+    dead: float = 15.0
+    poll: float = 1.0
+    unknown: float = 60.0
+
+
+class _PutBack(Exception):
+    """The job goes back into the queue.
+
+    Args:
+        seconds: until it is due.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(f"put back for {seconds:.1f} s")
+        self.seconds = seconds
+
+
+class _Failed(Exception):
+    """The job is done and its draft was not sent; the ledger knows why."""
+
+
+class _Retry(BaseRetryStrategy):
+    """What is put back is tried again, and nothing else: the client has tried as often as is worth it."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:  # noqa: ARG002
+        if not isinstance(exception, _PutBack):
+            return None
+        return RetryDecision(retry_in={"milliseconds": round(1000 * exception.seconds)})
+
+
+_BEAT: Final = """
+INSERT INTO procrastinate_workers (id, last_heartbeat) OVERRIDING SYSTEM VALUE VALUES (%(worker)s, now())
+ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
+"""
+"""A sign of life, also of a worker that was taken for dead."""
+
+_RESCUE: Final = """
+SELECT stalled.id, procrastinate_retry_job_v2(stalled.id, now(), NULL, NULL, NULL) FROM (
+    SELECT job.id FROM procrastinate_jobs AS job
+    LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
+    WHERE job.status = 'doing' AND job.queue_name = %(queue)s
+        AND (worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => %(dead)s))
+        AND pg_postmaster_start_time() < now() - make_interval(secs => %(dead)s)
+        AND NOT EXISTS (
+            SELECT FROM procrastinate_jobs AS other
+            WHERE other.queueing_lock = job.queueing_lock AND other.status = 'todo'
+        )
+    FOR UPDATE OF job SKIP LOCKED
+) AS stalled
+"""
+"""Puts the jobs of dead workers back, each once, however many look for them. Nobody counts as dead before the
+database has been up long enough to hear of him."""
+
+
+class _Line:
+    """When the jobs of a user that were put back are due: one after another, as fast as the limit allows.
+
+    Args:
+        limit: the app's.
+    """
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._pace = limit.per / limit.calls
+        self._ends: dict[str | None, float] = {}
+
+    def wait(self, user: str | None, now: float) -> float:
+        """Seconds until one more job of this user is due."""
+        self._ends[user] = max(self._ends.get(user, now), now) + self._pace
+        return self._ends[user] - now + random.uniform(0.0, self._pace)
+
+
+class DraftWorker:
+    """Takes jobs out of a queue and sends their drafts, until it is stopped.
+
+    Args:
+        database: its URL, `postgresql://…`; `prepare` has been run on it.
+        queue: which one.
+        client: sends the drafts; it keeps its permits and locks in the same ledger as that of other workers.
+        user_of: gives the user whose token sends the drafts of a user, or raises ValueError: there is no token.
+        limit: the app's limit.
+        at_once: jobs taken at once.
+        times: how long it waits for what.
+        tell: called with each outcome.
+        note: called with what a person should know.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        queue: Queue,
+        client: FeishuMailClient,
+        *,
+        user_of: Callable[[str | None], str | None],
+        limit: RateLimit,
+        at_once: int,
+        times: Times,
+        tell: Callable[[Outcome], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._queue = queue
+        self._client = client
+        self._user_of = user_of
+        self._most = limit.calls
+        self._line = _Line(limit)
+        self._times = times
+        self._tell = tell
+        self._note = note
+        self._stopping = False
+        self._halted = False
+        self._trouble: BaseException | None = None
+        self._ends: set[asyncio.Task[None]] = set()
+        self._taken: Counter[str | None] = Counter()
+        self._unknown: set[str | None] = set()
+        self._held: set[int] = set()
+        self._strays: set[int] = set()
+        self._connector = Connector(database, self._database)
+        app = procrastinate.App(connector=self._connector)
+        app.job_manager = Jobs(self._connector)
+        app.task(name=TASK, retry=_Retry(), pass_context=True)(self._work)
+        self._app = app
+        self._worker = Worker(
+            app,
+            queues=[queue.name],
+            name=None,
+            concurrency=at_once,
+            fetch_job_polling_interval=times.poll,
+            delete_jobs="successful",
+            install_signal_handlers=False,
+        )
+
+    async def run(self, *, until_empty: bool = False) -> None:
+        """Work until `stop`. The client is open, and is closed afterwards by whoever opened it.
+
+        Args:
+            until_empty: end as soon as there is no job left, with any worker, that this one could do.
+
+        Raises:
+            QueueTrouble: the database cannot be used.
+        """
+        try:
+            async with self._app.open_async():
+                await self._run(until_empty=until_empty)
+        except psycopg.OperationalError as error:
+            raise QueueTrouble(f"the database cannot be used: {said(error)}") from None
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Take no more jobs, put back those whose drafts wait, and finish the calls under way.
+
+        Args:
+            at_once: break off the calls under way, too.
+        """
+        self._stopping = True
+        self._halt()
+        self._connector.give_up(at_once=at_once)
+        self._ends.add(asyncio.ensure_future(self._leave(at_once=at_once)))
+
+    async def _run(self, *, until_empty: bool) -> None:
+        tasks = [asyncio.create_task(self._tend(), name="feishu-mail-tend")]
+        if until_empty:
+            tasks.append(asyncio.create_task(self._watch(), name="feishu-mail-watch"))
+        for task in tasks:
+            task.add_done_callback(self._beside_ended)
+        try:
+            # First, so that what a worker left behind when it was killed, this one perhaps, need not wait.
+            await self._rescue()
+            if not self._halted:
+                await self._worker.run()  # type: ignore[no-untyped-call]
+        except ConnectorException:
+            # It gave up waiting for a database that is away: others will rescue what it had.
+            if not self._connector.given_up():
+                raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, *self._ends, return_exceptions=True)
+        if self._trouble is not None or not self._halted:
+            raise QueueTrouble(f"the queue cannot be used: {said(self._trouble or 'it ended of itself')}")
+
+    async def _leave(self, *, at_once: bool) -> None:
+        """Close the client: calls under way are finished, unless the database that records them stays away."""
+        closing = asyncio.ensure_future(self._client.close(0.0 if at_once else None))
+        while not closing.done():
+            await asyncio.wait([closing], timeout=PAUSE)
+            if self._connector.given_up() and self._connector.away:
+                await self._client.close(0.0)
+        await closing
+
+    def _beside_ended(self, task: asyncio.Task[None]) -> None:
+        """Without its signs of life a worker must not go on."""
+        if not task.cancelled() and task.exception() is not None and not self._connector.given_up():
+            self._trouble = task.exception()
+            self.stop()
+
+    def _halt(self) -> None:
+        self._halted = True
+        self._worker.stop()  # type: ignore[no-untyped-call]  # procrastinate says nothing of its type
+
+    def _database(self, there: bool) -> None:
+        self._note(
+            "the database is reachable again"
+            if there
+            else "the database is not reachable: waiting until it is, and no drafts are lost"
+        )
+
+    # -- one job -----------------------------------------------------------------------------------------
+
+    async def _work(
+        self,
+        context: procrastinate.JobContext,
+        /,
+        *,
+        user: str | None,
+        mailbox: str,
+        draft_id: str,
+        **_: str,
+    ) -> None:
+        """Send one draft. What it raises says whether the job is put back, or has failed."""
+        job_id = context.job.id
+        assert job_id is not None
+        self._held.add(job_id)
+        try:
+            outcome = await self._outcome(user, mailbox, draft_id)
+        finally:
+            self._held.discard(job_id)
+        try:
+            self._tell(outcome)
+        except OSError:  # whoever reads what we print has gone
+            if not self._stopping:
+                self.stop()
+        if outcome.error is not None:
+            raise _Failed
+
+    async def _outcome(self, user: str | None, mailbox: str, draft_id: str) -> Outcome:
+        if self._stopping:
+            raise _PutBack
+        try:
+            draft = Draft(draft_id, mailbox, self._user_of(user))
+        except ValueError as error:
+            if user not in self._unknown:
+                self._unknown.add(user)
+                self._note(f"the drafts of {_name(user)} are left to other workers: {error}")
+            raise _PutBack(self._times.unknown) from None
+        if self._taken[draft.user] >= self._most:
+            raise _PutBack(self._line.wait(draft.user, loop_time()))
+        self._taken[draft.user] += 1
+        try:
+            result = await self._client.send_draft(draft, priority=Priority.BULK)
+        except FeishuMailError as error:
+            last = error.__cause__ if isinstance(error, OutcomeUnknown) else error
+            if isinstance(last, ClientClosed):  # by our own stopping: others go on with it
+                raise _PutBack from None
+            if isinstance(last, LedgerError):
+                self._note(f"draft {draft_id} is put back: {said(last)}")
+                raise _PutBack(self._times.beat) from None
+            return Outcome(draft, error.status, None, error)
+        except Exception as error:
+            self._note(
+                f"draft {draft_id} is put back for {self._times.unknown:g} s: "
+                f"{type(error).__name__}: {said(error)}"
+            )
+            raise _PutBack(self._times.unknown) from error
+        finally:
+            self._taken[draft.user] -= 1
+        status = OutcomeStatus.ALREADY_SENT if result.already_sent else OutcomeStatus.SENT
+        return Outcome(draft, status, result, None)
+
+    # -- what goes on beside -----------------------------------------------------------------------------
+
+    async def _tend(self) -> None:
+        """Give signs of life, and see to the jobs that nobody works on."""
+        while True:
+            await asyncio.sleep(self._times.beat)
+            worker = self._worker.worker_id
+            if worker is not None:
+                await self._connector.execute_query_async(_BEAT, worker=worker)
+                await self._find_strays(worker)
+            if not self._stopping:
+                await self._rescue()
+
+    async def _rescue(self) -> None:
+        """Put back the jobs of workers that have died."""
+        with contextlib.suppress(procrastinate.exceptions.UniqueViolation):  # queued again just now
+            rescued = await self._connector.execute_query_all_async(
+                _RESCUE, queue=self._queue.name, dead=self._times.dead
+            )
+            if rescued:
+                number = "1 draft" if len(rescued) == 1 else f"{len(rescued)} drafts"
+                self._note(f"put back {number} of a worker that has died")
+        await self._connector.execute_query_async(
+            "DELETE FROM procrastinate_workers WHERE last_heartbeat < now() - make_interval(secs => %(old)s)",
+            old=_FORGOTTEN,
+        )
+
+    async def _find_strays(self, worker: int) -> None:
+        """Put back the jobs that count as ours and never came: the reply was lost with its connection."""
+        rows = await self._connector.execute_query_all_async(
+            "SELECT id FROM procrastinate_jobs WHERE worker_id = %(worker)s AND status = 'doing'", worker=worker
+        )
+        strays = {row["id"] for row in rows} - self._held
+        for job_id in strays & self._strays:  # twice in a row: it is not merely on its way to us
+            await self._app.job_manager.retry_job_by_id_async(job_id, utcnow())
+        self._strays = strays
+
+    async def _watch(self) -> None:
+        """Stop as soon as there is no job left that we could do."""
+        while not self._stopping:
+            await asyncio.sleep(self._times.poll)
+            users = await self._connector.execute_query_all_async(
+                "SELECT DISTINCT args->>'user' AS name FROM procrastinate_jobs"
+                " WHERE queue_name = %(queue)s AND status IN ('todo', 'doing')",
+                queue=self._queue.name,
+            )
+            if not any(self._knows(user["name"]) for user in users):
+                self._halt()
+                return
+
+    def _knows(self, user: str | None) -> bool:
+        try:
+            self._user_of(user)
+        except ValueError:
+            return False
+        return True
+
+
+def _name(user: str | None) -> str:
+    return "no named user" if user is None else f"user {user!r}"

@@ -1,0 +1,291 @@
+"""Tokens that renew themselves, over a store that several processes may share.
+
+A refresh token works once: the answer to a refresh brings the next one, and the old one is dead. So one of all
+processes refreshes at a time, under a lease; it looks again whether another has done so, and the new tokens are
+saved before anybody uses them.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Final, Self
+
+import aiohttp
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from .errors import LoginRequired, NotSent, UnknownUser
+from .ledger.clock import wall_clock
+from .ledger.tokens import MemoryTokens, StoredToken, TokenStore
+from .model import check_number, check_text
+from .oauth import TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
+from .protocol import FEISHU, check_base_url
+from .transport import Failure, Transport
+
+__all__ = ["RefreshingTokens"]
+
+_log: Final = logging.getLogger("feishu_mail_async.tokens")
+
+_TIMEOUT: Final = 10.0
+_TRIES: Final = 3
+_LEASE: Final = 90.0
+"""Seconds after which a refresh of which nothing was heard has died: more than all its tries can take."""
+_LOOK_AGAIN: Final = 0.2
+_LONGEST_SHARE: Final = 0.5
+
+
+class _Passing(Exception):
+    """A refusal that may pass."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+class RefreshingTokens:
+    """A token source whose tokens are refreshed ahead of their expiry, and once when one is refused.
+
+    Args:
+        app_id: the app's id.
+        app_secret: the app's secret. It goes to the token endpoint and nowhere else. None: nothing is
+            refreshed, and tokens serve as long as they live.
+        store: keeps the tokens: `MemoryTokens()`, or `ledger.tokens(base_url, app_id)`, which all processes share.
+        base_url: the API's host.
+        margin: seconds before its expiry from which on a token is refreshed; at most half its lifetime.
+        session: an aiohttp session of the caller's own; None: one is opened, and closed by `close`.
+        clock: seconds since 1970.
+
+    Raises:
+        ValueError, TypeError: a parameter is wrong; the sentence names it.
+
+    Source: "refresh user_access_token".
+    """
+
+    def __init__(
+        self,
+        app_id: str,
+        app_secret: str | None,
+        store: TokenStore | None = None,
+        *,
+        base_url: str = FEISHU,
+        margin: float = 300.0,
+        session: aiohttp.ClientSession | None = None,
+        clock: Callable[[], float] = wall_clock,
+    ) -> None:
+        self._app_id = check_text("app_id", app_id)
+        self._app_secret = None if app_secret is None else check_text("app_secret", app_secret)
+        check_number("margin", margin, lambda value: value >= 0, "seconds, 0 or more")
+        self._margin = margin
+        self._clock = clock
+        self.store: TokenStore = MemoryTokens() if store is None else store
+        self._transport = Transport(check_base_url(base_url), _TIMEOUT, session)
+        self._known: dict[str, StoredToken] = {}
+        self._refused: dict[str, str] = {}
+        self._unsaved: dict[str, StoredToken] = {}
+        self._finding: dict[str, asyncio.Task[StoredToken]] = {}
+        self._refreshing: set[str] = set()
+
+    async def token(self, user: str | None) -> str:
+        """A token of this user that is good now.
+
+        Args:
+            user: the user; None: the only one who has logged in.
+
+        Raises:
+            LoginRequired: a person has to log in, or to log in again.
+            UnknownUser: no user was named, and several have logged in.
+            NotSent: the token endpoint cannot be reached, or refuses; trying again may help.
+            LedgerError: the store cannot be used.
+        """
+        name = await self._resolve(user)
+        known = self._known.get(name)
+        if known is not None and self._good(name, known):
+            return known.access_token
+        finding = self._finding.get(name)
+        if finding is None:
+            # A task of its own: whoever waits for it may give up, and it must not be broken off for that.
+            finding = asyncio.Task(self._find(name), loop=asyncio.get_running_loop(), name="feishu-mail-refresh")
+            self._finding[name] = finding
+            finding.add_done_callback(lambda done: self._found(name, done))
+        return (await asyncio.shield(finding)).access_token
+
+    async def refused(self, user: str | None, token: str) -> None:
+        """The server refused this token: it is not handed out again."""
+        self._refused[await self._resolve(user)] = token
+
+    async def log_in(self, user: str, code: str, login: Login) -> StoredToken:
+        """Turn the authorization code of a login into tokens, and keep them.
+
+        Args:
+            user: a name for the user.
+            code: the code, as `Login.read_answer` found it.
+            login: the login that it belongs to.
+
+        Raises:
+            NotSent: the token endpoint refuses; the message says why.
+            LedgerError: the store cannot be used.
+        """
+        check_text("user", user)
+        if self._app_secret is None:
+            raise ValueError("app_secret: nobody can log in without it")
+        began = self._clock()
+        granted = await self._ask(code_request(self._app_id, self._app_secret, code, login))
+        if isinstance(granted, Refusal):
+            raise NotSent(f"the login failed: {granted.text}")
+        token = _stored(granted, began)
+        await self._save(user, token, None)
+        self._refused.pop(user, None)
+        return token
+
+    async def close(self) -> None:
+        """Let refreshes under way finish: one that is broken off may lose a login."""
+        for name, finding in self._finding.items():
+            if name not in self._refreshing:
+                finding.cancel()  # it waits for another process
+        if self._finding:
+            await asyncio.wait(list(self._finding.values()))
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._app_id}>"
+
+    # -- finding a token -------------------------------------------------------------------------------
+
+    async def _resolve(self, user: str | None) -> str:
+        if user is not None:
+            return user
+        if len(self._known) == 1:
+            return next(iter(self._known))
+        users = await self.store.users()
+        if len(users) == 1:
+            return users[0]
+        if not users:
+            raise LoginRequired(f"nobody has logged in to app {self._app_id}: {_ADVICE}")
+        raise UnknownUser(f"user: {', '.join(users)} have logged in; name one of them", users=tuple(users))
+
+    def _good(self, name: str, token: StoredToken) -> bool:
+        margin = min(self._margin, token.lifetime * _LONGEST_SHARE)
+        return token.access_token != self._refused.get(name) and self._clock() < token.expires - margin
+
+    async def _find(self, name: str) -> StoredToken:
+        """The user's token: of the store, if another process has refreshed it, or refreshed here."""
+        if name in self._unsaved:
+            await self._save(name, self._unsaved[name], None)
+        while True:
+            kept = await self._load(name)
+            if self._good(name, kept):
+                return kept
+            if kept.refresh_token is None or self._app_secret is None:
+                return self._last_resort(name, kept, _NO_SECRET if kept.refresh_token else _NO_REFRESH_TOKEN)
+            lease = await self.store.lease(name, _LEASE)
+            if lease is None:
+                await asyncio.sleep(_LOOK_AGAIN * random.uniform(0.5, 1.5))  # another process refreshes it
+                continue
+            found = await self._refresh_under(lease, name)
+            if found is not None:
+                return found
+
+    async def _refresh_under(self, lease: str, name: str) -> StoredToken | None:
+        """Refresh a user's tokens; None if another process has done so, or the lease has lapsed."""
+        ended = False
+        self._refreshing.add(name)
+        try:
+            kept = await self._load(name)
+            if self._good(name, kept) or kept.refresh_token is None or self._app_secret is None:
+                return None
+            request = refresh_request(self._app_id, self._app_secret, kept.refresh_token)
+            began = self._clock()
+            granted = await self._ask(request)
+            if isinstance(granted, Refusal):
+                if granted.again:
+                    # Dead for good: nobody has to ask again.
+                    ended = True
+                    dead = StoredToken(kept.access_token, kept.expires, kept.lifetime, scope=kept.scope)
+                    await self.store.save(name, dead, lease)
+                return self._last_resort(name, kept, granted)
+            token = _stored(granted, began, kept.scope)
+            ended = True
+            _log.info("the token of user %s was refreshed", name)
+            return token if await self._save(name, token, lease) else None
+        finally:
+            self._refreshing.discard(name)
+            if not ended:
+                await self.store.release(name, lease)
+
+    async def _save(self, name: str, token: StoredToken, lease: str | None) -> bool:
+        """Keep tokens before anybody uses them; until that has worked there is no other copy of them."""
+        self._unsaved[name] = token
+        saved = await self.store.save(name, token, lease)
+        del self._unsaved[name]
+        if saved:
+            self._known[name] = token
+        return saved
+
+    async def _load(self, name: str) -> StoredToken:
+        kept = await self.store.load(name)
+        if kept is None:
+            self._known.pop(name, None)
+            raise LoginRequired(f"user {name} has not logged in to app {self._app_id}: {_ADVICE}")
+        self._known[name] = kept
+        return kept
+
+    def _last_resort(self, name: str, kept: StoredToken, refusal: Refusal) -> StoredToken:
+        """A token that cannot be refreshed serves as long as it lives."""
+        if self._clock() < kept.expires and kept.access_token != self._refused.get(name):
+            return kept
+        if refusal.again:
+            raise LoginRequired(f"user {name} has to log in again ({refusal.text}): {_ADVICE}")
+        raise NotSent(f"the token of user {name} cannot be refreshed: {refusal.text}")
+
+    # -- the token endpoint ----------------------------------------------------------------------------
+
+    async def _ask(self, request: dict[str, str]) -> Grant | Refusal:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Passing),
+            wait=wait_random_exponential(multiplier=0.5, max=5.0),
+            stop=stop_after_attempt(_TRIES),
+            reraise=True,
+        )
+        try:
+            granted: Grant | Refusal = await retrying(self._ask_once, request)
+        except _Passing as passing:
+            return passing.refusal
+        return granted
+
+    async def _ask_once(self, request: dict[str, str]) -> Grant | Refusal:
+        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request)
+        if isinstance(answer, Failure):
+            raise _Passing(Refusal(f"the token endpoint did not answer: {answer.reason}", retry=True))
+        granted = read_grant(answer)
+        if isinstance(granted, Refusal) and granted.retry:
+            raise _Passing(granted)
+        return granted
+
+    def _found(self, name: str, task: asyncio.Task[StoredToken]) -> None:
+        del self._finding[name]
+        if not task.cancelled():
+            task.exception()  # looked at, in case nobody waits for it any more
+
+
+_NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
+_NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
+_ADVICE: Final = "feishu-mail-async login, or your own way to log in"
+
+
+def _stored(granted: Grant, since: float, scope: str = "") -> StoredToken:
+    """What was granted, in a request made at `since`: its lifetime is counted from there, never from too late."""
+    lives = granted.refresh_expires_in
+    return StoredToken(
+        granted.access_token,
+        since + granted.expires_in,
+        granted.expires_in,
+        granted.refresh_token,
+        None if lives is None else since + lives,
+        granted.scope or scope,
+    )
