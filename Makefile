@@ -14,12 +14,12 @@ demo: $(READY)
 	$(BIN)/feishu-mail-async demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not soak"
+	$(BIN)/python -m pytest -n 3 -m "not soak"
 
 # The same examples every time; `make soak SOAK_RANDOM=1` looks for new ones.
 soak: export SOAK_RANDOM ?=
 soak: $(READY)
-	$(BIN)/python -m pytest -n 2 -m soak
+	$(BIN)/python -m pytest -n 4 -m soak
 
 lint: $(READY)
 	$(BIN)/ruff check .

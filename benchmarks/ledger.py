@@ -135,7 +135,7 @@ def main() -> None:
         seconds, whose = arguments.turns
         print(len(asyncio.run(on_database(os.environ["BENCHMARK_LEDGER"], whose, float(seconds)))))
     elif arguments.smoke:
-        report(0.1, (2,))
+        report(0.1, (1,))
     else:
         report(5.0, PROCESSES)
 

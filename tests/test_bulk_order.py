@@ -214,6 +214,7 @@ async def whole(count: int, seed: int, share: float = 0.05) -> None:
     await play(sizes, act, latency=ways)
 
 
+@pytest.mark.soak
 async def test_5000_drafts_of_7_users_with_faults_of_all_kinds_end_when_they_ought_to() -> None:
     await whole(5000, seed=1)
 

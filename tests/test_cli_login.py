@@ -867,6 +867,7 @@ def test_a_refresh_is_finished_though_ctrl_c_comes_twice(desk: Desk, own_state: 
     assert feishu.do(lambda sandbox: sandbox.ledger.refreshes["alice"]) == 1
 
 
+@pytest.mark.soak
 def test_programs_leave_nothing_open_and_show_nothing(desk: Desk, own_state: Path) -> None:
     desk.log_in("--keep-secret")
     feishu = desk.feishu

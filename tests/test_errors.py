@@ -23,6 +23,8 @@ from feishu_mail_async import (
     FrequencyLimited,
     InvalidRequest,
     InvalidToken,
+    LedgerError,
+    LoginRequired,
     MailboxNotFound,
     MailThrottled,
     NotSent,
@@ -80,6 +82,8 @@ FAMILY: dict[type[BaseException], type[BaseException]] = {
     OutcomeUnknown: FeishuMailError,
     NotSent: FeishuMailError,
     ClientClosed: NotSent,
+    LedgerError: NotSent,
+    LoginRequired: NotSent,
     TransportError: FeishuMailError,
     BadReply: FeishuMailError,
     UnknownUser: FeishuMailError,
@@ -108,6 +112,8 @@ EVERY: list[FeishuMailError] = [
     AutomatedSendDisabled("", None, draft=DRAFT),
     OutcomeUnknown("it may have been sent", draft=DRAFT, log_id="log1", attempts=6),
     NotSent("the deadline passed", draft=DRAFT),
+    LedgerError("ledger: /var/mail.db: the disk is full", draft=DRAFT),
+    LoginRequired("user alice has to log in again", draft=DRAFT),
     ClientClosed("the client is closed"),
     TransportError("the server cannot be reached", draft=DRAFT),
     BadReply("the answer cannot be read", http_status=502, draft=DRAFT, log_id="log1", attempts=2),
@@ -209,7 +215,7 @@ def test_a_switched_off_mailbox_says_where_to_go() -> None:
 
 @pytest.mark.parametrize("cls", FAMILY, ids=lambda cls: cls.__name__)
 def test_the_status_that_an_error_makes(cls: type[FeishuMailError]) -> None:
-    skipped = {NotSent, ClientClosed, UnknownUser, ScopeClosed}
+    skipped = {NotSent, ClientClosed, LedgerError, LoginRequired, UnknownUser, ScopeClosed}
     expected = OutcomeStatus.FAILED
     if cls is OutcomeUnknown:
         expected = OutcomeStatus.UNKNOWN

@@ -52,7 +52,7 @@ from feishu_mail_async import (
     TooManyRecipients,
     UserDailyQuota,
 )
-from feishu_mail_async.ledger import DraftState, check_url, open_ledger, schema
+from feishu_mail_async.ledger import DraftKey, DraftState, check_url, open_ledger, schema
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Fault, Sandbox
 
@@ -399,6 +399,38 @@ async def test_what_a_process_leaves_behind_lapses(url: str) -> None:
         assert (await two.take(ask(user="b"))).granted is None  # two permits: the first counts from its lapse on
         house.clock.now += 0.2
         await two.send(ask(user="b"))
+
+
+async def test_one_that_gave_up_does_not_write_over_one_that_goes_on(url: str) -> None:
+    """A draft that ends here unsent, and was sent or is being sent by another process."""
+    async with fleet(url, FREE) as house:
+        one, two = house.start(), house.start()
+        await two.send(ask("sent", "a"))
+        await two.turn(ask("going", "b"))
+        for draft, user in (("sent", "a"), ("going", "b"), ("new", "c")):
+            one.book.note(DraftKey(user, f"me/{user}", draft), OutcomeStatus.SKIPPED, NotSent("stopped"))
+        await one.book.written()
+        states = {row["draft_id"]: row["state"] for row in await rows(one.ledger, schema.draft)}
+        assert states == {"sent": "sent", "going": "in_flight", "new": "skipped"}
+
+
+async def test_a_call_that_ends_after_its_lease_has_lapsed(url: str) -> None:
+    """Its process stood still: what another one has taken since is left alone."""
+    limit = RateLimit(calls=2, per=60, spacing=0, margin=0, grace=10)
+    async with fleet(url, limit) as house:
+        one, two = house.start(), house.start()
+        late = await one.turn(ask("d", "a"))
+        house.clock.now += 46
+        turn = await two.turn(ask("d", "a"))
+        await one.settle(late, refused("TooManyRecipients"))
+        [row] = await rows(one.ledger, schema.draft)
+        assert (row["state"], row["turn"], row["doubtful"]) == ("in_flight", turn.grant.turn, True)
+        assert (await one.take(ask(user="a"))).shut != []
+        house.clock.now += 59  # the late one counts from when it ended
+        assert (await one.take(ask(user="b"))).granted is None
+        await two.settle(turn)
+        house.clock.now += 1
+        await one.send(ask(user="b"))
 
 
 async def test_a_turn_given_back_leaves_nothing(url: str) -> None:

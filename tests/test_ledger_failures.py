@@ -741,6 +741,25 @@ async def test_a_client_that_is_closed_at_once(held: Held, phase: tuple[int, str
     await all_is_well(held, sandbox, draft)
 
 
+async def test_what_has_ended_is_on_record_though_the_client_closes_at_once(
+    held: Held, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a moment for it; longer if the database is slow than if it is not there."""
+    monkeypatch.setattr("feishu_mail_async.client._LEAST_WRITING", 30.0)
+    [draft] = drafts_of(sandbox, 1)[:1]
+    client = open_client(sandbox, held)
+    held.hold_up(3, "before")
+    task = asyncio.create_task(client.send_draft(draft))
+    await held.held.wait()
+    closing = asyncio.create_task(client.close(timeout=0))
+    assert not (await asyncio.wait_for(task, 30)).already_sent
+    held.release.set()
+    await asyncio.wait_for(closing, 30)
+    [row] = await rows(held, schema.draft)
+    assert (row["state"], row["doubtful"]) == ("sent", False)
+    await nothing_held(held)
+
+
 @pytest.mark.parametrize("phase", PHASES, ids=str)
 async def test_a_run_that_is_left(held: Held, phase: tuple[int, str], sandbox: Sandbox) -> None:
     [draft] = drafts_of(sandbox, 1)[:1]

@@ -396,7 +396,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_two_processes_and_the_model(url: str) -> None:
     with world(url) as machine:
-        run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=30))
+        run_state_machine_as_test(machine, settings=settings(max_examples=20, stateful_step_count=30))
 
 
 @pytest.mark.soak

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
+from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.errors import LedgerError, NotSent
 from feishu_mail_async.ledger import open_ledger
 from feishu_mail_async.ledger.tokens import StoredToken
@@ -41,11 +42,11 @@ _TYPED: Final = "the one you typed"
 _OFFLINE: Final = "offline_access"
 _YES: Final = frozenset({"y", "yes"})
 _ADVICE: Final = {
-    "20002": "Check the app's id and secret: {secret}.",
-    "20003": "Log in again, and paste the whole code.",
-    "20004": "Log in again: a code is good for five minutes.",
-    "20065": "Log in again: a code works once.",
-    "20071": "Add {redirect} to the redirect URLs in the app's security settings.",
+    "ClientSecretWrong": "Check the app's id and secret: {secret}.",
+    "AuthorizationCodeNotFound": "Log in again, and paste the whole code.",
+    "AuthorizationCodeExpired": "Log in again: a code is good for five minutes.",
+    "AuthorizationCodeUsed": "Log in again: a code works once.",
+    "RedirectMismatch": "Add {redirect} to the redirect URLs in the app's security settings.",
 }
 
 
@@ -283,7 +284,7 @@ async def _redeem(tokens: RefreshingTokens, app: _App, user: str, code: str, att
         raise
     except NotSent as error:
         said = clean(str(error))
-        advice = next((words for number, words in _ADVICE.items() if f" {number}: " in said), "")
+        advice = next((words for name, words in _ADVICE.items() if f" {OAUTH[name].number}: " in said), "")
         told = advice.format(secret=app.source, redirect=attempt.redirect_uri)
         raise Problem(f"{said}. {told}".strip()) from error
 
