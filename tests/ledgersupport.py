@@ -27,7 +27,8 @@ from feishu_mail_async.model import Priority
 from feishu_mail_async.protocol import Judgement, Reply, judge, lost, never_left
 from feishu_mail_async.sandbox import Sandbox
 
-HOMES: Final = ["sqlite", "postgresql"]
+HOMES: Final = ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)]
+"""Both run the same code: `make test` takes the one at hand for most of it, and `make soak` the other too."""
 APP: Final = "cli_x"
 BASE: Final = "http://127.0.0.1:1"
 

@@ -406,7 +406,7 @@ def test_two_processes_and_the_model_for_long(url: str) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=500, stateful_step_count=50, derandomize=not os.environ.get("SOAK_RANDOM")
+                max_examples=120, stateful_step_count=50, derandomize=not os.environ.get("SOAK_RANDOM")
             ),
         )
 

@@ -279,7 +279,7 @@ async def crowd(
         ledger = scene.sandbox.ledger
         assert len(ledger.sends) == drafts, "a call that was not needed"
         assert shares(programs) == {"sent": drafts, "already_sent": (CROWD - 1) * len(shared)}
-        assert ledger.busiest_window() == 20
+        assert ledger.busiest_window() <= 20
         assert used(cycles(ledger.sends, 20)) <= bound(limit) / 0.97
 
 
