@@ -85,7 +85,7 @@ def streamed(count: int, **settings: Any) -> tuple[float, float]:
     return operations.lines / count, operations.heaps.total() / count
 
 
-@pytest.mark.parametrize("read_ahead", [50, 10_000])
+@pytest.mark.parametrize("read_ahead", [50, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_a_stream_ten_times_as_long_costs_the_same_per_draft(read_ahead: int) -> None:
     few, many = streamed(200, read_ahead=read_ahead), streamed(2000, read_ahead=read_ahead)
     assert many[0] <= 1.1 * few[0]
@@ -120,7 +120,7 @@ async def between(
 
 
 @pytest.mark.parametrize("kind", ["plain", "held", "urgent"])
-@pytest.mark.parametrize("spread", [1, 5])
+@pytest.mark.parametrize("spread", [1, pytest.param(5, marks=pytest.mark.soak)])
 def test_a_decision_costs_the_same_however_many_wait(kind: str, spread: int) -> None:
     costs = []
     for waiting in (1200, 4800):

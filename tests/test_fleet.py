@@ -472,7 +472,7 @@ def test_the_drafts_of_other_apps_and_of_users_without_a_token_stay(scene: Scene
     assert asyncio.run(jobs_left(scene.url))[other] == Left(2, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_signal_finishes_the_calls_under_way_and_puts_back_what_waits(
     scene: Scene, number: signal.Signals
 ) -> None:
@@ -537,6 +537,7 @@ def test_a_worker_begins_with_what_one_that_was_killed_had(scene: Scene) -> None
     assert scene.all_once(drafts)
 
 
+@pytest.mark.soak
 def test_a_job_that_never_reached_its_worker(scene: Scene) -> None:
     """Its connection broke when it was on its way: it counts as the worker's, which knows nothing of it."""
     draft, later = scene.drafts("alice", 2)
@@ -556,6 +557,7 @@ def test_a_job_that_never_reached_its_worker(scene: Scene) -> None:
     assert "2 sent, 1 already sent" in scene.finish(worker).out
 
 
+@pytest.mark.soak
 def test_whoever_reads_the_outcomes_goes_away(scene: Scene) -> None:
     drafts = scene.drafts("alice", 200)
     scene.fill(drafts)

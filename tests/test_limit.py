@@ -161,15 +161,8 @@ async def greedy_run(server: Server, ways: Ways, users: int, drafts: int, seed: 
         assert end == pytest.approx(end_of(stage.posts(), Limit()), rel=0.005)
 
 
-# Every kind of delay with one user and with many, and every server among them; `make soak` has all at full size.
-TWO_THOUSAND: Final = [
-    (SERVERS[0], near, "many"),
-    (SERVERS[2], near, "one"),
-    (SERVERS[1], far, "one"),
-    (SERVERS[3], far, "many"),
-    (SERVERS[1], stragglers, "many"),
-    (SERVERS[0], stragglers, "one"),
-]
+# The two hardest; `make soak` has all at full size.
+TWO_THOUSAND: Final = [(SERVERS[1], far, "one"), (SERVERS[3], stragglers, "many")]
 
 
 @many_sends
@@ -190,7 +183,7 @@ async def test_sends_are_never_refused_and_lose_no_time(server: Server, ways: Wa
 
 @many_sends
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [3])
 @matrix
 async def test_soak_two_thousand_sends_are_never_refused_and_lose_no_time(
     server: Server, ways: Ways, users: str, seed: int
