@@ -19,7 +19,7 @@ test: $(READY)
 # The same examples every time; `make soak SOAK_RANDOM=1` looks for new ones.
 soak: export SOAK_RANDOM ?=
 soak: $(READY)
-	$(BIN)/python -m pytest -n 4 -m soak
+	$(BIN)/python -m pytest -n 2 -m soak
 
 lint: $(READY)
 	$(BIN)/ruff check .

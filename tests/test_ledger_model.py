@@ -298,7 +298,13 @@ class Processes(RuleBasedStateMachine):
         self.turns: list[tuple[Call, Turn, int]] = []
 
     def process(self, ledger: TimedLedger, limit: RateLimit) -> Process:
-        return Process(ledger, ledger.book("https://x", self.app, limit))
+        process = Process(ledger, ledger.book("https://x", self.app, limit))
+        self.world.run(self.opened(process))
+        return process
+
+    async def opened(self, process: Process) -> None:
+        """The limit that a process brings takes its place when it first looks into the ledger: now."""
+        await process.book.recall([])
 
     @rule(who=st.integers(0, 1), wanted=st.lists(asks, min_size=1, max_size=3))
     def take(self, who: int, wanted: list[Any]) -> None:
