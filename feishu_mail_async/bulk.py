@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from .errors import ApiError, FeishuMailError, NotSent, UnknownUser, decisive
 from .model import Draft, OutcomeStatus, Priority, SendResult
-from .sending import Call, Job, Sender, sending, unsettled
+from .sending import Job, Sender, sending, unsettled
 
 if TYPE_CHECKING:
     from .ledger.record import Record
@@ -102,11 +102,12 @@ class Summary:
 class _Entry:
     """One input of a run: a listener of its draft's job."""
 
-    __slots__ = ("draft", "duplicate", "record", "run")
+    __slots__ = ("call", "draft", "duplicate", "record", "run")
 
-    def __init__(self, run: "BulkRun", draft: Draft) -> None:
+    def __init__(self, run: "BulkRun", draft: Draft, user: str | None) -> None:
         self.run = run
         self.draft = draft
+        self.call = sending(draft, user)
         self.duplicate = False
         self.record: Record | None = None
 
@@ -148,8 +149,8 @@ class BulkRun:
         self._reader: asyncio.Task[None] | None = None
         self._entries: dict[_Entry, Job | None] = {}
         self._jobs: dict[Job, None] = {}
-        self._recalling: dict[_Entry, Call] = {}
-        self._preparing: dict[str | None, list[tuple[_Entry, Call]]] = {}
+        self._recalling: dict[_Entry, None] = {}
+        self._preparing: dict[str | None, list[_Entry]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque()
         self._fetched = 0
@@ -187,7 +188,7 @@ class BulkRun:
         for entry in self._recalling:
             self._fail(entry, _stopped(entry.draft))
         for waiting in self._preparing.values():
-            for entry, _ in waiting:
+            for entry in waiting:
                 self._fail(entry, _stopped(entry.draft))
         for job in list(self._jobs):
             job.reconsider()
@@ -311,6 +312,7 @@ class BulkRun:
         except UnknownUser as error:
             if error.draft is None:
                 raise
+            self._sender.ended_early(error.draft, error.draft.user, error)
             self._add(Outcome(error.draft, error.status, None, error))
         else:
             self._start(draft, user)
@@ -321,50 +323,49 @@ class BulkRun:
 
     def _start(self, draft: Draft, user: str | None) -> None:
         """Let one draft go on its way, which begins with a look at what the ledger knows of it."""
-        entry = _Entry(self, draft)
-        call = sending(draft, user)
+        entry = _Entry(self, draft, user)
         self._entries[entry] = None
         if self._stopping:
             self._fail(entry, _stopped(draft))
         elif not self._sender.scheduler.book.shared:
-            self._await_token(entry, call)
+            self._await_token(entry)
         else:
             if not self._recalling:
                 self._spawn(self._recall(), "feishu-mail-recall")
-            self._recalling[entry] = call
+            self._recalling[entry] = None
 
     async def _recall(self) -> None:
         """Look up what has been read: while the ledger is asked for some, the next ones gather."""
         while self._recalling:
-            batch = list(itertools.islice(self._recalling.items(), _LOOKED_UP))
+            batch = list(itertools.islice(self._recalling, _LOOKED_UP))
             try:
-                records = await self._sender.recall([call for _, call in batch])
+                records = await self._sender.recall([entry.call for entry in batch])
             except FeishuMailError as error:
                 # Whatever has been read so far shares it: a ledger that is away is not waited for again and again.
                 failed, self._recalling = self._recalling, {}
                 for entry in failed:
                     self._fail(entry, type(error)(str(error), draft=entry.draft), error.__cause__)
                 return
-            for entry, call in batch:
+            for entry in batch:
                 del self._recalling[entry]
-                record = entry.record = records.get(self._sender.key(call))
+                record = entry.record = records.get(self._sender.key(entry.call))
                 if entry not in self._entries:
                     continue  # it has its outcome already
                 if record is not None and record.state.settled:
-                    self._sender.recorded(call, record, entry)
+                    self._sender.recorded(entry.call, record, entry)
                 else:
-                    self._await_token(entry, call)
+                    self._await_token(entry)
             await asyncio.sleep(0)
 
-    def _await_token(self, entry: _Entry, call: Call) -> None:
+    def _await_token(self, entry: _Entry) -> None:
         """Let a draft wait for its turn, or for its user's token: that must not hold up the other users."""
-        user = call.user
+        user = entry.call.user
         if user in self._preparing:
-            self._preparing[user].append((entry, call))
+            self._preparing[user].append(entry)
         elif self._sender.tokens.at_hand(user):
-            self._offer(entry, call)
+            self._offer(entry)
         else:
-            self._preparing[user] = [(entry, call)]
+            self._preparing[user] = [entry]
             self._spawn(self._prepare(user), "feishu-mail-prepare")
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
@@ -379,18 +380,18 @@ class BulkRun:
             await self._sender.tokens.ready(user)
         except FeishuMailError as failed:
             error = failed
-        for entry, call in self._preparing.pop(user):
+        for entry in self._preparing.pop(user):
             if error is None:
-                self._offer(entry, call)
+                self._offer(entry)
             else:
                 self._fail(entry, type(error)(str(error), draft=entry.draft), error.__cause__)
 
-    def _offer(self, entry: _Entry, call: Call) -> None:
+    def _offer(self, entry: _Entry) -> None:
         if entry not in self._entries:
             return  # stopped, or left, while it waited for its token
         try:
-            self._sender.reopen_for(call)
-            job = self._sender.start(call, self._priority, entry, self._stream, entry.record)
+            self._sender.reopen_for(entry.call)
+            job = self._sender.start(entry.call, self._priority, entry, self._stream, entry.record)
         except FeishuMailError as error:
             self._fail(entry, error)
             return
@@ -407,6 +408,7 @@ class BulkRun:
         if entry.record is not None and entry.record.uncertain:
             error = unsettled(error, entry.draft, 0)
         if self._entries.pop(entry, self) is not self:
+            self._sender.ended_early(entry.draft, entry.call.user, error)
             self._add(Outcome(entry.draft, error.status, None, error))
 
     # -- outcomes --------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary, WeakSet
@@ -11,6 +12,7 @@ import aiohttp
 
 from .bulk import BulkRun, DraftSource
 from .errors import BadReply, ClientClosed, UnknownUser
+from .events import Event, EventHub, EventReader, Subscription, TokenRefreshed
 from .lanes import mailbox_key
 from .ledger import Ledger, Record, check_url, open_ledger
 from .ledger.book import MemoryBook
@@ -24,6 +26,8 @@ from .transport import Transport
 __all__ = ["FeishuMailClient"]
 
 
+_CLOSED: Final = "the client is closed; open a new one"
+
 _LEAST_WRITING: Final = 2.0
 """Seconds that a client which closes at once gives its ledger to write down what has ended."""
 
@@ -36,15 +40,20 @@ _LISTING: Final = RateLimit(calls=10, per=1.0, spacing=0.0)
 
 @dataclass(slots=True)
 class _App:
-    """What all clients of one app share in one event loop: its limit, and who may go when.
+    """What all clients of one app share in one event loop: its limit, who may go when, and who hears of it.
 
     It outlives its clients: the calls they made still count in the server's window.
     """
 
+    events: EventHub
     scheduler: Scheduler
-    ledger: Ledger | None = None  # our own, closed with the last client
-    listing: Scheduler = field(default_factory=lambda: Scheduler(MemoryBook(_LISTING)))
+    listing: Scheduler
+    ledger: Ledger | None  # our own, closed with the last client
     clients: "WeakSet[FeishuMailClient]" = field(default_factory=WeakSet)
+
+    def token_changed(self, user: str) -> None:
+        """A user has another token."""
+        self.events.publish(TokenRefreshed(asyncio.get_running_loop().time(), user))
 
     def at_rest(self) -> bool:
         """Whether nothing would be lost with it."""
@@ -78,11 +87,12 @@ def _app(loop: asyncio.AbstractEventLoop, key: _AppKey, limit: RateLimit) -> _Ap
 
 def _new_app(key: _AppKey, limit: RateLimit) -> _App:
     base_url, app, ledger = key
-    if ledger is None:
-        return _App(Scheduler(MemoryBook(limit)))
-    assert app is not None
-    kept = open_ledger(ledger) if isinstance(ledger, str) else ledger
-    return _App(Scheduler(kept.book(base_url, app, limit)), kept if isinstance(ledger, str) else None)
+    own = open_ledger(ledger) if isinstance(ledger, str) else None
+    kept = own if isinstance(ledger, str) else ledger
+    assert kept is None or app is not None
+    book = MemoryBook(limit) if kept is None or app is None else kept.book(base_url, app, limit)
+    events = EventHub()
+    return _App(events, Scheduler(book, events), Scheduler(MemoryBook(_LISTING), events, "list"), own)
 
 
 class FeishuMailClient:
@@ -137,6 +147,8 @@ class FeishuMailClient:
         self._sender: Sender | None = None
         self._lister: Sender | None = None
         self._runs: WeakSet[BulkRun] = WeakSet()
+        self._subscriptions: list[Subscription] = []
+        self._readers: WeakSet[EventReader] = WeakSet()
         self._closed = False
         try:
             asyncio.get_running_loop()
@@ -291,6 +303,76 @@ class FeishuMailClient:
         self._bound()
         return self._app.snapshot()
 
+    @property
+    def base_url(self) -> str:
+        """The API's host, in one spelling."""
+        return self._key[0]
+
+    @property
+    def app(self) -> str | None:
+        """What names the app whose limit its clients share."""
+        return self._key[1]
+
+    def subscribe(
+        self, callback: Callable[[Event], object], *, closed: Callable[[], object] | None = None
+    ) -> Callable[[], None]:
+        """Have a function called at each event of the app, until the client is closed.
+
+        It hears of all clients of the app in this loop, as `snapshot` does. It is called synchronously, in the
+        order in which things happen, and must be quick: the next call is made after it has returned. What it
+        raises is logged once and harms nobody. Of a draft it is told in the context (contextvars) of whoever gave
+        the draft.
+
+        Args:
+            callback: takes an event (see `feishu_mail_async.events`).
+            closed: called when the client has been closed: there will be no more events.
+
+        Returns:
+            a function that ends the subscription.
+
+        Raises:
+            TypeError: it cannot be called, or has to be awaited.
+            ClientClosed: the client is closed.
+        """
+        return self._subscribe(Subscription(callback, closed))
+
+    def events(self, *, buffer: int = 10_000) -> EventReader:
+        """The events of the app from now on, for those who want to take their time.
+
+        Args:
+            buffer: events that may wait to be read. Beyond that the oldest are dropped, and an `EventsLost` that
+                counts them is read in their place.
+
+        Returns:
+            an async iterator of events; it ends when the client is closed and all has been read. An iterator that
+            is dropped hears no more.
+
+        Raises:
+            ValueError, TypeError: `buffer` is no whole number of 1 or more.
+            ClientClosed: the client is closed.
+        """
+        check_count("buffer", buffer, 1, "a whole number of events, 1 or more")
+        reader = EventReader(buffer)
+        end = self._subscribe(reader.subscription())
+        weakref.finalize(reader, end).atexit = False
+        self._readers.add(reader)
+        return reader
+
+    def _subscribe(self, subscription: Subscription) -> Callable[[], None]:
+        if self._closed:
+            raise ClientClosed(_CLOSED)
+        self._subscriptions.append(subscription)
+        if self._shared is not None:
+            self._shared.events.add(subscription)
+
+        def end() -> None:
+            if subscription in self._subscriptions:
+                self._subscriptions.remove(subscription)
+            if self._shared is not None:
+                self._shared.events.remove(subscription)
+
+        return end
+
     def reopen(self, scope: str) -> None:
         """Let the drafts of a closed scope go again.
 
@@ -338,6 +420,7 @@ class FeishuMailClient:
                 self._shared.clients.discard(self)
                 await self._leave(self._shared, timeout)
             await self._transport.close()
+            self._unsubscribe()
             await asyncio.sleep(0)  # a dispatcher for which nobody waits any more ends in this step
 
     async def _leave(self, app: _App, timeout: float | None) -> None:  # noqa: ASYNC109
@@ -349,6 +432,15 @@ class FeishuMailClient:
             assert self._loop is not None
             _apps[self._loop].pop(self._key, None)
             await app.ledger.close()
+
+    def _unsubscribe(self) -> None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            if self._shared is not None:
+                self._shared.events.remove(subscription)
+            subscription.close()
+        for reader in self._readers:
+            reader.end()
 
     async def __aenter__(self) -> Self:
         self._bound()
@@ -369,7 +461,7 @@ class FeishuMailClient:
     def _bound(self) -> Sender:
         """The sends of this client, bound to the running loop."""
         if self._closed:
-            raise ClientClosed("the client is closed; open a new one")
+            raise ClientClosed(_CLOSED)
         loop = asyncio.get_running_loop()
         if self._sender is None:
             self._shared = _app(loop, self._key, self._limit)
@@ -394,6 +486,9 @@ class FeishuMailClient:
                 )
             app.scheduler.set_limit(self._limit)
         app.clients.add(self)
+        for subscription in self._subscriptions:
+            app.events.add(subscription)
+        self._tokens.on_change = app.token_changed
 
     def _user(self, draft: Draft) -> str | None:
         """The user that is meant; UnknownUser, with the draft, if there is none such."""

@@ -158,6 +158,8 @@ class Judgement:
         pause: seconds the server asks the app to wait; None: it did not say.
         error: what to raise if this is the last word.
         data: the `data` of a success.
+        code: the `code` in the answer's body; None without one.
+        http_status: of the answer; None without one.
         log_id: of the answer.
     """
 
@@ -169,6 +171,8 @@ class Judgement:
     pause: float | None = None
     error: FeishuMailError | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    code: int | None = None
+    http_status: int | None = None
     log_id: str | None = None
 
     def text(self, name: str) -> str | None:
@@ -203,10 +207,10 @@ def judge(reply: Reply, token: str | None = None) -> Judgement:
         return _not_the_api(reply)
     row = lookup(code, reply.status)
     if row.verdict is Verdict.SENT:
-        return _sent(body.get("data"), reply.log_id)
+        return _sent(body.get("data"), code, reply)
     if row.verdict is Verdict.ALREADY_SENT:
-        return Judgement(Verdict.ALREADY_SENT, log_id=reply.log_id)
-    return _refused(row, reply, (_text(body.get("msg")) or "")[:_LONGEST_MESSAGE])
+        return Judgement(Verdict.ALREADY_SENT, code=code, http_status=reply.status, log_id=reply.log_id)
+    return _refused(row, code, reply, (_text(body.get("msg")) or "")[:_LONGEST_MESSAGE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,16 +273,22 @@ def _redact(parsed: dict[str, Any], token: str) -> None:
                 containers.append(value)
 
 
-def _sent(data: Any, log_id: str | None) -> Judgement:
+def _sent(data: Any, code: int, reply: Reply) -> Judgement:
     fields = data if isinstance(data, dict) else {}
     disabled = fields.get("automation_send_disable")
     if disabled is None or disabled is False:
-        return Judgement(Verdict.SENT, data=fields, log_id=log_id)
+        return Judgement(Verdict.SENT, data=fields, code=code, http_status=reply.status, log_id=reply.log_id)
     told = disabled if isinstance(disabled, dict) else {}
-    error = AutomatedSendDisabled(
-        (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE], _reference(told.get("reference")), log_id=log_id
+    reason = (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE]
+    return Judgement(
+        Verdict.FATAL,
+        scope=Scope.MAILBOX,
+        until=Until.REOPEN,
+        error=AutomatedSendDisabled(reason, _reference(told.get("reference")), log_id=reply.log_id),
+        code=code,
+        http_status=reply.status,
+        log_id=reply.log_id,
     )
-    return Judgement(Verdict.FATAL, scope=Scope.MAILBOX, until=Until.REOPEN, error=error, log_id=log_id)
 
 
 def _reference(value: Any) -> str | None:
@@ -286,7 +296,7 @@ def _reference(value: Any) -> str | None:
     return text if text is not None and len(text) <= _LONGEST_LINK else None  # half a link leads nowhere
 
 
-def _refused(row: Code, reply: Reply, msg: str) -> Judgement:
+def _refused(row: Code, code: int | None, reply: Reply, msg: str) -> Judgement:
     return Judgement(
         row.verdict,
         conclusive=row.conclusive,
@@ -294,6 +304,8 @@ def _refused(row: Code, reply: Reply, msg: str) -> Judgement:
         until=row.until,
         pause=_seconds(reply.reset) if row.scope is Scope.APP else None,
         error=api_error(row, msg, http_status=reply.status, log_id=reply.log_id),
+        code=code,
+        http_status=reply.status,
         log_id=reply.log_id,
     )
 
@@ -301,10 +313,10 @@ def _refused(row: Code, reply: Reply, msg: str) -> Judgement:
 def _not_the_api(reply: Reply) -> Judgement:
     if reply.status == _TOO_MANY_REQUESTS:
         # A gateway that refuses without a body refuses for the reason gateways have.
-        return _refused(named("FrequencyLimited"), reply, "HTTP 429 without a JSON body")
+        return _refused(named("FrequencyLimited"), None, reply, "HTTP 429 without a JSON body")
     what = "was cut off or too long" if reply.body is None else "is not the API's (a gateway's page, perhaps)"
     error = BadReply(f"HTTP {reply.status}: the answer {what}", http_status=reply.status, log_id=reply.log_id)
-    return Judgement(Verdict.RETRY, conclusive=False, error=error, log_id=reply.log_id)
+    return Judgement(Verdict.RETRY, conclusive=False, error=error, http_status=reply.status, log_id=reply.log_id)
 
 
 def _text(value: Any) -> str | None:

@@ -6,6 +6,7 @@ others the scheduler holds the user or the app, and the next turn comes when the
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,8 +89,14 @@ class PolicyDelays:
         return max(_LEAST_PROBE, wait)
 
 
-def retrying(policy: RetryPolicy, tries: Tries) -> AsyncRetrying:
-    """The loop around the attempts of one draft: each raises `Again` until one of them settles it."""
+def retrying(policy: RetryPolicy, tries: Tries, planned: Callable[[Judgement, float], None]) -> AsyncRetrying:
+    """The loop around the attempts of one draft: each raises `Again` until one of them settles it.
+
+    Args:
+        policy: when to try again.
+        tries: what the draft has been through; the attempts count in it.
+        planned: is told that there will be another attempt: after which one, and in how many seconds.
+    """
     delays = PolicyDelays(policy)
 
     def wait(state: RetryCallState) -> float:
@@ -98,7 +105,12 @@ def retrying(policy: RetryPolicy, tries: Tries) -> AsyncRetrying:
     def spent(_: RetryCallState) -> bool:
         return tries.faults >= policy.attempts or tries.refusals > policy.refusals
 
-    return AsyncRetrying(retry=retry_if_exception_type(Again), wait=wait, stop=spent, reraise=True)
+    def before_sleep(state: RetryCallState) -> None:
+        planned(_judgement(state), state.upcoming_sleep)
+
+    return AsyncRetrying(
+        retry=retry_if_exception_type(Again), wait=wait, stop=spent, before_sleep=before_sleep, reraise=True
+    )
 
 
 def _judgement(state: RetryCallState) -> Judgement:

@@ -13,10 +13,13 @@ import asyncio
 import copy
 import math
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from .budget import Spacing
+from .codes import Scope, Verdict
 from .errors import FeishuMailError, ScopeClosed, TransportError
+from .events import AppPaused, AppResumed, ClosureEnded, ClosureStarted, EventHub, UserCooled
 from .lanes import OWN, Ask, Lanes, Stream, Turn
 from .ledger.book import Book, Taken, of
 from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
@@ -24,6 +27,9 @@ from .model import Priority, RateLimit
 from .protocol import Judgement
 
 __all__ = ["Scheduler", "Snapshot"]
+
+_SAME: Final = 1e-3
+"""Seconds by which the end of a pause may be read differently from one look at a shared ledger to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +59,37 @@ class Snapshot:
     closed: tuple[ClosedScope, ...]
 
 
+@dataclass(slots=True)
+class _Told:
+    """The pauses and closures that subscribers have heard of.
+
+    Attributes:
+        pauses: the count of pauses when one was told last.
+        paused_since: when the pause was first told that lasts; None: there is none.
+        paused_until: the end that was told of it.
+        closed: the scopes of the closures that last.
+    """
+
+    pauses: int = 0
+    paused_since: float | None = None
+    paused_until: float = -math.inf
+    closed: set[str] = field(default_factory=set)
+
+
 class Scheduler:
     """The turns of one app in one event loop.
 
     Args:
         book: keeps its permits, locks, pauses and closures.
+        events: hears what happens; None: nobody does.
+        endpoint: what its calls do, as events name it.
     """
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, events: EventHub | None = None, endpoint: str = "send") -> None:
         self.book = book
+        self.events = events or EventHub()
+        self.endpoint = endpoint
+        self._told = _Told()
         self._spacing = Spacing()
         self._lanes = Lanes()
         self._rung = -math.inf
@@ -150,6 +178,7 @@ class Scheduler:
                 self._refuse_all(self._lanes.asks(), error)
                 return
             now = self._now()
+            self._tell_changes(now)
             self._heard(asks, taken, now)
         if taken.granted is None:
             return
@@ -247,6 +276,10 @@ class Scheduler:
 
     def _settled(self, turn: Turn, settled: Settled, judgement: Judgement) -> None:
         now = self._now()
+        if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
+            user = turn.user
+            self.events.publish(UserCooled(now, user.key, user.cooling - now, user.strikes))
+        self._tell_changes(now)
         if settled.outage is not None:
             lasted = settled.outage
             error = TransportError(f"{judgement.error}; this has lasted {lasted:.0f} s")
@@ -300,6 +333,7 @@ class Scheduler:
         self._user_closed(user)
 
     def _user_closed(self, user: str) -> None:
+        self._tell_changes(self._now())
         self._refuse_scope(f"user:{user}", self._now())
         self._renewed(user)
 
@@ -337,12 +371,14 @@ class Scheduler:
         kind, _, key = scope.partition(":")
         gates = {"user": self._lanes.users, "mailbox": self._lanes.mailboxes}.get(kind)
         asks = self._lanes.asks() if gates is None else self._lanes.asks_at(gates.get(key))
-        self._refuse_all(asks, self._standing.refusal(scope, now))
+        if scope in self._standing.closed:  # else whoever was told of its closing has reopened it
+            self._refuse_all(asks, self._standing.refusal(scope, now))
 
     def closed_for(self, ask: Ask) -> ScopeClosed | None:
         """Why this ask would be skipped; None if nothing that concerns it is closed."""
         now = self._now()
         scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
+        self._tell_changes(now)
         return None if scope is None else self._standing.refusal(scope, now)
 
     def refused_mark(self, user: str) -> str | None:
@@ -365,6 +401,39 @@ class Scheduler:
         if kind == "mailbox" and not key.startswith(OWN):
             scope = f"mailbox:{key.casefold()}"
         self.book.reopen(scope)
+        self._tell_changes(self._now())
+
+    # -- events ----------------------------------------------------------------------------------------
+
+    def _tell_changes(self, now: float) -> None:
+        """Tell of pauses and closures that have begun or ended, by whatever and whichever process it was."""
+        standing, told = self._standing, self._told
+        if standing.pauses != told.pauses or (standing.pause is None) != (told.paused_since is None):
+            self._tell_pause(standing, now)
+        if standing.closed or told.closed:
+            self._tell_closures(standing, now)
+
+    def _tell_pause(self, standing: Standing, now: float) -> None:
+        told, since, pause = self._told, self._told.paused_since, standing.pause
+        told.pauses = standing.pauses
+        if pause is not None:
+            if since is None or pause.until > told.paused_until + _SAME:
+                told.paused_since, told.paused_until = now if since is None else since, pause.until
+                self.events.publish(AppPaused(now, self.endpoint, max(0.0, pause.until - now), pause.reason))
+        elif since is not None:
+            told.paused_since = None
+            self.events.publish(AppResumed(now, self.endpoint, now - since))
+
+    def _tell_closures(self, standing: Standing, now: float) -> None:
+        before, told = self._told.closed, set(standing.closed)
+        self._told.closed = told
+        for scope in sorted(before - told):
+            self.events.publish(ClosureEnded(now, self.endpoint, scope))
+        for closed in standing.closed_scopes(now):
+            if closed.scope not in before:
+                self.events.publish(
+                    ClosureStarted(now, self.endpoint, closed.scope, closed.seconds, closed.until, closed.reason)
+                )
 
     # -- the limit, and how things stand ---------------------------------------------------------------
 

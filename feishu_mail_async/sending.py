@@ -9,17 +9,37 @@ listener ends as soon as it may.
 import asyncio
 import contextvars
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from .codes import Until, Verdict
-from .errors import ClientClosed, FeishuMailError, LedgerError, LoginRequired, NotSent, OutcomeUnknown, sentence
+from .errors import (
+    ClientClosed,
+    FeishuMailError,
+    LedgerError,
+    LoginRequired,
+    NotSent,
+    OutcomeUnknown,
+    sentence,
+    without_traceback,
+)
+from .events import (
+    AttemptEnded,
+    AttemptStarted,
+    DraftDone,
+    DraftQueued,
+    Event,
+    EventHub,
+    RetryPlanned,
+    TurnGranted,
+)
 from .lanes import Ask, Stream, Turn, mailbox_key
 from .ledger.book import of
 from .ledger.record import DraftKey, Record
-from .model import Draft, Priority, RetryPolicy, SendResult
+from .model import Draft, OutcomeStatus, Priority, RetryPolicy, SendResult
 from .protocol import CallEnd, Judgement, Page, Reply, judge, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
 from .scheduler import Scheduler
@@ -30,6 +50,7 @@ __all__ = ["Call", "Job", "Listener", "Sender", "sending", "unsettled"]
 
 _CLOSED: Final = "the client was closed before the draft was sent"
 _SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
+_numbers: Final = itertools.count(1)
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 
 
@@ -63,6 +84,10 @@ class Listener(Protocol):
     """Whoever wants the outcome of a job."""
 
     @property
+    def draft(self) -> Draft | None:
+        """The draft as it was given here; None for a call that sends none."""
+
+    @property
     def wants_calls(self) -> bool:
         """Whether further calls are to be made for it; if none of a job's listeners wants any, it stops."""
 
@@ -75,7 +100,9 @@ class _Caller:
 
     wants_calls = True
 
-    def __init__(self) -> None:
+    def __init__(self, draft: Draft | None) -> None:
+        self.draft = draft
+        self.job: Job | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ended(self, _: "Job") -> None:
@@ -118,30 +145,67 @@ class Sender:
 
     async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
         """Make a call and wait for its job to end; the parameters are those of `send`."""
-        caller = _Caller()
-        job: Job | None = None
+        caller = _Caller(call.draft)
+        try:
+            return await self._request(call, priority, deadline, caller)
+        except FeishuMailError as error:
+            if caller.job is None:
+                self.ended_early(call.draft, call.user, error)
+            raise
+        except asyncio.CancelledError:
+            if caller.job is None:
+                self.ended_early(call.draft, call.user, NotSent("cancelled before it could wait for its turn"))
+            raise
+        finally:
+            if caller.job is not None:
+                caller.job.leave(caller)
+
+    async def _request(self, call: Call, priority: Priority, deadline: float | None, caller: _Caller) -> "Job":
         record: Record | None = None
         try:
             async with asyncio.timeout(deadline):
                 record = (await self.recall([call])).get(self.key(call))
                 if record is not None and record.state.settled:
-                    return self.recorded(call, record, caller)
+                    caller.job = self.recorded(call, record, caller)
+                    return caller.job
                 await self.prepare(call)
-                job = self.start(call, priority, caller, record=record)
+                caller.job = self.start(call, priority, caller, record=record)
                 await caller.done
         except TimeoutError:
             if not caller.done.done() or caller.done.cancelled():
-                raise _late(call, job, record, deadline) from None
+                raise _late(call, caller.job, record, deadline) from None
         except NotSent as error:
             error.draft = error.draft or call.draft
             if record is not None and record.uncertain:
                 raise unsettled(error, call.draft, 0) from error
             raise
-        finally:
-            if job is not None:
-                job.leave(caller)
-        assert job is not None
-        return job
+        assert caller.job is not None
+        return caller.job
+
+    def ended_early(self, draft: Draft | None, user: str | None, error: FeishuMailError) -> None:
+        """Tell of a draft that has ended before it could wait for a turn.
+
+        Args:
+            draft: the draft; of a call that sends none nothing is told.
+            user: its user.
+            error: why.
+        """
+        events = self.scheduler.events
+        if draft is not None and events.heard:
+            about = next(_numbers), self.scheduler.endpoint, self.tokens.key(user), draft
+            events.publish(
+                DraftDone(
+                    _now(),
+                    *about,
+                    status=error.status,
+                    attempts=0,
+                    waited=0.0,
+                    lasted=0.0,
+                    joined=False,
+                    result=None,
+                    error=without_traceback(error),
+                )
+            )
 
     def key(self, call: Call) -> DraftKey:
         """What tells this call apart from the others of the app."""
@@ -257,15 +321,19 @@ class Job:
 
     __slots__ = (
         "_ask",
+        "_asked",
+        "_began",
         "_context",
         "_granted",
         "_in_flight",
         "_key",
+        "_number",
         "_sender",
         "_starting",
         "_stopping",
         "_told",
         "_tries",
+        "_waited",
         "call",
         "error",
         "listeners",
@@ -285,6 +353,10 @@ class Job:
         self._stopping = False
         self._told = False
         self._tries = Tries()
+        self._number = next(_numbers)
+        self._began = _now()
+        self._asked: float | None = None  # since when it waits for a turn
+        self._waited = 0.0
         self.call = call
         self.listeners: list[Listener] = [listener]
         self.task: asyncio.Task[None] | None = None
@@ -374,18 +446,33 @@ class Job:
     def begin(self, ask: Ask) -> None:
         """Ask for the first turn."""
         self._ask = ask
-        self._sender.scheduler.submit(ask)
+        if self.call.draft is not None and self._events.heard:
+            self._events.publish(DraftQueued(self._began, *self._about))
+            self.reconsider()  # whoever has heard of it may have stopped its run
+        if not self._stopping:
+            self._submit()
+
+    def _submit(self) -> None:
+        self._asked = _now()
+        self._sender.scheduler.submit(self._ask)
 
     def granted(self, turn: Turn) -> None:
         """Make the call of this turn; the first one starts the job's task."""
         if turn.grant.doubtful:
             self.doubt()
-        if self._granted is not None:
-            if self._granted.done():  # cancelled in this very pass of the loop
-                self._sender.scheduler.give_back(turn)
-            else:
-                self._granted.set_result(turn)
+        if self._granted is not None and self._granted.done():  # cancelled in this very pass of the loop
+            self._sender.scheduler.give_back(turn)
             return
+        waited = self._waited_enough()
+        if self._granted is not None:
+            self._granted.set_result(turn)
+        else:
+            self._start(turn)
+        if self._events.heard:
+            attempt, probe, priority = self._tries.calls + 1, turn.grant.probe, self._ask.priority
+            self._tell(TurnGranted(_now(), *self._about, attempt, waited, probe, priority))
+
+    def _start(self, turn: Turn) -> None:
         self._starting = True
         # Not by the loop's task factory: an eager one would make the call here, in the dispatcher's midst.
         loop = asyncio.get_running_loop()
@@ -414,7 +501,7 @@ class Job:
         granted: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         self._granted = granted
         scheduler = self._sender.scheduler
-        scheduler.submit(self._ask)
+        self._submit()
         try:
             return await granted
         except asyncio.CancelledError:
@@ -459,7 +546,7 @@ class Job:
             return await self._attempt(await self._next_turn())
 
         try:
-            return await retrying(self._sender.policy, self._tries)(attempt)
+            return await retrying(self._sender.policy, self._tries, self._planned)(attempt)
         except Again as again:
             raise _error(again.judgement) from None
 
@@ -472,7 +559,7 @@ class Job:
         """
         sender = self._sender
         self._starting = False
-        while asyncio.get_running_loop().time() > turn.grant.good_until:
+        while _now() > turn.grant.good_until:
             # The process stood still: the turn's locks may not outlast the call any more.
             sender.scheduler.give_back(turn)
             turn = await self._next_turn()
@@ -484,14 +571,34 @@ class Job:
         except FeishuMailError:
             sender.scheduler.give_back(turn)
             raise
+        judgement = await self._call(turn, token)
+        if judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
+            return judgement
+        if judgement.until is Until.TOKEN:
+            again = await self._renew(token, judgement)
+        else:
+            again = judgement.verdict is Verdict.RETRY and not self._outage_over(judgement)
+        if not again:
+            raise _error(judgement)
+        self._check_wanted()
+        raise Again(judgement)
+
+    async def _call(self, turn: Turn, token: str) -> Judgement:
+        """Make the call of a turn, and settle the turn."""
+        sender = self._sender
         judgement = self._judged(Failure(CallEnd.LOST, "the call was broken off"), token)
         self._in_flight = True
+        number, began = self._tries.calls + 1, _now()
+        if self._events.heard:
+            self._events.publish(AttemptStarted(began, *self._about, number, self.call.path))
         try:
             answer = await sender.transport.exchange(self.call.method, self.call.path, token)
             judgement = self._judged(answer, token)
         finally:
             # Also when this task is cancelled: the call may be on its way.
             self._tries.count(judgement)
+            if self._events.heard:
+                self._events.publish(self._ended(judgement, number, began))
             renewing = judgement.until is Until.TOKEN
             written = sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
             self._in_flight = written is not None
@@ -504,16 +611,7 @@ class Job:
                     raise
             finally:
                 self._in_flight = False
-        if judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
-            return judgement
-        if renewing:
-            again = await self._renew(token, judgement)
-        else:
-            again = judgement.verdict is Verdict.RETRY and not self._outage_over(judgement)
-        if not again:
-            raise _error(judgement)
-        self._check_wanted()
-        raise Again(judgement)
+        return judgement
 
     def _judged(self, answer: Reply | Failure, token: str) -> Judgement:
         if isinstance(answer, Reply):
@@ -569,14 +667,92 @@ class Job:
                     raise
             await asyncio.sleep(sender.delays.backoff(failures))
 
+    # -- what is told of it ----------------------------------------------------------------------------
+
+    @property
+    def _events(self) -> EventHub:
+        return self._sender.scheduler.events
+
+    @property
+    def _about(self) -> tuple[int, str, str, Draft | None]:
+        """What all events of this job have."""
+        return self._number, self._sender.scheduler.endpoint, self._key.user, self.call.draft
+
+    def _tell(self, event: Event) -> None:
+        """Tell from outside the job's task, but as part of what its caller was doing."""
+        self._context.copy().run(self._events.publish, event)
+
+    def _waited_enough(self) -> float:
+        """The wait for a turn is over: how many seconds it took."""
+        if self._asked is None:
+            return 0.0
+        waited, self._asked = _now() - self._asked, None
+        self._waited += waited
+        return waited
+
+    def _ended(self, judgement: Judgement, number: int, began: float) -> AttemptEnded:
+        now, error = _now(), judgement.error
+        return AttemptEnded(
+            now,
+            *self._about,
+            attempt=number,
+            seconds=now - began,
+            end=judgement.end,
+            verdict=judgement.verdict,
+            code=judgement.code,
+            http_status=judgement.http_status,
+            log_id=judgement.log_id,
+            error=None if error is None else without_traceback(error),
+        )
+
+    def _planned(self, judgement: Judgement, delay: float) -> None:
+        if self._events.heard:
+            error = without_traceback(_error(judgement))
+            calls, scope = self._tries.calls, judgement.scope
+            self._events.publish(RetryPlanned(_now(), *self._about, calls, delay, scope, error))
+
+    def _tell_end(self) -> None:
+        """Tell what became of the draft, once for each who wants to know, or else once."""
+        now = _now()
+        number, endpoint, user, own = self._about
+        for place, draft in enumerate([one.draft for one in self.listeners] or [own]):
+            if draft is None:
+                continue
+            result, error = None, self.error
+            if error is None:
+                result = self.sent(draft)
+                sent = not (result.already_sent or place)
+                status = OutcomeStatus.SENT if sent else OutcomeStatus.ALREADY_SENT
+            else:
+                status, error = error.status, without_traceback(error)
+            self._tell(
+                DraftDone(
+                    now,
+                    number,
+                    endpoint,
+                    user,
+                    draft,
+                    status=status,
+                    attempts=0 if place else self._tries.calls,
+                    waited=0.0 if place else self._waited,
+                    lasted=now - self._began,
+                    joined=place > 0,
+                    result=result,
+                    error=error,
+                )
+            )
+
     # -- the end ---------------------------------------------------------------------------------------
 
     def _end(self, error: FeishuMailError | None) -> None:
         self.error = error
+        self._waited_enough()
         if error is not None and self.call.draft is not None and not isinstance(error, ClientClosed):
             # Of one that the client's closing has ended nothing is known that was not before.
             self._sender.scheduler.book.note(self._key, error.status, error)
         self._forget()
+        if self._events.heard:
+            self._tell_end()
         listeners, self.listeners = self.listeners, []
         for listener in listeners:
             listener.ended(self)
@@ -596,6 +772,10 @@ class Job:
         if self._tries.conclusive or isinstance(error, OutcomeUnknown):
             return error
         return unsettled(error, self.call.draft, self._tries.calls)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class _Recorded(Exception):

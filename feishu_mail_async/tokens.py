@@ -77,6 +77,10 @@ def _being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _nobody(_: str) -> None:
+    pass
+
+
 def _label(user: str | None) -> str:
     return "the only user" if user is None else f"user {user!r}"
 
@@ -89,6 +93,7 @@ class Tokens:
 
     Attributes:
         lasting: the names of users go into a ledger that outlives this process.
+        on_change: is told the key of each user for whom there is another token than before.
 
     Raises:
         TypeError, ValueError: `source` is none of the kinds, or a token in it cannot be one.
@@ -96,6 +101,7 @@ class Tokens:
 
     def __init__(self, source: UserTokens, *, lasting: bool = False) -> None:
         self.lasting = lasting
+        self.on_change: Callable[[str], object] = _nobody
         self._fixed: Mapping[str | None, str] | None = None
         self._fetch: Callable[[str | None], Awaitable[str]] | None = None
         self._refused: Callable[[str | None, str], Awaitable[None]] | None = None
@@ -212,7 +218,10 @@ class Tokens:
         """
         if self._fetch is None:
             token = self.current(user)
-            return None if token == refused else token
+            if token == refused:
+                return None
+            self.on_change(self.key(user))
+            return token
         # What is being fetched may have been asked for before the refusal; then it does not count.
         task = self._fetching.get(user)
         token = await self._shared(task) if task is not None else self.current(user)
@@ -264,7 +273,10 @@ class Tokens:
             raise self._failed(user, error) from error
         if len(self._cache) > _USERS_KEPT:
             del self._cache[next(iter(self._cache))]
+        before = self._cache.get(user)
         self._cache[user] = _good(token, user), asyncio.get_running_loop().time()
+        if before is not None and before[0] != token:
+            self.on_change(self.key(user))
         return token
 
     def _fetched(self, user: str | None, task: asyncio.Task[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import SEEDED, run_virtual
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from story import check_story
 
 from feishu_mail_async import (
     ApiError,
@@ -28,6 +29,7 @@ from feishu_mail_async import (
     UnknownUser,
     codes,
 )
+from feishu_mail_async.events import Event
 from feishu_mail_async.sandbox import Fault, Sandbox, Window
 
 TIMEOUT: Final = 5.0
@@ -222,6 +224,8 @@ async def play(story: Story) -> None:
             retry=story.policy,
             attempt_timeout=TIMEOUT,
         ) as client:
+            told_of: list[Event] = []
+            client.subscribe(told_of.append)
             drafts = []
             for case in story.cases:
                 mailbox = SHARED if case.shared else "me"
@@ -251,6 +255,7 @@ async def play(story: Story) -> None:
         assert sandbox.ledger.conflicts == 0
         assert sandbox.ledger.refusals == 0
         assert sandbox.ledger.busiest_window() <= story.calls
+        check_story(told_of, sandbox.ledger, cut=bool(story.outages))
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -1,0 +1,497 @@
+"""What happened, for logs, progress bars and metrics.
+
+Everything that happens to an app's calls is told once, as it happens, by a frozen `Event`: to the log
+(`feishu_mail_async.events`), and to whoever has subscribed. Subscribers are called synchronously, so they see the
+order in which things happened; one that wants to take its time reads `FeishuMailClient.events`, whose buffer is
+bounded.
+"""
+
+import asyncio
+import functools
+import inspect
+import logging
+import re
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, ClassVar, Final, Self
+
+from .codes import Scope, Until, Verdict
+from .errors import ApiError, FeishuMailError, decisive
+from .model import Draft, OutcomeStatus, Priority, SendResult
+from .protocol import CallEnd
+
+__all__ = [
+    "AppPaused",
+    "AppResumed",
+    "AttemptEnded",
+    "AttemptStarted",
+    "ClosureEnded",
+    "ClosureStarted",
+    "DraftDone",
+    "DraftEvent",
+    "DraftQueued",
+    "Event",
+    "EventHub",
+    "EventReader",
+    "EventsLost",
+    "RetryPlanned",
+    "Subscription",
+    "TokenRefreshed",
+    "TurnGranted",
+    "UserCooled",
+]
+
+_log: Final = logging.getLogger("feishu_mail_async.events")
+# Quiet unless the program sets up logging: without a handler Python prints warnings by itself.
+logging.getLogger("feishu_mail_async").addHandler(logging.NullHandler())
+
+
+@functools.cache
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. `str()` of it is a sentence for people.
+
+    Attributes:
+        time: when, in seconds of the running loop's clock.
+    """
+
+    level: ClassVar[int] = logging.INFO
+    """At which it is logged."""
+
+    time: float
+
+    @property
+    def name(self) -> str:
+        """What kind of event it is, as logs and metrics name it: "turn_granted"."""
+        return _snake_case(type(self).__name__)
+
+    def extra(self) -> dict[str, Any]:
+        """Its fields as a log record takes them: plain values, those that are None left out."""
+        extra: dict[str, Any] = {"event": self.name}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Draft):
+                extra |= {"draft_id": value.draft_id, "mailbox": value.mailbox}
+            elif isinstance(value, FeishuMailError):
+                extra |= {"error": str(value), "error_type": type(value).__name__}
+            elif isinstance(value, SendResult):
+                extra |= {"message_id": value.message_id}
+            elif value is not None:
+                extra[one.name] = value.value if isinstance(value, Enum) else value
+        return extra
+
+
+@dataclass(frozen=True, slots=True)
+class DraftEvent(Event):
+    """Something that happened to a draft, or to a call that lists drafts.
+
+    Attributes:
+        job: a number, the same for all events of one draft on its way and for no other in this process.
+        endpoint: "send" or "list".
+        user: the user's name, as `snapshot` has it.
+        draft: the draft; None for a call that lists drafts.
+    """
+
+    job: int
+    endpoint: str
+    user: str
+    draft: Draft | None
+
+    @property
+    def what(self) -> str:
+        """The draft, or the call, as a sentence names it."""
+        return "a list of drafts" if self.draft is None else f"draft {self.draft.draft_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class DraftQueued(DraftEvent):
+    """A draft begins to wait for its first turn."""
+
+    level: ClassVar[int] = logging.DEBUG
+
+    def __str__(self) -> str:
+        return f"{self.what} waits for its turn"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnGranted(DraftEvent):
+    """The scheduler has granted the leave to make one call.
+
+    Attributes:
+        attempt: which call of the draft it is for, from 1.
+        waited: seconds it waited for this turn.
+        probe: the app is paused, and this call finds out whether it still has to be.
+        priority: with which it waited in the end; whoever joins a draft may raise it.
+    """
+
+    level: ClassVar[int] = logging.DEBUG
+
+    attempt: int
+    waited: float
+    probe: bool
+    priority: Priority
+
+    def __str__(self) -> str:
+        probing = ", to probe whether the app can go on" if self.probe else ""
+        return f"{self.what} has its turn after {self.waited:.3f} s{probing}"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted(DraftEvent):
+    """A call is made now.
+
+    Attributes:
+        attempt: which call of the draft it is, from 1. One that provably never left is not counted: the next has
+            its number.
+        path: what it asks for, path and query, as it goes behind the client's `base_url`.
+    """
+
+    level: ClassVar[int] = logging.DEBUG
+
+    attempt: int
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: call {self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded(DraftEvent):
+    """A call has ended, with an answer or without.
+
+    Attributes:
+        attempt: as in its `AttemptStarted`.
+        seconds: how long it took.
+        end: ANSWERED, LOST (no answer: it may have arrived) or NEVER_LEFT.
+        verdict: what it means for the draft.
+        code: the `code` of the answer; None without one.
+        http_status: of the answer; None without one.
+        log_id: its `X-Tt-Logid`.
+        error: what it would be told as if it were the last word; None for a success.
+    """
+
+    level: ClassVar[int] = logging.DEBUG
+
+    attempt: int
+    seconds: float
+    end: CallEnd
+    verdict: Verdict
+    code: int | None
+    http_status: int | None
+    log_id: str | None
+    error: FeishuMailError | None
+
+    def __str__(self) -> str:
+        said = self.verdict if self.error is None else str(self.error)
+        return f"{self.what}: call {self.attempt} ended after {self.seconds:.3f} s: {said}"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPlanned(DraftEvent):
+    """There will be another attempt.
+
+    Attributes:
+        attempts: calls made so far.
+        delay: seconds that the draft itself waits before it asks for its next turn; 0 where its user or app waits.
+        scope: whose fault it was, and so who waits.
+        error: why.
+    """
+
+    attempts: int
+    delay: float
+    scope: Scope
+    error: FeishuMailError
+
+    def __str__(self) -> str:
+        when = f"in {self.delay:.1f} s" if self.delay else f"when its {self.scope} may go on"
+        return f"{self.what} is tried again {when}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class DraftDone(DraftEvent):
+    """What became of a draft: told once for each that was given, as far as somebody still wants to know.
+
+    Attributes:
+        status: sent, already_sent, failed, unknown or skipped.
+        attempts: calls made for it.
+        waited: seconds it waited for its turns, all together.
+        lasted: seconds from when it was given until now.
+        joined: the same draft was under way already: it shared that call, and counts as already sent.
+        result: what the server said, if it was sent.
+        error: why it was not, or may not have been.
+    """
+
+    status: OutcomeStatus
+    attempts: int
+    waited: float
+    lasted: float
+    joined: bool
+    result: SendResult | None
+    error: FeishuMailError | None
+
+    @property
+    def code(self) -> int | None:
+        """The code of the answer that decided it against the draft; None if no such answer did."""
+        decided = None if self.error is None else decisive(self.error)
+        return decided.code if isinstance(decided, ApiError) else None
+
+    def extra(self) -> dict[str, Any]:
+        """Its fields as a log record takes them."""
+        code = {} if self.code is None else {"code": self.code}
+        return DraftEvent.extra(self) | code  # noqa: S610 - Django is not here
+
+    def __str__(self) -> str:
+        calls = f"{self.attempts} call{'' if self.attempts == 1 else 's'}"
+        said = f"{self.what}: {self.status.replace('_', ' ')} after {self.lasted:.1f} s"
+        return f"{said} ({self.waited:.1f} s waiting, {calls}){'' if self.error is None else f': {self.error}'}"
+
+
+@dataclass(frozen=True, slots=True)
+class UserCooled(Event):
+    """The server slows a user down: the user's drafts wait, those of others do not.
+
+    Attributes:
+        user: the user's name.
+        seconds: how long.
+        times: how often in a row this has happened.
+    """
+
+    user: str
+    seconds: float
+    times: int
+
+    def __str__(self) -> str:
+        return f"user {self.user} cools down for {self.seconds:.1f} s (refusal {self.times} in a row)"
+
+
+@dataclass(frozen=True, slots=True)
+class AppPaused(Event):
+    """All calls of the app wait, or wait longer than they did; then one call probes.
+
+    Attributes:
+        endpoint: "send" or "list": each has a limit of its own.
+        seconds: until the probe.
+        reason: why.
+    """
+
+    level: ClassVar[int] = logging.WARNING
+
+    endpoint: str
+    seconds: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"all {self.endpoint} calls of the app wait for {self.seconds:.1f} s: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class AppResumed(Event):
+    """The app's calls go on after a pause: a probe was answered.
+
+    Attributes:
+        endpoint: "send" or "list".
+        lasted: seconds of the pause.
+    """
+
+    endpoint: str
+    lasted: float
+
+    def __str__(self) -> str:
+        return f"the {self.endpoint} calls of the app go on after {self.lasted:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class ClosureStarted(Event):
+    """A scope is closed: its drafts are skipped, and no calls are made for them.
+
+    Attributes:
+        endpoint: "send" or "list".
+        scope: "app", "user:NAME" or "mailbox:ADDRESS", as `FeishuMailClient.reopen` takes it.
+        seconds: until one draft may try again; None if it takes a new token or `reopen`.
+        until: what ends it.
+        reason: what closed it.
+    """
+
+    level: ClassVar[int] = logging.WARNING
+
+    endpoint: str
+    scope: str
+    seconds: float | None
+    until: Until
+    reason: str
+
+    def __str__(self) -> str:
+        ends = f"until {self.until}" if self.seconds is None else f"for {self.seconds:.0f} s"
+        return f"{self.scope} is closed {ends}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClosureEnded(Event):
+    """A scope is open again. That a closure's time is over is noticed when the next draft of the scope comes.
+
+    Attributes:
+        endpoint: "send" or "list".
+        scope: as in its `ClosureStarted`.
+    """
+
+    endpoint: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"{self.scope} is open again"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRefreshed(Event):
+    """The source of tokens has given another token for a user.
+
+    Attributes:
+        user: the user's name.
+    """
+
+    user: str
+
+    def __str__(self) -> str:
+        return f"user {self.user} has a new token"
+
+
+@dataclass(frozen=True, slots=True)
+class EventsLost(Event):
+    """A reader of `FeishuMailClient.events` fell behind: here it has missed the oldest events.
+
+    Attributes:
+        number: how many.
+    """
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.number} events were lost: they were not read in time"
+
+
+class Subscription:
+    """A subscriber, and whether it has failed before."""
+
+    __slots__ = ("_callback", "_closed", "_failed")
+
+    def __init__(self, callback: Callable[[Event], object], closed: Callable[[], object] | None = None) -> None:
+        if not callable(callback):
+            raise TypeError(f"callback: give a function that takes an event, not {type(callback).__name__}")
+        if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__):
+            raise TypeError("callback: it is called, not awaited; give a plain function, or use events()")
+        if closed is not None and not callable(closed):
+            raise TypeError(f"closed: give a function without parameters, or None, not {type(closed).__name__}")
+        self._callback = callback
+        self._closed = closed
+        self._failed = False
+
+    def tell(self, event: Event) -> None:
+        """Call the subscriber. What it raises is logged the first time, and harms nobody."""
+        try:
+            self._callback(event)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a stranger's code, in the midst of ours
+            if not self._failed:
+                self._failed = True
+                _log.exception("a subscriber failed at %s; it goes on being called", event.name)
+
+    def close(self) -> None:
+        """The client is closed: tell the subscriber that it hears no more."""
+        if self._closed is not None:
+            try:
+                self._closed()
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - as above
+                _log.exception("a subscriber failed at the end of its client")
+
+
+class EventHub:
+    """Where an app's events go: to the log and to the subscribers."""
+
+    __slots__ = ("_subscriptions",)
+
+    def __init__(self) -> None:
+        self._subscriptions: tuple[Subscription, ...] = ()
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody hears of the small events, so that it is worth making them."""
+        return bool(self._subscriptions) or _log.isEnabledFor(logging.INFO)
+
+    def add(self, subscription: Subscription) -> None:
+        """From now on this one is told too."""
+        self._subscriptions = *self._subscriptions, subscription
+
+    def remove(self, subscription: Subscription) -> None:
+        """From now on this one is told no more. Nothing happens if it was not."""
+        self._subscriptions = tuple(one for one in self._subscriptions if one is not subscription)
+
+    def publish(self, event: Event) -> None:
+        """Tell everybody."""
+        if _log.isEnabledFor(event.level):
+            _log.log(event.level, "%s", event, extra=event.extra())
+        for subscription in self._subscriptions:
+            subscription.tell(event)
+
+
+class EventReader:
+    """An async iterator of events; it ends when its client is closed.
+
+    Whatever is not read in time is dropped, the oldest first, and an `EventsLost` stands in its place.
+
+    Args:
+        buffer: events that may wait to be read.
+    """
+
+    def __init__(self, buffer: int) -> None:
+        self._waiting: deque[Event] = deque(maxlen=buffer)
+        self._lost = 0
+        self._ended = False
+        self._news: asyncio.Future[None] | None = None
+
+    def subscription(self) -> Subscription:
+        """What brings events here, for as long as somebody holds the reader."""
+        reader = weakref.ref(self)
+
+        def put(event: Event) -> None:
+            held = reader()
+            if held is not None:
+                held.put(event)
+
+        return Subscription(put)
+
+    def put(self, event: Event) -> None:
+        """One more event."""
+        if len(self._waiting) == self._waiting.maxlen:
+            self._lost += 1
+        self._waiting.append(event)
+        self._wake()
+
+    def end(self) -> None:
+        """There will be no more."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._waiting:
+            if self._ended:
+                raise StopAsyncIteration
+            if self._news is None or self._news.done():
+                self._news = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._news)  # another task may read from here too
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            return EventsLost(self._waiting[0].time, lost)
+        return self._waiting.popleft()
