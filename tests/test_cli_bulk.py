@@ -705,7 +705,7 @@ def test_what_is_left_comes_from_the_limit() -> None:
     assert pace.left(stand(paused=30.0), 20, 0.0) == pytest.approx(30 + duration(20, limit))
     # A burst of 20 calls, answered from second 0 to second 3.8.
     for call in range(20):
-        pace.ended(1, call * 0.2)
+        pace.ended(call * 0.2)
     used = stand(permits=0, next_permit=50.1)
     assert pace.left(used, 1, 10.0) == pytest.approx(50.1)
     assert pace.left(used, 20, 10.0) == pytest.approx(50.1 + 3.8)
@@ -715,7 +715,7 @@ def test_what_is_left_comes_from_the_limit() -> None:
     # Evenly: each permit comes back by itself, and what is left shrinks evenly too.
     even = Pace(RateLimit())
     for call in range(20):
-        even.ended(1, call * 3.0)
+        even.ended(call * 3.0)
     left = [even.left(stand(permits=0, next_permit=60.1 - 57), calls, 57.0) for calls in (1, 2, 20, 21)]
     assert left == pytest.approx([3.1, 6.1, 60.1, 63.2])
     # Half of a window is left, and calls of unknown end fill it.

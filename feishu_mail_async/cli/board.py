@@ -12,13 +12,14 @@ from rich.text import Text
 
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, decisive
+from feishu_mail_async.events import AttemptEnded, DraftDone, Event
 from feishu_mail_async.model import OutcomeStatus, RateLimit
+from feishu_mail_async.protocol import CallEnd
 from feishu_mail_async.scheduler import Snapshot
 
 from .pace import Pace
 from .screen import STYLES, console, living_place, print_hanging, print_outcome
 from .tally import Tally
-from .verbose import Verbose
 from .waiting import Wait, why_waiting
 from .words import brief, closing, count, name_scope, name_status, short, span, tally
 
@@ -41,16 +42,15 @@ class Board:
     Args:
         total: drafts of the run.
         limit: the limit that is kept.
-        verbose: tells where errors came from.
         id_width: of the column of drafts.
+        lines: show lines even on a terminal, because others are written between them.
     """
 
-    def __init__(self, total: int, limit: RateLimit, verbose: Verbose, id_width: int) -> None:
+    def __init__(self, total: int, limit: RateLimit, id_width: int, *, lines: bool = False) -> None:
         self.out, self.err = console(), console(stderr=True)
         self.tally = Tally()
         self._total = total
         self._pace = Pace(limit)
-        self._verbose = verbose
         self._id_width = id_width
         self._skipped: dict[str, tuple[str, int]] = {}
         self._explained: list[str] = []
@@ -60,7 +60,7 @@ class Board:
         self._ending = False
         place = living_place(self.out, self.err)
         # No thread of its own: it would look at the run while the loop changes it.
-        self._live = Live(console=place, auto_refresh=False, transient=True) if place and not verbose.on else None
+        self._live = Live(console=place, auto_refresh=False, transient=True) if place and not lines else None
 
     def __enter__(self) -> Self:
         self._printed = _now()
@@ -85,19 +85,22 @@ class Board:
         """From now on no calls are made."""
         self._ending = True
 
-    # -- outcomes --------------------------------------------------------------------------------------
+    # -- what happens ----------------------------------------------------------------------------------
 
-    def outcome(self, outcome: Outcome, calls: int) -> None:
-        """One more draft is done, for which that many calls were made."""
+    def hear(self, event: Event) -> None:
+        """Show what has happened; to be subscribed to the client's events."""
+        if isinstance(event, DraftDone) and event.draft is not None:
+            self._outcome(Outcome(event.draft, event.status, event.result, event.error))
+        elif isinstance(event, AttemptEnded) and event.end is not CallEnd.NEVER_LEFT:
+            self._pace.ended(event.time)
+
+    def _outcome(self, outcome: Outcome) -> None:
         before = self._step()
         self.tally.add(outcome)
-        self._pace.ended(calls, _now())
         if isinstance(outcome.error, ScopeClosed):
             self._skip(outcome.error)
         elif outcome.error is not None and outcome.status in _TOLD:
             self._tell(outcome, outcome.error)
-        if outcome.error is not None:
-            self._verbose.traceback(outcome.error)
         if self._live is not None or self._ending:
             return
         if self._step() > before and self.tally.total < self._total >= _STEPS:

@@ -146,7 +146,7 @@ def _send(
 ) -> int:
     client = account.client(RetryPolicy(outage=None), ledger)
     width = min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
-    board = Board(len(drafts), account.rate_limit, verbose, width)
+    board = Board(len(drafts), account.rate_limit, width, lines=verbose.on)
     different = len(set(drafts))
     before = sent_before(account, ledger, drafts)
     print_plan(board.out, drafts, account, len(drafts) - different, before)
@@ -159,7 +159,7 @@ def _send(
     try:
         if results is not None:
             results.open()
-        end = asyncio.run(run_bulk(client, drafts, board, results))
+        end = asyncio.run(run_bulk(client, drafts, board, results, verbose))
     finally:
         if results is not None:
             results.close()

@@ -9,12 +9,14 @@ from typing import Final
 from feishu_mail_async.bulk import BulkRun, Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
+from feishu_mail_async.events import AppPaused, AppResumed, Event
 from feishu_mail_async.model import Draft
 
 from .board import Board
 from .interrupts import Interrupts
 from .problems import INTERRUPTED, SOME_NOT
 from .results import Results
+from .verbose import Verbose
 
 __all__ = ["BulkEnd", "run_bulk"]
 
@@ -45,9 +47,16 @@ class BulkEnd:
 
 
 async def run_bulk(
-    client: FeishuMailClient, drafts: Sequence[Draft], board: Board, results: Results | None
+    client: FeishuMailClient, drafts: Sequence[Draft], board: Board, results: Results | None, verbose: Verbose
 ) -> BulkEnd:
     """Send these drafts, and close the client.
+
+    Args:
+        client: sends them.
+        drafts: the drafts.
+        board: hears the client's events, and shows how it goes.
+        results: where each outcome is written.
+        verbose: tells where errors came from.
 
     Ctrl-C once: no new calls, those under way are finished. Twice: those are broken off too. Either way, and also
     when there is no place for the results any more, every draft has its true outcome.
@@ -59,7 +68,19 @@ async def run_bulk(
     async with client:
         run = client.send_drafts(drafts, read_ahead=len(drafts))
 
-        def hear(times: int) -> None:
+        def show(event: Event) -> None:
+            try:
+                board.hear(event)
+                if isinstance(event, AppPaused | AppResumed):
+                    board.look(client.snapshot(), run.waiting)
+            except OSError:
+                # Whoever read our output has gone; the results still tell what became of each draft.
+                unsubscribe()
+                run.stop()
+
+        unsubscribe = client.subscribe(show)
+
+        def interrupted(times: int) -> None:
             end.interrupts = times
             board.ending()
             if times == 1:
@@ -68,10 +89,10 @@ async def run_bulk(
             else:
                 ending.add(asyncio.ensure_future(client.close(0.0)))
 
-        with board, Interrupts(hear):
+        with board, Interrupts(interrupted):
             ticks = asyncio.ensure_future(_tick(client, run, board))
             try:
-                await _follow(run, board, results, end)
+                await _follow(run, results, end, verbose)
             finally:
                 ticks.cancel()
                 await asyncio.gather(ticks, *ending, return_exceptions=True)
@@ -79,20 +100,15 @@ async def run_bulk(
     return end
 
 
-async def _follow(run: BulkRun, board: Board, results: Results | None, end: BulkEnd) -> None:
-    """Hand each outcome on. If it cannot be written, or not be shown, the run is stopped; the other goes on."""
-    writing, showing, calls = results is not None, True, 0
+async def _follow(run: BulkRun, results: Results | None, end: BulkEnd, verbose: Verbose) -> None:
+    """Write each outcome down. If that cannot be done, the run is stopped."""
+    writing = results is not None
     async for outcome in run:
-        made, calls = run.summary.calls - calls, run.summary.calls
         if writing and results is not None:
             writing = _wrote(results, outcome, run, end)
-        if showing:
-            try:
-                board.outcome(outcome, made)
-            except OSError:
-                # Whoever read our output has gone; the results still tell what became of each draft.
-                showing = False
-                run.stop()
+        if outcome.error is not None:
+            with contextlib.suppress(OSError):
+                verbose.traceback(outcome.error)
 
 
 def _wrote(results: Results, outcome: Outcome, run: BulkRun, end: BulkEnd) -> bool:

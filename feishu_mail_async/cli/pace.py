@@ -37,9 +37,9 @@ class Pace:
         self._window = limit.per + limit.margin
         self._ends: deque[float] = deque()
 
-    def ended(self, calls: int, now: float) -> None:
-        """So many calls have ended at `now`."""
-        self._ends.extend([now] * calls)
+    def ended(self, now: float) -> None:
+        """A call has ended."""
+        self._ends.append(now)
         while self._ends and self._ends[0] <= now - max(self._window, _MINUTE):
             self._ends.popleft()
 
@@ -65,7 +65,7 @@ class Pace:
         taken = max(0, snapshot.limit.calls - snapshot.permits - snapshot.in_flight)
         ends = list(self._ends)[-taken:] if taken else []
         back = [max(0.0, end + self._window - now) for end in ends]
-        # Calls without an outcome yet (their drafts are tried again) are not among the ends.
+        # Calls of other processes that share the limit are not among the ends.
         first = snapshot.next_permit if snapshot.next_permit and math.isfinite(snapshot.next_permit) else 0.0
         back += [first] * (taken - len(back))
         back += [self._window] * (snapshot.limit.calls - len(back))
