@@ -7,18 +7,21 @@ endif
 VENV := .venv/py$(VERSION)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The official SDK is large, and only its tests and one example need it.
+LARK := $(VENV)-lark
+LARK_READY := $(LARK)/.ready
 
 .PHONY: demo test soak lint format clean
 
 demo: $(READY)
 	$(BIN)/feishu-mail-async demo
 
-test: $(READY)
+test: $(READY) $(LARK_READY)
 	$(BIN)/python -m pytest -n 3 -m "not soak"
 
 # The same examples every time; `make soak SOAK_RANDOM=1` looks for new ones.
 soak: export SOAK_RANDOM ?=
-soak: $(READY)
+soak: $(READY) $(LARK_READY)
 	$(BIN)/python -m pytest -n 2 -m soak
 
 lint: $(READY)
@@ -33,7 +36,13 @@ format: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev --editable ".[cli,fleet]"
+	$(BIN)/python -m pip install --quiet --group dev --editable ".[cli,fleet,otel]"
+	touch $@
+
+$(LARK_READY): pyproject.toml
+	$(PYTHON) -m venv $(LARK)
+	$(LARK)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(LARK)/bin/python -m pip install --quiet --group lark --editable .
 	touch $@
 
 clean:
