@@ -15,7 +15,6 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
-    Coroutine,
     Generator,
     Iterable,
     Iterator,
@@ -27,7 +26,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from .errors import ApiError, FeishuMailError, NotSent, UnknownUser, decisive
 from .model import Draft, OutcomeStatus, Priority, SendResult
-from .sending import Job, Sender, sending, unsettled
+from .sending import Call, Job, Sender, unsettled
+from .tasks import start_task
 
 if TYPE_CHECKING:
     from .ledger.record import Record
@@ -104,10 +104,10 @@ class _Entry:
 
     __slots__ = ("call", "draft", "duplicate", "record", "run")
 
-    def __init__(self, run: "BulkRun", draft: Draft, user: str | None) -> None:
+    def __init__(self, run: "BulkRun", draft: Draft, call: Call) -> None:
         self.run = run
         self.draft = draft
-        self.call = sending(draft, user)
+        self.call = call
         self.duplicate = False
         self.record: Record | None = None
 
@@ -312,7 +312,7 @@ class BulkRun:
         except UnknownUser as error:
             if error.draft is None:
                 raise
-            self._sender.ended_early(error.draft, error.draft.user, error)
+            self._sender.ended_early(error.draft, error.draft.user or "", error)
             self._add(Outcome(error.draft, error.status, None, error))
         else:
             self._start(draft, user)
@@ -323,7 +323,7 @@ class BulkRun:
 
     def _start(self, draft: Draft, user: str | None) -> None:
         """Let one draft go on its way, which begins with a look at what the ledger knows of it."""
-        entry = _Entry(self, draft, user)
+        entry = _Entry(self, draft, self._sender.sending(draft, user))
         self._entries[entry] = None
         if self._stopping:
             self._fail(entry, _stopped(draft))
@@ -331,7 +331,7 @@ class BulkRun:
             self._await_token(entry)
         else:
             if not self._recalling:
-                self._spawn(self._recall(), "feishu-mail-recall")
+                start_task(self._recall(), "feishu-mail-recall", self._tasks)
             self._recalling[entry] = None
 
     async def _recall(self) -> None:
@@ -348,7 +348,7 @@ class BulkRun:
                 return
             for entry in batch:
                 del self._recalling[entry]
-                record = entry.record = records.get(self._sender.key(entry.call))
+                record = entry.record = records.get(entry.call.key)
                 if entry not in self._entries:
                     continue  # it has its outcome already
                 if record is not None and record.state.settled:
@@ -366,12 +366,7 @@ class BulkRun:
             self._offer(entry)
         else:
             self._preparing[user] = [entry]
-            self._spawn(self._prepare(user), "feishu-mail-prepare")
-
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            start_task(self._prepare(user), "feishu-mail-prepare", self._tasks)
 
     async def _prepare(self, user: str | None) -> None:
         """Fetch a user's token, then let the drafts go that wait for it."""
@@ -408,7 +403,7 @@ class BulkRun:
         if entry.record is not None and entry.record.uncertain:
             error = unsettled(error, entry.draft, 0)
         if self._entries.pop(entry, self) is not self:
-            self._sender.ended_early(entry.draft, entry.call.user, error)
+            self._sender.ended_early(entry.draft, entry.call.key.user, error)
             self._add(Outcome(entry.draft, error.status, None, error))
 
     # -- outcomes --------------------------------------------------------------------------------------
@@ -423,8 +418,7 @@ class BulkRun:
         else:
             if entry.duplicate and not result.already_sent:
                 result = replace(result, already_sent=True)
-            status = OutcomeStatus.ALREADY_SENT if result.already_sent else OutcomeStatus.SENT
-            outcome = Outcome(entry.draft, status, result, None)
+            outcome = Outcome(entry.draft, result.status, result, None)
         self._add(outcome, 0 if entry.duplicate else job.calls)
 
     def _add(self, outcome: Outcome, calls: int = 0) -> None:

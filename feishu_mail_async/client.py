@@ -17,13 +17,13 @@ from .lanes import mailbox_key
 from .ledger import Ledger, Record, check_url, open_ledger
 from .ledger.book import MemoryBook
 from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_count, check_number, check_text
-from .protocol import FEISHU, check_base_url, list_path
+from .protocol import FEISHU, check_base_url
 from .scheduler import Scheduler, Snapshot
-from .sending import Call, Sender, sending
+from .sending import Sender
 from .tokens import Tokens, UserTokens
 from .transport import Transport
 
-__all__ = ["FeishuMailClient"]
+__all__ = ["AppKey", "FeishuMailClient"]
 
 
 _CLOSED: Final = "the client is closed; open a new one"
@@ -70,11 +70,12 @@ class _App:
         return replace(sends, closed=tuple(dict.fromkeys(sends.closed + self.listing.snapshot().closed)))
 
 
-_AppKey = tuple[str, str | None, "str | Ledger | None"]
-_apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_AppKey, _App]]] = WeakKeyDictionary()
+AppKey = tuple[str, str | None, "str | Ledger | None"]
+"""What clients in one loop share a limit by: base_url, app and ledger."""
+_apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[AppKey, _App]]] = WeakKeyDictionary()
 
 
-def _app(loop: asyncio.AbstractEventLoop, key: _AppKey, limit: RateLimit) -> _App:
+def _app(loop: asyncio.AbstractEventLoop, key: AppKey, limit: RateLimit) -> _App:
     for ended in [other for other in _apps if other.is_closed()]:
         del _apps[ended]
     apps = _apps.setdefault(loop, {})
@@ -85,7 +86,7 @@ def _app(loop: asyncio.AbstractEventLoop, key: _AppKey, limit: RateLimit) -> _Ap
     return apps[key]
 
 
-def _new_app(key: _AppKey, limit: RateLimit) -> _App:
+def _new_app(key: AppKey, limit: RateLimit) -> _App:
     base_url, app, ledger = key
     own = open_ledger(ledger) if isinstance(ledger, str) else None
     kept = own if isinstance(ledger, str) else ledger
@@ -251,12 +252,12 @@ class FeishuMailClient:
             UnknownUser, ClientClosed, TypeError, ValueError: as for `send_draft`.
         """
         sender = self._bound()
-        calls = [sending(*self._resolved(item)) for item in drafts]
+        calls = [sender.sending(*self._resolved(item)) for item in drafts]
         found: list[Record | None] = []
         for start in range(0, len(calls), _LOOKED_UP):
             some = calls[start : start + _LOOKED_UP]
             records = await sender.recall(some)
-            found += [records.get(sender.key(call)) for call in some]
+            found += [records.get(call.key) for call in some]
         return found
 
     async def list_drafts(self, *, mailbox: str = "me", user: str | None = None) -> AsyncIterator[Draft]:
@@ -285,8 +286,7 @@ class FeishuMailClient:
         seen: set[str] = set()
         while True:
             assert self._lister is not None
-            path = list_path(mailbox, page_token)
-            job = await self._lister.request(Call("GET", path, path, mailbox, resolved), Priority.NORMAL)
+            job = await self._lister.request(self._lister.listing(mailbox, page_token, resolved), Priority.NORMAL)
             page = job.page()
             for draft_id in page.draft_ids:
                 yield Draft(draft_id, mailbox, user)
@@ -302,16 +302,6 @@ class FeishuMailClient:
         """How the app's calls stand: what waits, which permits are free, what is paused or closed."""
         self._bound()
         return self._app.snapshot()
-
-    @property
-    def base_url(self) -> str:
-        """The API's host, in one spelling."""
-        return self._key[0]
-
-    @property
-    def app(self) -> str | None:
-        """What names the app whose limit its clients share."""
-        return self._key[1]
 
     def subscribe(
         self, callback: Callable[[Event], object], *, closed: Callable[[], object] | None = None

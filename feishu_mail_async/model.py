@@ -36,6 +36,8 @@ def check_text(name: str, value: object, *, longest: int = _LONGEST) -> str:
         raise ValueError(f"{name}: it is empty; give its value")
     if len(value) > longest:
         raise ValueError(f"{name}: {len(value)} characters are too many; {longest} are allowed")
+    if value.isprintable():
+        return value  # nothing in it is forbidden, and looking at each character takes its time
     for place, character in enumerate(value):
         if unicodedata.category(character) in _FORBIDDEN:
             raise ValueError(
@@ -184,6 +186,21 @@ class RetryPolicy:
             check_number("outage", self.outage, _not_negative, "seconds, 0 or more, or None")
 
 
+class OutcomeStatus(StrEnum):
+    """What became of a draft."""
+
+    SENT = "sent"
+    ALREADY_SENT = "already_sent"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    SKIPPED = "skipped"
+
+    @property
+    def good(self) -> bool:
+        """Whether the mail went out, by this call or an earlier one."""
+        return self in {OutcomeStatus.SENT, OutcomeStatus.ALREADY_SENT}
+
+
 @dataclass(frozen=True, slots=True)
 class SendResult:
     """A draft that was sent.
@@ -204,12 +221,7 @@ class SendResult:
     attempts: int
     log_id: str | None
 
-
-class OutcomeStatus(StrEnum):
-    """What became of a draft."""
-
-    SENT = "sent"
-    ALREADY_SENT = "already_sent"
-    FAILED = "failed"
-    UNKNOWN = "unknown"
-    SKIPPED = "skipped"
+    @property
+    def status(self) -> OutcomeStatus:
+        """SENT, or ALREADY_SENT."""
+        return OutcomeStatus.ALREADY_SENT if self.already_sent else OutcomeStatus.SENT

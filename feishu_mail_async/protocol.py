@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -43,6 +43,7 @@ LARK: Final = "https://open.larksuite.com"
 LONGEST_REPLY: Final = 256 * 1024
 """Bytes of a reply that are read at most; the API's own have a few hundred."""
 
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PAGE_SIZE: Final = 100
 _LONGEST_PAUSE: Final = 3600.0
 _LONGEST_MESSAGE: Final = 300
@@ -97,6 +98,8 @@ def check_base_url(base_url: object) -> str:
 
 def _segment(text: str) -> str:
     """Percent-encode one path segment whole: nothing in it can start another segment or a query."""
+    if _UNRESERVED.fullmatch(text):
+        return text
     # Dots are "unreserved", but a segment of dots alone is taken for a step within the path.
     return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
 
@@ -175,6 +178,11 @@ class Judgement:
     http_status: int | None = None
     log_id: str | None = None
 
+    @property
+    def sent(self) -> bool:
+        """Whether the mail went out, by this call or an earlier one."""
+        return self.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
+
     def text(self, name: str) -> str | None:
         """A text in `data`; None where there is none."""
         return _text(self.data.get(name))
@@ -200,17 +208,17 @@ def judge(reply: Reply, token: str | None = None) -> Judgement:
         reply: the answer.
         token: the token of the call. Where the answer repeats it, it is taken out.
     """
-    reply = replace(reply, log_id=_shown(reply.log_id, token))
+    log_id = _shown(reply.log_id, token)
     body = _parse(reply.body, token)
     code = body.get("code")
     if isinstance(code, bool) or not isinstance(code, int):
-        return _not_the_api(reply)
+        return _not_the_api(reply, log_id)
     row = lookup(code, reply.status)
     if row.verdict is Verdict.SENT:
-        return _sent(body.get("data"), code, reply)
+        return _sent(body.get("data"), code, reply.status, log_id)
     if row.verdict is Verdict.ALREADY_SENT:
-        return Judgement(Verdict.ALREADY_SENT, code=code, http_status=reply.status, log_id=reply.log_id)
-    return _refused(row, code, reply, (_text(body.get("msg")) or "")[:_LONGEST_MESSAGE])
+        return Judgement(Verdict.ALREADY_SENT, code=code, http_status=reply.status, log_id=log_id)
+    return _refused(row, code, reply, log_id, (_text(body.get("msg")) or "")[:_LONGEST_MESSAGE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,24 +253,25 @@ def _shown(header: str | None, token: str | None) -> str | None:
     """A header as it can stand in a message."""
     if header and token:
         header = header.replace(token, REDACTED)
-    return header and header[:_LONGEST_HEADER]
+    return header and _whole(header[:_LONGEST_HEADER])
 
 
 def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
     """The JSON object in `body`; empty where there is none."""
     try:
-        parsed = json.loads(body) if body else None
+        text = body.decode() if body else ""
+        parsed = json.loads(text) if text else None
     except (ValueError, RecursionError):
         return {}
     if not isinstance(parsed, dict):
         return {}
-    if token:
+    if token and (token in text or "\\" in text):
         _redact(parsed, token)
     return parsed
 
 
 def _redact(parsed: dict[str, Any], token: str) -> None:
-    """Take the token out of every text in parsed JSON; in its bytes it might hide behind escapes."""
+    """Take the token out of every text in parsed JSON, where no escapes hide it any more."""
     containers: list[Any] = [parsed]
     while containers:
         container = containers.pop()
@@ -273,21 +282,21 @@ def _redact(parsed: dict[str, Any], token: str) -> None:
                 containers.append(value)
 
 
-def _sent(data: Any, code: int, reply: Reply) -> Judgement:
+def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
     fields = data if isinstance(data, dict) else {}
     disabled = fields.get("automation_send_disable")
     if disabled is None or disabled is False:
-        return Judgement(Verdict.SENT, data=fields, code=code, http_status=reply.status, log_id=reply.log_id)
+        return Judgement(Verdict.SENT, data=fields, code=code, http_status=status, log_id=log_id)
     told = disabled if isinstance(disabled, dict) else {}
     reason = (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE]
     return Judgement(
         Verdict.FATAL,
         scope=Scope.MAILBOX,
         until=Until.REOPEN,
-        error=AutomatedSendDisabled(reason, _reference(told.get("reference")), log_id=reply.log_id),
+        error=AutomatedSendDisabled(reason, _reference(told.get("reference")), log_id=log_id),
         code=code,
-        http_status=reply.status,
-        log_id=reply.log_id,
+        http_status=status,
+        log_id=log_id,
     )
 
 
@@ -296,31 +305,36 @@ def _reference(value: Any) -> str | None:
     return text if text is not None and len(text) <= _LONGEST_LINK else None  # half a link leads nowhere
 
 
-def _refused(row: Code, code: int | None, reply: Reply, msg: str) -> Judgement:
+def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg: str) -> Judgement:
     return Judgement(
         row.verdict,
         conclusive=row.conclusive,
         scope=row.scope,
         until=row.until,
         pause=_seconds(reply.reset) if row.scope is Scope.APP else None,
-        error=api_error(row, msg, http_status=reply.status, log_id=reply.log_id),
+        error=api_error(row, msg, http_status=reply.status, log_id=log_id),
         code=code,
         http_status=reply.status,
-        log_id=reply.log_id,
+        log_id=log_id,
     )
 
 
-def _not_the_api(reply: Reply) -> Judgement:
+def _not_the_api(reply: Reply, log_id: str | None) -> Judgement:
     if reply.status == _TOO_MANY_REQUESTS:
         # A gateway that refuses without a body refuses for the reason gateways have.
-        return _refused(named("FrequencyLimited"), None, reply, "HTTP 429 without a JSON body")
+        return _refused(named("FrequencyLimited"), None, reply, log_id, "HTTP 429 without a JSON body")
     what = "was cut off or too long" if reply.body is None else "is not the API's (a gateway's page, perhaps)"
-    error = BadReply(f"HTTP {reply.status}: the answer {what}", http_status=reply.status, log_id=reply.log_id)
-    return Judgement(Verdict.RETRY, conclusive=False, error=error, http_status=reply.status, log_id=reply.log_id)
+    error = BadReply(f"HTTP {reply.status}: the answer {what}", http_status=reply.status, log_id=log_id)
+    return Judgement(Verdict.RETRY, conclusive=False, error=error, http_status=reply.status, log_id=log_id)
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return _whole(value) if isinstance(value, str) and value else None
+
+
+def _whole(text: str) -> str:
+    """A server's text without halves of characters, which no log and no file takes."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _seconds(header: str | None) -> float | None:

@@ -20,6 +20,7 @@ from .ledger.tokens import MemoryTokens, StoredToken, TokenStore
 from .model import check_number, check_text
 from .oauth import TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
 from .protocol import FEISHU, check_base_url
+from .tasks import start_task
 from .transport import Failure, Transport
 
 __all__ = ["RefreshingTokens"]
@@ -32,6 +33,9 @@ _LEASE: Final = 90.0
 """Seconds after which a refresh of which nothing was heard has died: more than all its tries can take."""
 _LOOK_AGAIN: Final = 0.2
 _LONGEST_SHARE: Final = 0.5
+_NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
+_NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
+_ADVICE: Final = "feishu-mail-async login, or your own way to log in"
 
 
 class _Passing(Exception):
@@ -104,8 +108,7 @@ class RefreshingTokens:
         finding = self._finding.get(name)
         if finding is None:
             # A task of its own: whoever waits for it may give up, and it must not be broken off for that.
-            finding = asyncio.Task(self._find(name), loop=asyncio.get_running_loop(), name="feishu-mail-refresh")
-            self._finding[name] = finding
+            finding = self._finding[name] = start_task(self._find(name), "feishu-mail-refresh")
             finding.add_done_callback(lambda done: self._found(name, done))
         return (await asyncio.shield(finding)).access_token
 
@@ -271,11 +274,6 @@ class RefreshingTokens:
         del self._finding[name]
         if not task.cancelled():
             task.exception()  # looked at, in case nobody waits for it any more
-
-
-_NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
-_NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
-_ADVICE: Final = "feishu-mail-async login, or your own way to log in"
 
 
 def _stored(granted: Grant, since: float, scope: str = "") -> StoredToken:

@@ -12,7 +12,7 @@ seconds of the loop's clock.
 import asyncio
 import copy
 import math
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +25,7 @@ from .ledger.book import Book, Taken, of
 from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
 from .model import Priority, RateLimit
 from .protocol import Judgement
+from .tasks import start_task
 
 __all__ = ["Scheduler", "Snapshot"]
 
@@ -92,6 +93,7 @@ class Scheduler:
         self._told = _Told()
         self._spacing = Spacing()
         self._lanes = Lanes()
+        self._time: Callable[[], float] | None = None  # the loop's, once there is one
         self._rung = -math.inf
         self._dispatcher: asyncio.Task[None] | None = None
         self._sleeper: asyncio.Future[None] | None = None
@@ -101,15 +103,21 @@ class Scheduler:
     def _standing(self) -> Standing:
         return self.book.standing
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits, so that whoever comes next may go at once."""
+        return self._dispatcher is None
+
     # -- asking ----------------------------------------------------------------------------------------
 
     def submit(self, ask: Ask) -> None:
         """Let an ask wait for its turn, behind what its lane holds. It is told at once if its scope is closed."""
-        closed = self.closed_for(ask)
+        now = self._now()
+        closed = self._closed_for(ask, now)
         if closed is not None:
             ask.taker.refused(closed)
             return
-        self._lanes.add(ask, self._now())
+        self._lanes.add(ask, now)
         self._run()
 
     def cancel(self, ask: Ask) -> None:
@@ -141,9 +149,7 @@ class Scheduler:
     def _run(self) -> None:
         """Have the dispatcher look: it is a task only while somebody waits."""
         if self._dispatcher is None:
-            # Not by the loop's task factory: an eager one would be at its end before it is assigned here.
-            loop = asyncio.get_running_loop()
-            self._dispatcher = asyncio.Task(self._dispatch(), loop=loop, name="feishu-mail-turns")
+            self._dispatcher = start_task(self._dispatch(), "feishu-mail-turns")
         else:
             self._nudge()
 
@@ -241,7 +247,9 @@ class Scheduler:
 
     def _now(self) -> float:
         # A timer may fire before its time by as much as the clock's resolution: then its time is the time.
-        return max(asyncio.get_running_loop().time(), self._rung)
+        if self._time is None:
+            self._time = asyncio.get_running_loop().time
+        return max(self._time(), self._rung)
 
     # -- the end of a turn -----------------------------------------------------------------------------
 
@@ -261,21 +269,22 @@ class Scheduler:
             None if that is done; else the task that does it, whatever becomes of the caller.
         """
         turn.user.held = renewing
-        settled = self.book.settle(turn, judgement, delays, self._now(), renewing=renewing)
+        now = self._now()
+        settled = self.book.settle(turn, judgement, delays, now, renewing=renewing)
         if isinstance(settled, Settled):
-            self._settled(turn, settled, judgement)
+            self._settled(turn, settled, judgement, now)
             return None
         return self._write(self._settle_later(turn, settled, judgement))
 
     async def _settle_later(self, turn: Turn, settled: asyncio.Future[Settled], judgement: Judgement) -> None:
         try:
-            self._settled(turn, await settled, judgement)
+            done = await settled
+            self._settled(turn, done, judgement, self._now())
         except BaseException:
             self._given_back(turn)  # whatever broke it off must not keep a user shut
             raise
 
-    def _settled(self, turn: Turn, settled: Settled, judgement: Judgement) -> None:
-        now = self._now()
+    def _settled(self, turn: Turn, settled: Settled, judgement: Judgement, now: float) -> None:
         if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
             user = turn.user
             self.events.publish(UserCooled(now, user.key, user.cooling - now, user.strikes))
@@ -343,10 +352,7 @@ class Scheduler:
 
     def _write(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Let something be written that must not be broken off with whoever wanted it."""
-        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name="feishu-mail-ledger")
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-        return task
+        return start_task(work, "feishu-mail-ledger", self._writing)
 
     async def written(self) -> None:
         """Wait until all that has ended so far is on record."""
@@ -374,9 +380,10 @@ class Scheduler:
         if scope in self._standing.closed:  # else whoever was told of its closing has reopened it
             self._refuse_all(asks, self._standing.refusal(scope, now))
 
-    def closed_for(self, ask: Ask) -> ScopeClosed | None:
+    def _closed_for(self, ask: Ask, now: float) -> ScopeClosed | None:
         """Why this ask would be skipped; None if nothing that concerns it is closed."""
-        now = self._now()
+        if not self._standing.closed:
+            return None
         scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
         self._tell_changes(now)
         return None if scope is None else self._standing.refusal(scope, now)

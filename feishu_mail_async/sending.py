@@ -40,16 +40,18 @@ from .lanes import Ask, Stream, Turn, mailbox_key
 from .ledger.book import of
 from .ledger.record import DraftKey, Record
 from .model import Draft, OutcomeStatus, Priority, RetryPolicy, SendResult
-from .protocol import CallEnd, Judgement, Page, Reply, judge, lost, never_left, read_page, send_path
+from .protocol import CallEnd, Judgement, Page, Reply, judge, list_path, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
 from .scheduler import Scheduler
+from .tasks import start_task
 from .tokens import Tokens
 from .transport import Failure, Transport
 
-__all__ = ["Call", "Job", "Listener", "Sender", "sending", "unsettled"]
+__all__ = ["Call", "Job", "Listener", "Sender", "unsettled"]
 
 _CLOSED: Final = "the client was closed before the draft was sent"
 _SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
+_BROKEN_OFF: Final = Failure(CallEnd.LOST, "the call was broken off")
 _numbers: Final = itertools.count(1)
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 
@@ -61,23 +63,16 @@ class Call:
     Attributes:
         method: the HTTP method.
         path: the path and query, encoded.
-        name: tells calls of one user and mailbox apart; a call of the same name joins the one under way.
-        mailbox: the mailbox concerned.
+        key: tells it apart from the others of the app; a call of the same key joins the one under way.
         user: the user, resolved; None: the only one.
         draft: the draft it sends; None for a call that changes nothing at the server.
     """
 
     method: str
     path: str
-    name: str
-    mailbox: str
+    key: DraftKey
     user: str | None
     draft: Draft | None = None
-
-
-def sending(draft: Draft, user: str | None) -> Call:
-    """The call that sends a draft for a resolved user."""
-    return Call("POST", send_path(draft), draft.draft_id, draft.mailbox, user, draft)
 
 
 class Listener(Protocol):
@@ -103,6 +98,7 @@ class _Caller:
     def __init__(self, draft: Draft | None) -> None:
         self.draft = draft
         self.job: Job | None = None
+        self.record: Record | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ended(self, _: "Job") -> None:
@@ -126,6 +122,7 @@ class Sender:
         self.tokens = tokens
         self.policy = policy
         self.delays = PolicyDelays(policy)
+        self.time = asyncio.get_running_loop().time
         self.closing = False
         self.jobs: dict[DraftKey, Job] = {}
         # Calls in flight whose callers have all gone are in no one's hands but ours.
@@ -140,62 +137,70 @@ class Sender:
             priority: who goes first.
             deadline: seconds for all of it; None: as long as it takes.
         """
-        job = await self.request(sending(draft, user), priority, deadline)
+        job = await self.request(self.sending(draft, user), priority, deadline)
         return job.sent(draft)
 
     async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
         """Make a call and wait for its job to end; the parameters are those of `send`."""
         caller = _Caller(call.draft)
         try:
-            return await self._request(call, priority, deadline, caller)
+            if deadline is None:
+                await self._fulfil(call, priority, caller)
+            else:
+                await self._fulfil_within(deadline, call, priority, caller)
         except FeishuMailError as error:
             if caller.job is None:
-                self.ended_early(call.draft, call.user, error)
+                self.ended_early(call.draft, call.key.user, error)
             raise
         except asyncio.CancelledError:
             if caller.job is None:
-                self.ended_early(call.draft, call.user, NotSent("cancelled before it could wait for its turn"))
+                gone = NotSent("cancelled before it could wait for its turn", draft=call.draft)
+                self.ended_early(call.draft, call.key.user, gone)
             raise
         finally:
             if caller.job is not None:
                 caller.job.leave(caller)
-
-    async def _request(self, call: Call, priority: Priority, deadline: float | None, caller: _Caller) -> "Job":
-        record: Record | None = None
-        try:
-            async with asyncio.timeout(deadline):
-                record = (await self.recall([call])).get(self.key(call))
-                if record is not None and record.state.settled:
-                    caller.job = self.recorded(call, record, caller)
-                    return caller.job
-                await self.prepare(call)
-                caller.job = self.start(call, priority, caller, record=record)
-                await caller.done
-        except TimeoutError:
-            if not caller.done.done() or caller.done.cancelled():
-                raise _late(call, caller.job, record, deadline) from None
-        except NotSent as error:
-            error.draft = error.draft or call.draft
-            if record is not None and record.uncertain:
-                raise unsettled(error, call.draft, 0) from error
-            raise
         assert caller.job is not None
         return caller.job
 
-    def ended_early(self, draft: Draft | None, user: str | None, error: FeishuMailError) -> None:
+    async def _fulfil(self, call: Call, priority: Priority, caller: _Caller) -> None:
+        try:
+            if self.scheduler.book.shared:
+                record = caller.record = (await self.recall([call])).get(call.key)
+                if record is not None and record.state.settled:
+                    caller.job = self.recorded(call, record, caller)
+                    return
+            await self.prepare(call)
+            caller.job = self.start(call, priority, caller, record=caller.record)
+        except NotSent as error:
+            error.draft = error.draft or call.draft
+            if caller.record is not None and caller.record.uncertain:
+                raise unsettled(error, call.draft, 0) from error
+            raise
+        await caller.done
+
+    async def _fulfil_within(self, deadline: float, call: Call, priority: Priority, caller: _Caller) -> None:
+        try:
+            async with asyncio.timeout(deadline):
+                await self._fulfil(call, priority, caller)
+        except TimeoutError:
+            if not caller.done.done() or caller.done.cancelled():
+                raise _late(call, caller.job, caller.record, deadline) from None
+
+    def ended_early(self, draft: Draft | None, user: str, error: FeishuMailError) -> None:
         """Tell of a draft that has ended before it could wait for a turn.
 
         Args:
             draft: the draft; of a call that sends none nothing is told.
-            user: its user.
+            user: its user's key.
             error: why.
         """
         events = self.scheduler.events
         if draft is not None and events.heard:
-            about = next(_numbers), self.scheduler.endpoint, self.tokens.key(user), draft
+            about = next(_numbers), self.scheduler.endpoint, user, draft
             events.publish(
                 DraftDone(
-                    _now(),
+                    self.time(),
                     *about,
                     status=error.status,
                     attempts=0,
@@ -207,10 +212,18 @@ class Sender:
                 )
             )
 
-    def key(self, call: Call) -> DraftKey:
-        """What tells this call apart from the others of the app."""
-        user = self.tokens.key(call.user)
-        return DraftKey(user, mailbox_key(user, call.mailbox), call.name)
+    def sending(self, draft: Draft, user: str | None) -> Call:
+        """The call that sends a draft for a resolved user."""
+        return Call("POST", send_path(draft), self._key(user, draft.mailbox, draft.draft_id), user, draft)
+
+    def listing(self, mailbox: str, page_token: str | None, user: str | None) -> Call:
+        """The call that lists a page of a mailbox's drafts for a resolved user."""
+        path = list_path(mailbox, page_token)
+        return Call("GET", path, self._key(user, mailbox, path), user)
+
+    def _key(self, user: str | None, mailbox: str, name: str) -> DraftKey:
+        key = self.tokens.key(user)
+        return DraftKey(key, mailbox_key(key, mailbox), name)
 
     async def recall(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record]:
         """What the ledger knows of the drafts that these calls send, as far as it knows anything.
@@ -218,7 +231,7 @@ class Sender:
         Raises:
             LedgerError: it cannot be read.
         """
-        keys = [self.key(call) for call in calls if call.draft is not None]
+        keys = [call.key for call in calls if call.draft is not None]
         try:
             return await of(self.scheduler.book.recall(keys))
         except LedgerError as error:
@@ -226,7 +239,7 @@ class Sender:
 
     def recorded(self, call: Call, record: Record, listener: Listener) -> "Job":
         """The job of a call that is not needed, because the ledger has it that the draft was sent."""
-        job = Job(self, self.key(call), call, listener)
+        job = Job(self, call, listener)
         job.recorded(record)
         return job
 
@@ -236,8 +249,11 @@ class Sender:
         Raises:
             NotSent: there is none. Each call gets an error of its own, though all may wait for one token.
         """
+        refused = self.scheduler.refused_mark(call.key.user)
+        if refused is None and self.tokens.at_hand(call.user):
+            return
         try:
-            if self.scheduler.refused_mark(self.tokens.key(call.user)) is not None:
+            if refused is not None:
                 self.tokens.outdate(call.user)
             await self.tokens.ready(call.user)
         except NotSent as error:
@@ -246,10 +262,9 @@ class Sender:
 
     def reopen_for(self, call: Call) -> None:
         """Reopen the call's user if it was closed because of another token than there is now."""
-        key = self.tokens.key(call.user)
-        refused = self.scheduler.refused_mark(key)
+        refused = self.scheduler.refused_mark(call.key.user)
         if refused is not None and refused != self.tokens.mark(self.tokens.current(call.user)):
-            self.scheduler.reopen(f"user:{key}")
+            self.scheduler.reopen(f"user:{call.key.user}")
 
     def start(
         self,
@@ -273,18 +288,17 @@ class Sender:
         """
         if self.closing or self.transport.closed:
             raise ClientClosed(_CLOSED if self.closing else _SESSION_CLOSED, draft=call.draft)
-        key = self.key(call)
-        job = self.jobs.get(key)
+        job = self.jobs.get(call.key)
         if job is not None:
             job.join(listener, priority, stream)
             return job
         outage = math.inf if self.policy.outage is None else self.policy.outage
-        job = self.jobs[key] = Job(self, key, call, listener)
+        job = self.jobs[call.key] = Job(self, call, listener)
         if record is not None and record.uncertain:
             job.doubt()
         ask = Ask(
-            key.user,
-            key.mailbox,
+            call.key.user,
+            call.key.mailbox,
             priority,
             job,
             outage=outage,
@@ -326,7 +340,6 @@ class Job:
         "_context",
         "_granted",
         "_in_flight",
-        "_key",
         "_number",
         "_sender",
         "_starting",
@@ -343,9 +356,8 @@ class Job:
 
     _ask: Ask
 
-    def __init__(self, sender: Sender, key: DraftKey, call: Call, listener: Listener) -> None:
+    def __init__(self, sender: Sender, call: Call, listener: Listener) -> None:
         self._sender = sender
-        self._key = key
         self._context = contextvars.copy_context()
         self._granted: asyncio.Future[Turn] | None = None
         self._starting = False
@@ -354,7 +366,7 @@ class Job:
         self._told = False
         self._tries = Tries()
         self._number = next(_numbers)
-        self._began = _now()
+        self._began = sender.time()
         self._asked: float | None = None  # since when it waits for a turn
         self._waited = 0.0
         self.call = call
@@ -449,11 +461,17 @@ class Job:
         if self.call.draft is not None and self._events.heard:
             self._events.publish(DraftQueued(self._began, *self._about))
             self.reconsider()  # whoever has heard of it may have stopped its run
-        if not self._stopping:
-            self._submit()
+        if self._stopping:
+            return
+        alone = self._sender.scheduler.idle
+        self._submit()
+        if alone and self._sender.jobs.get(self.call.key) is self:
+            # Its turn comes in this pass of the loop, most likely: let the task, too, begin in it.
+            self._granted = asyncio.get_running_loop().create_future()
+            self._start(None)
 
     def _submit(self) -> None:
-        self._asked = _now()
+        self._asked = self._sender.time()
         self._sender.scheduler.submit(self._ask)
 
     def granted(self, turn: Turn) -> None:
@@ -470,15 +488,11 @@ class Job:
             self._start(turn)
         if self._events.heard:
             attempt, probe, priority = self._tries.calls + 1, turn.grant.probe, self._ask.priority
-            self._tell(TurnGranted(_now(), *self._about, attempt, waited, probe, priority))
+            self._tell(TurnGranted(self._sender.time(), *self._about, attempt, waited, probe, priority))
 
-    def _start(self, turn: Turn) -> None:
+    def _start(self, turn: Turn | None) -> None:
         self._starting = True
-        # Not by the loop's task factory: an eager one would make the call here, in the dispatcher's midst.
-        loop = asyncio.get_running_loop()
-        self.task = asyncio.Task(self._run(turn), loop=loop, name="feishu-mail-call", context=self._context)
-        self._sender.tasks.add(self.task)
-        self.task.add_done_callback(self._sender.tasks.discard)
+        self.task = start_task(self._run(turn), "feishu-mail-call", self._sender.tasks, context=self._context)
 
     def refused(self, error: FeishuMailError) -> None:
         """There will be no turn."""
@@ -498,13 +512,20 @@ class Job:
             self._granted.set_exception(_Recorded())
 
     async def _next_turn(self) -> Turn:
-        granted: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
-        self._granted = granted
-        scheduler = self._sender.scheduler
+        self._granted = asyncio.get_running_loop().create_future()
         self._submit()
+        return await self._turn()
+
+    async def _turn(self) -> Turn:
+        """The turn that has been asked for."""
+        granted, scheduler = self._granted, self._sender.scheduler
+        assert granted is not None
+        self._starting = False
         try:
+            if not granted.done():
+                self._check_wanted()
             return await granted
-        except asyncio.CancelledError:
+        except BaseException:
             scheduler.cancel(self._ask)
             if granted.done() and not granted.cancelled() and granted.exception() is None:
                 scheduler.give_back(granted.result())
@@ -514,9 +535,9 @@ class Job:
 
     # -- the attempts ----------------------------------------------------------------------------------
 
-    async def _run(self, turn: Turn) -> None:
+    async def _run(self, turn: Turn | None) -> None:
         try:
-            self.success = await self._attempts(turn)
+            self.success = await self._attempts(await self._turn() if turn is None else turn)
             self._end(None)
         except _Recorded:
             self._end(None)
@@ -559,7 +580,7 @@ class Job:
         """
         sender = self._sender
         self._starting = False
-        while _now() > turn.grant.good_until:
+        while turn.grant.good_until < math.inf and self._sender.time() > turn.grant.good_until:
             # The process stood still: the turn's locks may not outlast the call any more.
             sender.scheduler.give_back(turn)
             turn = await self._next_turn()
@@ -572,7 +593,7 @@ class Job:
             sender.scheduler.give_back(turn)
             raise
         judgement = await self._call(turn, token)
-        if judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
+        if judgement.sent:
             return judgement
         if judgement.until is Until.TOKEN:
             again = await self._renew(token, judgement)
@@ -586,16 +607,16 @@ class Job:
     async def _call(self, turn: Turn, token: str) -> Judgement:
         """Make the call of a turn, and settle the turn."""
         sender = self._sender
-        judgement = self._judged(Failure(CallEnd.LOST, "the call was broken off"), token)
+        answer: Reply | Failure = _BROKEN_OFF
         self._in_flight = True
-        number, began = self._tries.calls + 1, _now()
+        number, began = self._tries.calls + 1, sender.time()
         if self._events.heard:
             self._events.publish(AttemptStarted(began, *self._about, number, self.call.path))
         try:
             answer = await sender.transport.exchange(self.call.method, self.call.path, token)
-            judgement = self._judged(answer, token)
         finally:
             # Also when this task is cancelled: the call may be on its way.
+            judgement = self._judged(answer, token)
             self._tries.count(judgement)
             if self._events.heard:
                 self._events.publish(self._ended(judgement, number, began))
@@ -607,7 +628,7 @@ class Job:
             try:
                 await asyncio.shield(written)
             except asyncio.CancelledError:
-                if judgement.verdict not in {Verdict.SENT, Verdict.ALREADY_SENT}:
+                if not judgement.sent:
                     raise
             finally:
                 self._in_flight = False
@@ -651,7 +672,7 @@ class Job:
             closed_by.__cause__ = error
         finally:
             self._tries.renewed = True
-            sender.scheduler.renewed(self._key[0], closed_by, sender.tokens.mark(refused))
+            sender.scheduler.renewed(self.call.key.user, closed_by, sender.tokens.mark(refused))
         return closed_by is None
 
     async def _another_token(self, refused: str) -> bool:
@@ -676,7 +697,7 @@ class Job:
     @property
     def _about(self) -> tuple[int, str, str, Draft | None]:
         """What all events of this job have."""
-        return self._number, self._sender.scheduler.endpoint, self._key.user, self.call.draft
+        return self._number, self._sender.scheduler.endpoint, self.call.key.user, self.call.draft
 
     def _tell(self, event: Event) -> None:
         """Tell from outside the job's task, but as part of what its caller was doing."""
@@ -686,12 +707,12 @@ class Job:
         """The wait for a turn is over: how many seconds it took."""
         if self._asked is None:
             return 0.0
-        waited, self._asked = _now() - self._asked, None
+        waited, self._asked = self._sender.time() - self._asked, None
         self._waited += waited
         return waited
 
     def _ended(self, judgement: Judgement, number: int, began: float) -> AttemptEnded:
-        now, error = _now(), judgement.error
+        now, error = self._sender.time(), judgement.error
         return AttemptEnded(
             now,
             *self._about,
@@ -709,11 +730,11 @@ class Job:
         if self._events.heard:
             error = without_traceback(_error(judgement))
             calls, scope = self._tries.calls, judgement.scope
-            self._events.publish(RetryPlanned(_now(), *self._about, calls, delay, scope, error))
+            self._events.publish(RetryPlanned(self._sender.time(), *self._about, calls, delay, scope, error))
 
     def _tell_end(self) -> None:
         """Tell what became of the draft, once for each who wants to know, or else once."""
-        now = _now()
+        now = self._sender.time()
         number, endpoint, user, own = self._about
         for place, draft in enumerate([one.draft for one in self.listeners] or [own]):
             if draft is None:
@@ -721,8 +742,7 @@ class Job:
             result, error = None, self.error
             if error is None:
                 result = self.sent(draft)
-                sent = not (result.already_sent or place)
-                status = OutcomeStatus.SENT if sent else OutcomeStatus.ALREADY_SENT
+                status = OutcomeStatus.ALREADY_SENT if place else result.status
             else:
                 status, error = error.status, without_traceback(error)
             self._tell(
@@ -749,7 +769,7 @@ class Job:
         self._waited_enough()
         if error is not None and self.call.draft is not None and not isinstance(error, ClientClosed):
             # Of one that the client's closing has ended nothing is known that was not before.
-            self._sender.scheduler.book.note(self._key, error.status, error)
+            self._sender.scheduler.book.note(self.call.key, error.status, error)
         self._forget()
         if self._events.heard:
             self._tell_end()
@@ -758,8 +778,8 @@ class Job:
             listener.ended(self)
 
     def _forget(self) -> None:
-        if self._sender.jobs.get(self._key) is self:
-            del self._sender.jobs[self._key]
+        if self._sender.jobs.get(self.call.key) is self:
+            del self._sender.jobs[self.call.key]
 
     def _stopped(self) -> FeishuMailError:
         if self._sender.closing:
@@ -772,10 +792,6 @@ class Job:
         if self._tries.conclusive or isinstance(error, OutcomeUnknown):
             return error
         return unsettled(error, self.call.draft, self._tries.calls)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class _Recorded(Exception):

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .model import check_text
+from .tasks import start_task
 
 __all__ = ["TokenSource", "Tokens", "UserTokens"]
 
@@ -105,10 +106,14 @@ class Tokens:
         self._fixed: Mapping[str | None, str] | None = None
         self._fetch: Callable[[str | None], Awaitable[str]] | None = None
         self._refused: Callable[[str | None, str], Awaitable[None]] | None = None
+        self._unnamed = _UNNAMED
+        self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been looked at
         self._cache: dict[str | None, tuple[str, float]] = {}
         self._fetching: dict[str | None, asyncio.Task[str]] = {}
         if isinstance(source, str):
             self._fixed = {None: _check(source, _label(None))}
+            digest = hashlib.blake2b(source.encode(), key=_SALT, digest_size=4).hexdigest()
+            self._unnamed = f"(token {digest})"
         elif isinstance(source, Mapping):
             if not source:
                 raise ValueError("tokens: the mapping is empty; give at least one user and token")
@@ -116,14 +121,18 @@ class Tokens:
                 _check(token, _label(check_text("tokens: a user's name", user)))
             self._fixed = source  # type: ignore[assignment]  # str keys serve where str | None may be asked
         elif isinstance(source, TokenSource):
-            self._fetch, self._refused, self._number = source.token, source.refused, _number(source)
+            self._fetch, self._refused = source.token, source.refused
+            self._unnamed = f"(token source {_number(source)})"
         elif callable(source):
-            self._fetch, self._number = source, _number(source)
+            self._fetch = source
+            self._unnamed = f"(token source {_number(source)})"
         else:
             raise TypeError(
                 f"tokens: give a string, a mapping of users to tokens, an async callable or a TokenSource, "
                 f"not {type(source).__name__}"
             )
+        if lasting:
+            self._unnamed = _UNNAMED
 
     def resolve(self, user: str | None) -> str | None:
         """The user that is meant, or UnknownUser, which lists those that are known."""
@@ -150,14 +159,7 @@ class Tokens:
         token, salted anew in each process, or by the source the tokens come from. A ledger outlives both: there
         every unnamed user of an app is the same.
         """
-        if user is not None:
-            return user
-        if self.lasting:
-            return _UNNAMED
-        if self._fixed is None:
-            return f"(token source {self._number})"
-        token = self._fixed[None].encode()
-        return f"(token {hashlib.blake2b(token, key=_SALT, digest_size=4).hexdigest()})"
+        return self._unnamed if user is None else user
 
     @staticmethod
     def mark(token: str) -> str:
@@ -185,7 +187,9 @@ class Tokens:
             token = self._fixed[user]
         except Exception as error:
             raise self._failed(user, error) from error
-        return _good(token, user)
+        if self._looked_at.get(user) is not token:
+            self._looked_at[user] = _good(token, user)
+        return token
 
     def at_hand(self, user: str | None) -> bool:
         """Whether `ready` has nothing to wait for."""
@@ -234,7 +238,7 @@ class Tokens:
         return token
 
     def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[str]:
-        task = asyncio.Task(fetch, loop=asyncio.get_running_loop(), name="feishu-mail-token")
+        task = start_task(fetch, "feishu-mail-token")
         self._fetching[user] = task
         task.add_done_callback(lambda done: self._fetched(user, done))
         return task

@@ -1108,6 +1108,16 @@ async def test_many_that_end_together_are_all_on_record(url: str, sandbox: Sandb
     assert [record and record.state.value for record in records] == [ended[one].status.value for one in ids]
 
 
+async def test_what_has_ended_is_on_record_before_it_is_asked_for(url: str) -> None:
+    """However many drafts end together: whoever asks afterwards hears of all of them."""
+    async with fleet(url, FREE) as house:
+        book = house.start().book
+        keys = [DraftKey("a", "me/a", f"d{number}") for number in range(900)]
+        for key in keys:
+            book.note(key, OutcomeStatus.SKIPPED, NotSent("stopped"))
+        assert set(await book.recall(keys)) == set(keys)
+
+
 async def test_many_single_sends_are_looked_up_together(url: str, sandbox: Sandbox) -> None:
     async with open_client(sandbox, url, app="cli_a") as client:
         ids = sandbox.add_drafts("alice", 50)

@@ -1062,7 +1062,9 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
     loop = VirtualLoop()
     scheduler = Scheduler(MemoryBook(RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0)))
     transport: Any = Wire()
-    sender = Sender(scheduler, transport, Tokens({"A": "u-a", "B": "u-b"}), RetryPolicy(initial=1.0, maximum=1.0))
+    with loop.current():
+        tokens, policy = Tokens({"A": "u-a", "B": "u-b"}), RetryPolicy(initial=1.0, maximum=1.0)
+        sender = Sender(scheduler, transport, tokens, policy)
 
     async def story() -> None:
         if closing:

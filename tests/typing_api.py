@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, assert_never, assert_type
 
 import aiohttp
@@ -64,6 +64,8 @@ from feishu_mail_async import (
     UserExternalQuota,
     open_ledger,
 )
+from feishu_mail_async.events import AppPaused, AttemptEnded, ClosureStarted, DraftDone, Event
+from feishu_mail_async.otel import instrument
 
 
 async def three_lines() -> None:
@@ -133,6 +135,8 @@ async def every_parameter(session: aiohttp.ClientSession) -> None:
 
 
 async def results(result: SendResult) -> None:
+    assert_type(result.status, OutcomeStatus)
+    assert_type(result.status.good, bool)
     assert_type(result.draft, Draft)
     assert_type(result.message_id, str | None)
     assert_type(result.thread_id, str | None)
@@ -272,3 +276,28 @@ async def every_error(client: FeishuMailClient) -> str:
 
 def from_a_thread(client: FeishuMailClient, loop: asyncio.AbstractEventLoop) -> SendResult:
     return asyncio.run_coroutine_threadsafe(client.send_draft("d1"), loop).result(timeout=60)
+
+
+async def what_happens(client: FeishuMailClient) -> None:
+    def watch(event: Event) -> None:
+        assert_type(event.time, float)
+        match event:
+            case AttemptEnded():
+                assert_type(event.code, int | None)
+                assert_type(event.seconds, float)
+                assert_type(event.draft, Draft | None)
+            case DraftDone():
+                assert_type(event.status, OutcomeStatus)
+                assert_type(event.result, SendResult | None)
+                assert_type(event.error, FeishuMailError | None)
+                assert_type(event.waited, float)
+            case AppPaused():
+                assert_type(event.seconds, float)
+            case ClosureStarted():
+                assert_type(event.scope, str)
+
+    assert_type(client.subscribe(watch), Callable[[], None])
+    client.subscribe(print)
+    async for event in client.events(buffer=100):
+        assert_type(event, Event)
+    assert_type(instrument(client), Callable[[], None])

@@ -1,6 +1,5 @@
 """`feishu-mail-async bulk`: many drafts, from a file or all of a mailbox."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Final
 
@@ -14,6 +13,7 @@ from .board import Board
 from .bulk_run import BulkEnd, run_bulk
 from .keeping import find_ledger, sent_before
 from .listing import check_mailbox, collect
+from .loop import run_loop
 from .options import (
     DEFAULT_RATE,
     AppOption,
@@ -159,7 +159,7 @@ def _send(
     try:
         if results is not None:
             results.open()
-        end = asyncio.run(run_bulk(client, drafts, board, results, verbose))
+        end = run_loop(run_bulk(client, drafts, board, results, verbose))
     finally:
         if results is not None:
             results.close()

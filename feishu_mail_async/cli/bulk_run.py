@@ -9,11 +9,11 @@ from typing import Final
 from feishu_mail_async.bulk import BulkRun, Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
-from feishu_mail_async.events import AppPaused, AppResumed, Event
+from feishu_mail_async.events import AppPaused, AppResumed, DraftDone, Event
 from feishu_mail_async.model import Draft
 
 from .board import Board
-from .interrupts import Interrupts
+from .interrupts import STOPPING, Interrupts
 from .problems import INTERRUPTED, SOME_NOT
 from .results import Results
 from .verbose import Verbose
@@ -54,7 +54,7 @@ async def run_bulk(
     Args:
         client: sends them.
         drafts: the drafts.
-        board: hears the client's events, and shows how it goes.
+        board: shows the client's events, and how it goes.
         results: where each outcome is written.
         verbose: tells where errors came from.
 
@@ -68,23 +68,23 @@ async def run_bulk(
     async with client:
         run = client.send_drafts(drafts, read_ahead=len(drafts))
 
-        def show(event: Event) -> None:
-            try:
-                board.hear(event)
-                if isinstance(event, AppPaused | AppResumed):
-                    board.look(client.snapshot(), run.waiting)
-            except OSError:
-                # Whoever read our output has gone; the results still tell what became of each draft.
-                unsubscribe()
-                run.stop()
+        writing, showing = results is not None, True
 
-        unsubscribe = client.subscribe(show)
+        def hear(event: Event) -> None:
+            nonlocal writing, showing
+            if isinstance(event, DraftDone) and writing and results is not None:
+                # First: what has been shown is in the file, whatever happens next.
+                writing = _wrote(results, event, run, end)
+            if showing:
+                showing = _showed(board, event, client, run)
+
+        client.subscribe(hear)
 
         def interrupted(times: int) -> None:
             end.interrupts = times
             board.ending()
             if times == 1:
-                board.note("stopping: no new calls, those under way are finished (again: stop at once)")
+                board.note(STOPPING)
                 run.stop()
             else:
                 ending.add(asyncio.ensure_future(client.close(0.0)))
@@ -92,7 +92,10 @@ async def run_bulk(
         with board, Interrupts(interrupted):
             ticks = asyncio.ensure_future(_tick(client, run, board))
             try:
-                await _follow(run, results, end, verbose)
+                async for outcome in run:
+                    if outcome.error is not None:
+                        with contextlib.suppress(OSError):
+                            verbose.traceback(outcome.error)
             finally:
                 ticks.cancel()
                 await asyncio.gather(ticks, *ending, return_exceptions=True)
@@ -100,20 +103,23 @@ async def run_bulk(
     return end
 
 
-async def _follow(run: BulkRun, results: Results | None, end: BulkEnd, verbose: Verbose) -> None:
-    """Write each outcome down. If that cannot be done, the run is stopped."""
-    writing = results is not None
-    async for outcome in run:
-        if writing and results is not None:
-            writing = _wrote(results, outcome, run, end)
-        if outcome.error is not None:
-            with contextlib.suppress(OSError):
-                verbose.traceback(outcome.error)
-
-
-def _wrote(results: Results, outcome: Outcome, run: BulkRun, end: BulkEnd) -> bool:
+def _showed(board: Board, event: Event, client: FeishuMailClient, run: BulkRun) -> bool:
+    """Show what has happened. Where that cannot be done any more, the run is stopped; the results go on."""
     try:
-        results.write(outcome)
+        board.hear(event)
+        if isinstance(event, AppPaused | AppResumed):
+            board.look(client.snapshot(), run.waiting)
+    except OSError:  # whoever read our output has gone
+        run.stop()
+        return False
+    return True
+
+
+def _wrote(results: Results, done: DraftDone, run: BulkRun, end: BulkEnd) -> bool:
+    """Write down what became of a draft. Where that cannot be done any more, the run is stopped."""
+    assert done.draft is not None
+    try:
+        results.write(Outcome(done.draft, done.status, done.result, done.error))
     except OSError as error:
         end.trouble = (
             f"{results.path}: it cannot be written ({error.strerror}), so the run was stopped; "

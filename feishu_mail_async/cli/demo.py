@@ -1,6 +1,5 @@
 """`feishu-mail-async demo`: a whole run without an account, with all that can go wrong, under a sped-up limit."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from feishu_mail_async.sandbox import Ledger, Sandbox
 
 from .account import ENVIRONMENT
 from .demo_scene import FEWEST, Scene, mistakes, set_scene
+from .loop import run_loop
 from .options import RateOption, VerboseOption, read_rate
 from .problems import INTERRUPTED, SOME_NOT, CannotStart
 from .running import Run, run_drafts
@@ -49,7 +49,7 @@ def demo(
     minute to 20 in 3 seconds, and every delay with it. Some of them go wrong on purpose. At the end each
     outcome is compared with what the server really did; exit code 0 says that all is as it must be.
     """
-    return asyncio.run(_demo(drafts, read_rate(rate), seed, Verbose(on=verbose)))
+    return run_loop(_demo(drafts, read_rate(rate), seed, Verbose(on=verbose)))
 
 
 def _sped_up(limit: RateLimit) -> tuple[RateLimit, RetryPolicy, float]:

@@ -17,7 +17,6 @@ FEWEST: Final = 20
 
 _SENT, _ALREADY, _FAILED = OutcomeStatus.SENT, OutcomeStatus.ALREADY_SENT, OutcomeStatus.FAILED
 _UNKNOWN, _SKIPPED = OutcomeStatus.UNKNOWN, OutcomeStatus.SKIPPED
-_GOOD: Final = frozenset({_SENT, _ALREADY})
 
 _WORKING: Final = ("alice", "bob", "carol")
 _NEWS: Final = "news@example.com"
@@ -124,8 +123,7 @@ def mistakes(
     found = []
     for draft in scene.drafts:
         status, times = ends.get(draft), ledger.sent[draft.draft_id]
-        truth = {_UNKNOWN: times <= 1, None: False}.get(status, times == (1 if status in _GOOD else 0))
-        if not truth:
+        if status is None or not (times <= 1 if status is _UNKNOWN else times == int(status.good)):
             found.append(f"{draft.draft_id} ended as {status or 'nothing'}, and was sent {times} times")
     for story in scene.stories if whole else ():
         told = Counter(ends[draft] for draft in story.drafts if draft in ends)

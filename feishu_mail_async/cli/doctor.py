@@ -30,9 +30,9 @@ from feishu_mail_async.refresh import RefreshingTokens
 from feishu_mail_async.transport import Failure, Transport
 
 from .account import UNNAMED, Account, read_account
-from .fleet import run_loop
 from .keeping import find_ledger
 from .listing import check_mailbox
+from .loop import run_loop
 from .options import (
     AppOption,
     BaseUrlOption,

@@ -7,8 +7,9 @@ import typer
 
 from .account import read_account
 from .bulk import read_drafts
-from .fleet import load_fleet, named_app, run_loop
+from .fleet import load_fleet, named_app
 from .listing import check_mailbox
+from .loop import run_loop
 from .options import (
     DEFAULT_RATE,
     AppOption,

@@ -1,17 +1,12 @@
-"""What the commands of a fleet share: the packages they need, the app they serve, and how their loops run."""
+"""What the commands of a fleet share: the packages they need, and the app they serve."""
 
-import asyncio
-import sys
-from collections.abc import Coroutine
 from types import ModuleType
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from .problems import CannotStart, WrongUsage
 from .secretfile import named_app_id
 
-__all__ = ["load_fleet", "named_app", "run_loop"]
-
-T = TypeVar("T")
+__all__ = ["load_fleet", "named_app"]
 
 _PACKAGES: Final = frozenset({"procrastinate", "psycopg", "psycopg_pool", "sqlalchemy"})
 
@@ -44,9 +39,3 @@ def named_app(app: str | None) -> str:
     if app is None:
         raise WrongUsage("--app", "give the app's id: all machines that send for it share its limit")
     return app
-
-
-def run_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end in a loop that psycopg can use."""
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if sys.platform == "win32" else None) as runner:
-        return runner.run(coroutine)

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
-__all__ = ["Interrupts"]
+__all__ = ["STOPPING", "Interrupts"]
+
+STOPPING: Final = "stopping: no new calls, those under way are finished (again: stop at once)"
+"""What people are told at the first one."""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _ENOUGH: Final = 2

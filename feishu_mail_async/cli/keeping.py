@@ -1,6 +1,5 @@
 """Where the command line keeps its ledger, and what it says of drafts before a run."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,16 @@ from feishu_mail_async.codes import Until
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import Draft
 
+from .loop import run_loop
 from .options import read_ledger
 from .problems import CannotStart
 
 if TYPE_CHECKING:
     from .account import Account
 
-__all__ = ["default_ledger", "find_ledger", "own_directory", "sent_before"]
+__all__ = ["default_ledger", "find_ledger", "may_be_there", "own_directory", "sent_before"]
 
+_FILE = "sqlite:///"
 _REMEDY = "; or give --ledger PATH, or --no-ledger to keep none"
 
 
@@ -51,7 +52,12 @@ def own_directory() -> Path:
 
 def default_ledger() -> str:
     """The URL of the ledger that is kept where nothing else is said; it need not be there."""
-    return f"sqlite:///{own_directory() / 'ledger.db'}"
+    return f"{_FILE}{own_directory() / 'ledger.db'}"
+
+
+def may_be_there(ledger: str) -> bool:
+    """Whether there may be a ledger at this URL: not if it is a file that is missing; to look must not make it."""
+    return not ledger.startswith(_FILE) or Path(ledger.removeprefix(_FILE)).exists()
 
 
 def sent_before(account: "Account", ledger: str | None, drafts: Sequence[Draft]) -> int:
@@ -66,7 +72,7 @@ def sent_before(account: "Account", ledger: str | None, drafts: Sequence[Draft])
     if ledger is None:
         return 0
     try:
-        return asyncio.run(_sent_before(account, ledger, list(dict.fromkeys(drafts))))
+        return run_loop(_sent_before(account, ledger, list(dict.fromkeys(drafts))))
     except LedgerError as error:
         raise CannotStart(f"{error}{_REMEDY}") from None
 

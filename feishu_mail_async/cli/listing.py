@@ -1,6 +1,5 @@
 """`feishu-mail-async list`: the drafts of a mailbox."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Annotated
@@ -11,6 +10,7 @@ from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .account import Account, read_account
+from .loop import run_loop
 from .options import (
     AppOption,
     BaseUrlOption,
@@ -68,7 +68,7 @@ def list_drafts(
         # Flushed, because whoever reads the pipe may have seen enough.
         print(json.dumps(named) if as_json else draft.draft_id, flush=True)  # noqa: T201 - it is what it is for
 
-    number = asyncio.run(_list(account, mailbox, tell))
+    number = run_loop(_list(account, mailbox, tell))
     if not number:
         console(stderr=True).print(f"note: the mailbox {mailbox} has no drafts", style="dim", soft_wrap=True)
     return 0
@@ -81,7 +81,7 @@ def collect(account: Account, mailbox: str) -> list[Draft]:
         Problem: they cannot be listed.
     """
     drafts: list[Draft] = []
-    asyncio.run(_list(account, mailbox, drafts.append))
+    run_loop(_list(account, mailbox, drafts.append))
     return drafts
 
 

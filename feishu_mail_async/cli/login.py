@@ -21,9 +21,9 @@ from feishu_mail_async.oauth import SCOPES, Login
 from feishu_mail_async.refresh import RefreshingTokens
 
 from .callback import Answer, Callback
-from .fleet import run_loop
 from .keeping import find_ledger
 from .logins import choose_app, ledger_of_logins, read_logins
+from .loop import run_loop
 from .options import AppOption, BaseUrlOption, LarkOption, LedgerOption, VerboseOption, read_base_url
 from .pasting import can_be_asked, hear_lines
 from .problems import CannotStart, Problem, WrongUsage

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from feishu_mail_async.client import FeishuMailClient
@@ -12,8 +11,8 @@ from feishu_mail_async.ledger import Ledger, open_ledger
 from feishu_mail_async.ledger.tokens import StoredToken
 from feishu_mail_async.refresh import RefreshingTokens
 
-from .fleet import run_loop
-from .keeping import default_ledger
+from .keeping import default_ledger, may_be_there
+from .loop import run_loop
 from .options import read_ledger
 from .problems import CannotStart, WrongUsage
 from .secretfile import find_secret, kept_apps, named_app_id
@@ -109,7 +108,7 @@ def read_logins(ledger: str) -> dict[tuple[str, str], Mapping[str, StoredToken]]
     Raises:
         CannotStart: the ledger cannot be used.
     """
-    if ledger.startswith("sqlite:///") and not Path(ledger.removeprefix("sqlite:///")).exists():
+    if not may_be_there(ledger):
         return {}
     try:
         return run_loop(_read_logins(ledger))

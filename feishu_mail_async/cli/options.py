@@ -27,6 +27,7 @@ __all__ = [
     "TokenFileOption",
     "UserOption",
     "VerboseOption",
+    "choose_host",
     "read_base_url",
     "read_database",
     "read_ledger",
@@ -198,3 +199,12 @@ def read_base_url(base_url: str | None, *, lark: bool) -> str:
         return check_base_url(base_url)
     except ValueError as error:
         raise WrongUsage("--base-url", error) from None
+
+
+def choose_host(base_url: str | None, *, lark: bool) -> str | None:
+    """The host that `--base-url` and `--lark` choose among those known; None: all.
+
+    Raises:
+        WrongUsage: they give none, or two.
+    """
+    return read_base_url(base_url, lark=lark) if base_url is not None or lark else None

@@ -11,7 +11,7 @@ from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, OutcomeStatus
 
-from .interrupts import Interrupts
+from .interrupts import STOPPING, Interrupts
 from .problems import INTERRUPTED, SOME_NOT
 from .screen import Screen
 from .waiting import why_waiting
@@ -19,7 +19,6 @@ from .waiting import why_waiting
 __all__ = ["Run", "run_drafts"]
 
 _TICK: Final = 0.2
-_GOOD: Final = frozenset({OutcomeStatus.SENT, OutcomeStatus.ALREADY_SENT})
 
 
 @dataclass(slots=True)
@@ -39,7 +38,7 @@ class Run:
         """0: all are sent; 1: some are not; 130: it was ended at once."""
         if self.interrupts > 1:
             return INTERRUPTED
-        return 0 if all(outcome.status in _GOOD for outcome in self.outcomes) else SOME_NOT
+        return 0 if all(outcome.status.good for outcome in self.outcomes) else SOME_NOT
 
 
 async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: Screen) -> Run:
@@ -54,7 +53,7 @@ async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: 
     def hear(times: int) -> None:
         run.interrupts = times
         if times == 1:
-            screen.note("stopping: no new calls, those under way are finished (again: stop at once)")
+            screen.note(STOPPING)
         ending.add(asyncio.ensure_future(client.close(None if times == 1 else 0.0)))
 
     async with client:
@@ -89,8 +88,7 @@ async def _send(client: FeishuMailClient, draft: Draft) -> Outcome:
         result = await client.send_draft(draft)
     except FeishuMailError as error:
         return Outcome(draft, error.status, None, error)
-    status = OutcomeStatus.ALREADY_SENT if result.already_sent else OutcomeStatus.SENT
-    return Outcome(draft, status, result, None)
+    return Outcome(draft, result.status, result, None)
 
 
 async def _tell_time(client: FeishuMailClient, sends: Sequence[asyncio.Future[Outcome]], screen: Screen) -> None:

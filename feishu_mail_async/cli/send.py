@@ -1,6 +1,5 @@
 """`feishu-mail-async send`: some drafts, named by their ids."""
 
-import asyncio
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ from feishu_mail_async.model import Draft, RetryPolicy
 from .account import read_account
 from .keeping import find_ledger, sent_before
 from .listing import check_mailbox
+from .loop import run_loop
 from .options import (
     DEFAULT_RATE,
     AppOption,
@@ -93,7 +93,7 @@ def send(
         verbose=Verbose(on=verbose),
         id_width=min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts)),
     )
-    run = asyncio.run(run_drafts(client, drafts, screen))
+    run = run_loop(run_drafts(client, drafts, screen))
     if len(drafts) > 1 and not as_json:
         screen.out.print(summary(run.outcomes))
     return run.exit_code

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -14,8 +13,9 @@ from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import Overview, check_url, open_ledger
 from feishu_mail_async.model import OutcomeStatus
 
-from .fleet import load_fleet, run_loop
-from .keeping import default_ledger
+from .fleet import load_fleet
+from .keeping import default_ledger, may_be_there
+from .loop import run_loop
 from .options import (
     AppOption,
     BaseUrlOption,
@@ -23,7 +23,7 @@ from .options import (
     LarkOption,
     LedgerOption,
     VerboseOption,
-    read_base_url,
+    choose_host,
     read_ledger,
 )
 from .pace import duration, name_limit
@@ -34,7 +34,6 @@ from .words import clean, count, name_scope, name_status, span
 
 __all__ = ["status"]
 
-_FILE: Final = "sqlite:///"
 _WAITING: Final = "waiting"
 _IN_FLIGHT: Final = "in_flight"
 
@@ -85,12 +84,10 @@ def status(
     Without --app it says so of every app; --base-url and --lark choose among them, too.
     """
     url = read_ledger(ledger) or default_ledger()
-    host = read_base_url(base_url, lark=lark) if base_url is not None or lark else None
+    host = choose_host(base_url, lark=lark)
     if not Verbose(on=verbose).on:
         logging.getLogger("psycopg").setLevel(logging.CRITICAL)
-    # To look at a ledger must not make one.
-    there = not url.startswith(_FILE) or Path(url.removeprefix(_FILE)).exists()
-    known = run_loop(_look(url)) if there else []
+    known = run_loop(_look(url)) if may_be_there(url) else []
     apps = [told for told in known if app in {None, told.app} and host in {None, told.base_url}]
     out = console()
     if as_json:

@@ -16,7 +16,6 @@ from .words import advise, brief, name_scope, name_status
 
 __all__ = ["Tally"]
 
-_GOOD: Final = frozenset({OutcomeStatus.SENT, OutcomeStatus.ALREADY_SENT})
 _MOST_REASONS: Final = 12
 _MOST_SCOPES: Final = 3
 
@@ -49,7 +48,7 @@ class Tally:
     @property
     def all_sent(self) -> bool:
         """Whether every draft is sent, by this run or before."""
-        return all(status in _GOOD for status in self.statuses)
+        return all(status.good for status in self.statuses)
 
     def add(self, outcome: Outcome) -> None:
         """Count one more."""

@@ -14,8 +14,8 @@ from feishu_mail_async.ledger.clock import wall_clock
 from feishu_mail_async.ledger.tokens import StoredToken
 
 from .account import ENVIRONMENT
-from .fleet import run_loop
 from .logins import choose_app, ledger_of_logins, read_logins
+from .loop import run_loop
 from .options import (
     AppOption,
     BaseUrlOption,
@@ -23,6 +23,7 @@ from .options import (
     LarkOption,
     LedgerOption,
     VerboseOption,
+    choose_host,
     read_base_url,
 )
 from .problems import SOME_NOT, CannotStart, WrongUsage
@@ -48,7 +49,7 @@ def whoami(
     Without --app it says so of every app; --base-url and --lark choose among them, too. Nobody: exit code 1.
     """
     Verbose(on=verbose)
-    host = read_base_url(base_url, lark=lark) if base_url is not None or lark else None
+    host = choose_host(base_url, lark=lark)
     known = {
         key: tokens
         for key, tokens in read_logins(ledger_of_logins(ledger)).items()

@@ -15,8 +15,9 @@ from feishu_mail_async.errors import ScopeClosed
 from feishu_mail_async.model import RetryPolicy
 
 from .account import Account, read_account
-from .fleet import load_fleet, named_app, run_loop
-from .interrupts import Interrupts
+from .fleet import load_fleet, named_app
+from .interrupts import STOPPING, Interrupts
+from .loop import run_loop
 from .options import (
     DEFAULT_RATE,
     AppOption,
@@ -159,7 +160,7 @@ async def _run(
                 nonlocal interrupts
                 interrupts = times
                 if times == 1:
-                    report.note("stopping: no new calls, those under way are finished (again: stop at once)")
+                    report.note(STOPPING)
                 working.stop(at_once=times > 1)
 
             with Interrupts(hear):

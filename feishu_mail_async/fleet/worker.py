@@ -19,7 +19,7 @@ from procrastinate.worker import Worker
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError, OutcomeUnknown
-from feishu_mail_async.model import Draft, OutcomeStatus, Priority, RateLimit
+from feishu_mail_async.model import Draft, Priority, RateLimit
 
 from .connector import PAUSE, Connector, Jobs, loop_time
 from .jobs import TASK, Queue, QueueTrouble, said
@@ -305,8 +305,7 @@ class DraftWorker:
             raise _PutBack(self._times.unknown) from error
         finally:
             self._taken[draft.user] -= 1
-        status = OutcomeStatus.ALREADY_SENT if result.already_sent else OutcomeStatus.SENT
-        return Outcome(draft, status, result, None)
+        return Outcome(draft, result.status, result, None)
 
     # -- what goes on beside -----------------------------------------------------------------------------
 

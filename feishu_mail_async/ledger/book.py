@@ -117,18 +117,10 @@ class MemoryBook:
         return Taken((asks[0], self.standing.grant(str(next(_turns)), now)))
 
     def settle(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
-        settled = self.standing.settle(
-            turn.grant, judgement, delays, now, turn.user, turn.mailbox, renewing=renewing
-        )
-        if settled.ended is None:
-            self.standing.budget.refund()
-        else:
-            self.standing.budget.ended(settled.ended)
-        return settled
+        return self.standing.end(turn, judgement, delays, now, renewing=renewing)
 
     def give_back(self, grant: Grant) -> None:
-        self.standing.budget.refund()
-        self.standing.give_back(grant)
+        self.standing.refund(grant)
 
     def close_user(self, user: str, error: FeishuMailError, mark: str | None, now: float) -> None:
         self.standing.close(f"user:{user}", error, Until.TOKEN, now, mark)

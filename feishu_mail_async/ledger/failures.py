@@ -46,7 +46,7 @@ _AWAY: Final = "the database does not answer: check that it runs and can be reac
 
 def final(error: BaseException) -> str | None:
     """What to tell the person about a failure that waiting does not mend; None if it may pass."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
+    origin = _origin(error)
     name = getattr(origin, "sqlite_errorname", None)
     if name is not None:
         known = next((advice for prefix, advice in _SQLITE.items() if name.startswith(prefix)), None)
@@ -63,8 +63,7 @@ def final(error: BaseException) -> str | None:
 
 def busy(error: BaseException) -> bool:
     """Whether a SQLite file was locked by somebody else, so that nothing at all was done."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    return str(getattr(origin, "sqlite_errorname", "")).startswith(_LOCKS)
+    return str(getattr(_origin(error), "sqlite_errorname", "")).startswith(_LOCKS)
 
 
 def told(where: str, error: BaseException) -> LedgerError:
@@ -88,8 +87,13 @@ class _Cause(Exception):
     """What stands behind a LedgerError, without the connection and what it knows."""
 
 
+def _origin(error: BaseException) -> BaseException | None:
+    """The driver's own error, where SQLAlchemy has put one of its own around it."""
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
 def _named(error: BaseException) -> str:
-    origin = error.orig if isinstance(error, DBAPIError) else error
+    origin = _origin(error)
     name = getattr(origin, "sqlite_errorname", None)
     if name is not None:
         return f"{name}: {origin}"

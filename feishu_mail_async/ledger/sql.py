@@ -32,7 +32,7 @@ from . import schema
 from .clock import HostClock, Reading
 from .failures import TROUBLE, busy, final, told
 from .home import Overview
-from .sqlbook import SqlBook, limit_of, standing_of
+from .sqlbook import SqlBook, limit_of, permits_of, standing_of
 from .sqltokens import SqlTokens
 
 __all__ = ["SqlLedger"]
@@ -141,9 +141,8 @@ class SqlLedger:
         )
         standing = await standing_of(connection, row)
         budget = standing.budget
-        calls = await connection.execute(sa.select(schema.permit).where(schema.permit.c.app_id == row.id))
-        permits = list(calls)
-        budget.load(0, [permit.lapses if permit.ended is None else permit.ended for permit in permits])
+        permits = await permits_of(connection, row.id)
+        budget.load(0, [permit.end for permit in permits])
         in_use = budget.limit.calls - budget.free(now)
         pause = standing.pause
         return Overview(
@@ -267,6 +266,7 @@ class SqlLedger:
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that can say what is done on a conflict."""
+        # Not at the top: the engine has loaded its own dialect by now, and the other one would be for nothing.
         if self._sqlite:
             from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415
 
@@ -365,8 +365,7 @@ def _make_private(path: str) -> None:
     """Have the file there, for its owner alone; SQLite gives the files beside it the same rights.
 
     Raises:
-        LedgerError: others may read it.
-        OSError: it cannot be opened or made.
+        LedgerError: it cannot be opened or made, or others may read it.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)

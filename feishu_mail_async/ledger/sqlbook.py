@@ -29,6 +29,7 @@ from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, dec
 from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.model import OutcomeStatus, Priority, RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
+from feishu_mail_async.tasks import start_task
 
 from . import reasons, schema
 from .book import Taken
@@ -38,7 +39,7 @@ from .standing import Closure, Delays, Grant, Pause, Settled, Standing, scopes
 if TYPE_CHECKING:
     from .sql import SqlLedger
 
-__all__ = ["SqlBook", "limit_of", "standing_of"]
+__all__ = ["PermitRow", "SqlBook", "limit_of", "permits_of", "standing_of"]
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ class _LockRow:
 
 
 @dataclass(slots=True)
-class _PermitRow:
+class PermitRow:
     """A call that the window holds, as its row says: until `ended`, or else `lapses`, and a window more."""
 
     turn: str
@@ -119,6 +120,14 @@ class _PermitRow:
     def end(self) -> float:
         """When the call ended, or will be taken to have ended."""
         return self.lapses if self.ended is None else self.ended
+
+
+async def permits_of(connection: AsyncConnection, app_id: int) -> list[PermitRow]:
+    """The calls of an app that are on record; the window may hold some of them no more."""
+    permit = schema.permit.c
+    columns = permit.turn, permit.taken, permit.lapses, permit.ended
+    rows = await connection.execute(sa.select(*columns).where(permit.app_id == app_id))
+    return [PermitRow(row.turn, row.taken, row.lapses, row.ended) for row in rows]
 
 
 class _Transaction:
@@ -141,7 +150,7 @@ class _Transaction:
         self.now = now
         self.began = began
         self.standing = standing
-        self.permits: list[_PermitRow] | None = None
+        self.permits: list[PermitRow] | None = None
         self._before = _columns(standing)
         self._closed_before = dict(standing.closed)
 
@@ -149,19 +158,15 @@ class _Transaction:
         result: sa.CursorResult[Any] = await self.connection.execute(statement, values)
         return result
 
-    async def load_permits(self) -> list[_PermitRow]:
+    async def load_permits(self) -> list[PermitRow]:
         """The calls that the window still holds; those that it does not are dropped."""
-        permit, limit = schema.permit.c, self.standing.budget.limit
-        columns = permit.turn, permit.taken, permit.lapses, permit.ended
-        found = [
-            _PermitRow(row.turn, row.taken, row.lapses, row.ended)
-            for row in await self.run(sa.select(*columns).where(permit.app_id == self.app_id))
-        ]
+        limit = self.standing.budget.limit
+        found = await permits_of(self.connection, self.app_id)
         begins = self.now - limit.per - limit.margin
         self.permits = [row for row in found if row.end > begins]
         if len(self.permits) < len(found):
             gone = [row.turn for row in found if row.end <= begins]
-            await self.run(sa.delete(schema.permit).where(permit.turn.in_(gone)))
+            await self.run(sa.delete(schema.permit).where(schema.permit.c.turn.in_(gone)))
         self.standing.budget.load(0, [row.end for row in self.permits])
         return self.permits
 
@@ -219,8 +224,7 @@ class _Transaction:
             .where(draft.c.turn == turn, draft.c.state == DraftState.IN_FLIGHT)
             .values(state=DraftState.WAITING, turn=None, calls=draft.c.calls - 1)
         )
-        if self.standing.pause is not None and self.standing.pause.probe == turn:
-            self.standing.pause.probe = None
+        self.standing.give_back(turn)
 
     async def write_back(self) -> None:
         """Write what has changed in the standing."""
@@ -280,6 +284,7 @@ class SqlBook:
         self._orphans: set[str] = set()
         self._reopened: set[str] = set()
         self._notes: _Notes = {}
+        self._noting: asyncio.Task[None] | None = None
         self._recalling: tuple[list[DraftKey], asyncio.Task[Mapping[DraftKey, Record]]] | None = None
 
     # -- turns -----------------------------------------------------------------------------------------
@@ -288,8 +293,7 @@ class SqlBook:
         return self._spawn(self._take(asks))
 
     async def _take(self, asks: Sequence[Ask]) -> Taken:
-        names: set[str] = set()
-        names.update(*(scopes(ask.user, ask.mailbox) for ask in asks))
+        names = _scopes_of(asks)
         turn = uuid.uuid4().hex
 
         async def take(transaction: _Transaction) -> Taken:
@@ -350,14 +354,14 @@ class SqlBook:
         row = {"turn": turn, "app_id": transaction.app_id, "holder": self._holder, "taken": now, "lapses": lapses}
         await transaction.run(sa.insert(schema.permit), row)
         if transaction.permits is not None:
-            transaction.permits.append(_PermitRow(turn, now, lapses))
+            transaction.permits.append(PermitRow(turn, now, lapses))
         self._live.add(turn)
         for lock in locks:
             lock.turn, lock.taken, lock.lapses = turn, now, lapses
         await self._write_locks(transaction, locks)
         doubtful = False
         if ask.draft_id is not None:
-            doubtful = record is not None and (record.doubtful or record.state is DraftState.IN_FLIGHT)
+            doubtful = record is not None and record.uncertain
             await self._write_draft(
                 transaction,
                 DraftKey(ask.user, ask.mailbox, ask.draft_id),
@@ -400,14 +404,7 @@ class SqlBook:
         except LedgerError as error:
             # The call is over and its outcome is true all the same; the lease keeps what it held until it lapses.
             _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
-            settled = self.standing.settle(
-                turn.grant, judgement, delays, at, turn.user, turn.mailbox, renewing=renewing
-            )
-            if settled.ended is None:
-                self.standing.budget.refund()
-            else:
-                self.standing.budget.ended(settled.ended)
-            return settled
+            return self.standing.end(turn, judgement, delays, at, renewing=renewing)
         finally:
             self._live.discard(name)
         shift = _loop_time() - now
@@ -455,10 +452,9 @@ class SqlBook:
     ) -> None:
         """What a call has made of its draft."""
         draft = schema.draft
-        sent = judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
-        doubtful = not sent and (turn.grant.doubtful or not judgement.conclusive)
+        doubtful = not judgement.sent and (turn.grant.doubtful or not judgement.conclusive)
         values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": _storable(judgement.log_id)}
-        if sent:
+        if judgement.sent:
             state = DraftState.SENT if judgement.verdict is Verdict.SENT else DraftState.ALREADY_SENT
             values |= {name: _storable(judgement.text(name)) for name in ("message_id", "thread_id")}
             values |= {"code": None, "error": None}
@@ -486,8 +482,7 @@ class SqlBook:
         try:
             await self._transact(look, ())
         except LedgerError:  # it is freed later, or lapses
-            self.standing.budget.refund()
-            self.standing.give_back(grant)
+            self.standing.refund(grant)
 
     # -- closed scopes, and the limit ------------------------------------------------------------------
 
@@ -541,21 +536,17 @@ class SqlBook:
         async def read(transaction: _Transaction) -> Mapping[DraftKey, Record]:
             return await transaction.drafts(wanted)
 
-        if self._notes:  # what has ended before is on record before
-            await asyncio.sleep(0)
-            async with self._one_at_a_time:
-                pass
+        if self._noting is not None and not self._noting.done():  # what has ended before is on record before
+            await asyncio.wait([self._noting])
         async with self._one_at_a_time:
             if self._recalling is not None and self._recalling[0] is wanted:
                 self._recalling = None
-        names: set[str] = set()
-        names.update(*(scopes(key.user, key.mailbox) for key in wanted))
-        records, _ = await self._transact(read, names)
+        records, _ = await self._transact(read, _scopes_of(wanted))
         return records
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
-        if not self._notes:
-            self._spawn(self._write_notes())
+        if self._noting is None or self._noting.done():
+            self._noting = self._spawn(self._write_notes())
         self._notes[key] = status, error
 
     async def _write_notes(self) -> None:
@@ -685,7 +676,7 @@ class SqlBook:
             found.budget = known.budget
         self.standing = found
 
-    def _adopt_permits(self, permits: list[_PermitRow], budget: Budget, now: float, shift: float) -> None:
+    def _adopt_permits(self, permits: list[PermitRow], budget: Budget, now: float, shift: float) -> None:
         window = budget.limit.per + budget.limit.margin
         own, ended = 0, []
         for row in permits:
@@ -732,15 +723,9 @@ class SqlBook:
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do something that is not broken off with whoever wanted it."""
-        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name="feishu-mail-ledger")
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task = start_task(work, "feishu-mail-ledger", self._tasks)
+        task.add_done_callback(_look_at)
         return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at, in case nobody waits for it any more
 
     async def written(self) -> None:
         if self._tasks:
@@ -754,8 +739,18 @@ class SqlBook:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _look_at(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # in case nobody waits for it any more
+
+
 async def _nothing(_: _Transaction) -> None:
     pass
+
+
+def _scopes_of(wanted: Iterable[Ask | DraftKey]) -> set[str]:
+    """All that must be open for one of these."""
+    return {name for one in wanted for name in scopes(one.user, one.mailbox)}
 
 
 def _loop_time() -> float:

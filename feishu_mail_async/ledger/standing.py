@@ -8,13 +8,16 @@ knows until the next transaction.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from feishu_mail_async.budget import Budget
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, without_traceback
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
+
+if TYPE_CHECKING:
+    from feishu_mail_async.lanes import Turn
 
 __all__ = ["APP", "ClosedScope", "Closure", "Delays", "Grant", "Lock", "Pause", "Settled", "Standing", "scopes"]
 
@@ -223,6 +226,20 @@ class Standing:
 
     # -- the end of a call -----------------------------------------------------------------------------
 
+    def end(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
+        """The call of a turn whose permit is counted here has ended; the parameters are those of `settle`."""
+        settled = self.settle(turn.grant, judgement, delays, now, turn.user, turn.mailbox, renewing=renewing)
+        if settled.ended is None:
+            self.budget.refund()
+        else:
+            self.budget.ended(settled.ended)
+        return settled
+
+    def refund(self, grant: Grant) -> None:
+        """No call was made in the turn of this grant, whose permit is counted here."""
+        self.budget.refund()
+        self.give_back(grant.turn)
+
     def settle(  # noqa: PLR0917 - one for each thing concerned
         self,
         grant: Grant,
@@ -261,13 +278,13 @@ class Standing:
             self.close(closed, judgement.error, judgement.until, now)
         return Settled(ended, closed, outage)
 
-    def give_back(self, grant: Grant) -> None:
-        """No call was made: another may probe. The permit is the caller's business."""
-        if self.pause is not None and self.pause.probe == grant.turn:
+    def give_back(self, turn: str) -> None:
+        """No call is made in the turn of this name (any more): another may probe. Its permit is the caller's."""
+        if self.pause is not None and self.pause.probe == turn:
             self.pause.probe = None
 
     def _settle_app(self, grant: Grant, judgement: Judgement, delays: Delays, now: float) -> float | None:
-        self.give_back(grant)
+        self.give_back(grant.turn)
         # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
         answered = judgement.end is CallEnd.ANSWERED and grant.probe and grant.pauses == self.pauses
         if answered:
@@ -361,7 +378,7 @@ def _settle_user(user: Lock, judgement: Judgement, delays: Delays, now: float) -
         user.strikes += 1
         user.cooling = now + delays.backoff(user.strikes)
         user.open_at = max(user.open_at, user.cooling)
-    elif judgement.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
+    elif judgement.sent:
         user.strikes = 0
 
 

@@ -1,0 +1,544 @@
+"""Traces and metrics of an app's calls, for OpenTelemetry. It needs the extra `otel`.
+
+A draft's span lasts from when it was given until what became of it is known; its calls are spans within, by the
+stable semantic conventions for HTTP. The times of spans and measurements are those of their SDK's clock, the
+durations that are measured those of the loop's.
+"""
+
+import asyncio
+import concurrent.futures
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+try:
+    from opentelemetry import context, metrics, trace
+    from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, MeterProvider, Observation
+    from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+    from opentelemetry.semconv.attributes.http_attributes import (
+        HTTP_REQUEST_METHOD,
+        HTTP_REQUEST_RESEND_COUNT,
+        HTTP_RESPONSE_STATUS_CODE,
+    )
+    from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
+    from opentelemetry.semconv.attributes.url_attributes import URL_FULL
+    from opentelemetry.semconv.metrics.http_metrics import HTTP_CLIENT_REQUEST_DURATION
+    from opentelemetry.semconv.schemas import Schemas
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+except ImportError as missing:
+    raise ImportError(
+        f"otel: {missing.name} is missing; install it with: pip install 'feishu-mail-async[otel]'",
+        name=missing.name,
+    ) from None
+
+from .client import AppKey, FeishuMailClient
+from .errors import ClientClosed, FeishuMailError
+from .events import (
+    AppPaused,
+    AppResumed,
+    AttemptEnded,
+    AttemptStarted,
+    DraftDone,
+    DraftEvent,
+    DraftQueued,
+    Event,
+    RetryPlanned,
+    TurnGranted,
+)
+from .model import Priority
+from .scheduler import Snapshot
+
+if TYPE_CHECKING:
+    from contextvars import Token
+
+    from opentelemetry.context import Context
+
+__all__ = ["instrument"]
+
+_Attributes = dict[str, str | int | float | bool]
+
+_SCOPE: Final = "feishu_mail_async"
+_URL_TEMPLATE: Final = "url.template"  # not among the stable attributes, and the stable span name is made of it
+_SCHEMA: Final = Schemas.V1_36_0.value
+_CLIENT_ERROR: Final = 400
+_NONE: Final = "none"
+"""The code of what has none: all measurements of an instrument have the same attributes."""
+
+_CALLS: Final = {
+    "send": ("POST", "/open-apis/mail/v1/user_mailboxes/:user_mailbox_id/drafts/:draft_id/send"),
+    "list": ("GET", "/open-apis/mail/v1/user_mailboxes/:user_mailbox_id/drafts"),
+}
+"""The method and the path of an endpoint, as "发送草稿" and "列出草稿" write it."""
+
+_EXCHANGE: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+"""The buckets that the conventions prescribe for the duration of a request, in seconds."""
+
+_WAIT: Final = (0, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 240, 300, 450, 600)
+"""For waits, in seconds: from no wait at all over the window of a minute to ten of them."""
+
+_PATIENCE: Final = 0.5
+"""Seconds that a thread which collects metrics waits for the loop to say how things stand."""
+
+
+def instrument(
+    client: FeishuMailClient,
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+) -> Callable[[], None]:
+    """Make spans and metrics of the calls of a client's app, until the client is closed.
+
+    They tell of all clients of the app in this loop, as `FeishuMailClient.subscribe` does. If several of them are
+    instrumented, nothing is counted twice, and they are told of for as long as one of these is open.
+
+    Args:
+        client: a client, in its own event loop.
+        tracer_provider: makes the spans; None: the global one.
+        meter_provider: takes the measurements; None: the global one.
+
+    Returns:
+        a function that ends it, to be called in the client's loop. Spans that are open then end then.
+
+    Raises:
+        ClientClosed: the client is closed.
+        RuntimeError: this is not the client's event loop.
+    """
+    client.snapshot()  # has the client bound to this loop, or says why that cannot be
+    for ended in [key for key in tuple(_live) if key[0].is_closed()]:
+        _live.pop(ended).close()
+    key = asyncio.get_running_loop(), client._key, tracer_provider, meter_provider  # noqa: SLF001 - no one else's
+    if key not in _live:
+        _live[key] = _Instrumentation(key)
+    return _live[key].join(client)
+
+
+@functools.cache
+def _release() -> str:
+    return version("feishu-mail-async")
+
+
+_Key = tuple[asyncio.AbstractEventLoop, AppKey, TracerProvider | None, MeterProvider | None]
+
+
+class _Server:
+    """What the spans and measurements of all calls to one host have in common.
+
+    Args:
+        base_url: the host, as the client has it.
+
+    Attributes:
+        base_url: the same.
+        at: the attributes that name the host.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        parts = urlsplit(base_url)
+        self.base_url = base_url
+        self._prefix = parts.path
+        self.at: _Attributes = {
+            SERVER_ADDRESS: parts.hostname or "",
+            SERVER_PORT: parts.port or (443 if parts.scheme == "https" else 80),
+        }
+        self._calls = {endpoint: self._call(*call) for endpoint, call in _CALLS.items()}
+
+    def _call(self, method: str, path: str) -> tuple[str, _Attributes]:
+        template = self._prefix + path
+        return f"{method} {template}", {HTTP_REQUEST_METHOD: method, _URL_TEMPLATE: template, **self.at}
+
+    def name(self, endpoint: str) -> str:
+        """The name of the span of a call."""
+        return self._calls[endpoint][0]
+
+    def attributes(self, endpoint: str) -> _Attributes:
+        """The attributes of a call, for the caller to add to."""
+        return dict(self._calls[endpoint][1])
+
+
+def _outcome(event: AttemptEnded) -> _Attributes:
+    """How a call ended, by the conventions: what its span and its duration have in common."""
+    attributes: _Attributes = {}
+    if event.http_status is not None:
+        attributes[HTTP_RESPONSE_STATUS_CODE] = event.http_status
+    if event.error is not None:
+        # "Already sent" comes as an HTTP error and is none. Others come with HTTP 200.
+        failed = event.http_status is not None and event.http_status >= _CLIENT_ERROR
+        attributes[ERROR_TYPE] = str(event.http_status) if failed else _type(event.error)
+    return attributes
+
+
+def _type(error: FeishuMailError) -> str:
+    return type(error).__qualname__
+
+
+def _name(priority: Priority) -> str:
+    return priority.name.lower()
+
+
+def _code(code: int | None) -> str:
+    return _NONE if code is None else str(code)
+
+
+def _answer(code: int | None, log_id: str | None) -> _Attributes:
+    """What identifies an answer, as far as there was one."""
+    answer: _Attributes = {} if code is None else {"feishu_mail.code": _code(code)}
+    return answer if log_id is None else answer | {"feishu_mail.log_id": log_id}
+
+
+def _about(event: DraftEvent) -> _Attributes:
+    """Whose call it is and what it is about."""
+    about: _Attributes = {"feishu_mail.user": event.user}
+    if event.draft is not None:
+        about |= {"feishu_mail.draft_id": event.draft.draft_id, "feishu_mail.mailbox": event.draft.mailbox}
+    return about
+
+
+class _Spans:
+    """The open spans, and what opens and ends them.
+
+    Args:
+        tracer: makes them.
+        server: where the calls go.
+    """
+
+    def __init__(self, tracer: Tracer, server: _Server) -> None:
+        self._tracer = tracer
+        self._server = server
+        self._drafts: dict[int, Span] = {}
+        self._attempts: dict[int, tuple[Span, Token[Context]]] = {}
+
+    def hear(self, event: Event) -> None:
+        """Take note of an event, in the context in which it is told."""
+        match event:
+            case AttemptStarted():
+                self._started(event)
+            case AttemptEnded():
+                self._ended(event)
+            case TurnGranted():
+                self._granted(event)
+            case DraftDone():
+                self._done(event)
+            case RetryPlanned():
+                self._planned(event)
+            case DraftQueued():
+                self._of(event)
+
+    def close(self) -> None:
+        """End what is open."""
+        # What an attempt's span has attached is the business of the attempt's own task, which is about to end.
+        for span in [attempt for attempt, _ in self._attempts.values()] + list(self._drafts.values()):
+            span.end()
+        self._attempts.clear()
+        self._drafts.clear()
+
+    def _of(self, event: DraftEvent) -> Span | None:
+        """The span of the draft, which begins with the first event heard of it; None for a list call.
+
+        The event is told in the context of whoever gave the draft, so theirs is the parent.
+        """
+        if event.draft is None:
+            return None
+        span = self._drafts.get(event.job)
+        if span is None:
+            span = self._drafts[event.job] = self._tracer.start_span("send draft", attributes=_about(event))
+        return span
+
+    def _granted(self, event: TurnGranted) -> None:
+        span = self._of(event)
+        if span is not None:
+            span.set_attribute("feishu_mail.priority", _name(event.priority))
+            told: _Attributes = {
+                "feishu_mail.attempt": event.attempt,
+                "feishu_mail.waited": event.waited,
+                "feishu_mail.probe": event.probe,
+            }
+            span.add_event(f"feishu_mail.{event.name}", told)
+
+    def _planned(self, event: RetryPlanned) -> None:
+        span = self._of(event)
+        if span is not None:
+            told: _Attributes = {
+                "feishu_mail.attempts": event.attempts,
+                "feishu_mail.delay": event.delay,
+                "feishu_mail.scope": event.scope.value,
+                ERROR_TYPE: _type(event.error),
+            }
+            span.add_event(f"feishu_mail.{event.name}", told)
+
+    def _started(self, event: AttemptStarted) -> None:
+        """Open the span of a call and make it the current one of the task that makes the call."""
+        draft = self._of(event)
+        parent = None if draft is None else trace.set_span_in_context(draft)
+        attributes = self._server.attributes(event.endpoint) | _about(event)
+        attributes[URL_FULL] = self._server.base_url + event.path
+        if event.attempt > 1:
+            attributes[HTTP_REQUEST_RESEND_COUNT] = event.attempt - 1
+        name = self._server.name(event.endpoint)
+        span = self._tracer.start_span(name, parent, SpanKind.CLIENT, attributes)
+        self._attempts[event.job] = span, context.attach(trace.set_span_in_context(span))
+
+    def _ended(self, event: AttemptEnded) -> None:
+        span, token = self._attempts.pop(event.job, (None, None))
+        if span is None or token is None:  # it began before anybody listened
+            return
+        attributes = _outcome(event)
+        attributes |= _answer(event.code, event.log_id)
+        attributes |= {"feishu_mail.end": event.end.value, "feishu_mail.verdict": event.verdict.value}
+        _end(span, attributes, event.error)
+        context.detach(token)
+
+    def _done(self, event: DraftDone) -> None:
+        if event.joined:  # the span of the draft that was under way tells of both
+            return
+        span = self._of(event)
+        assert span is not None
+        del self._drafts[event.job]
+        attributes: _Attributes = {
+            "feishu_mail.outcome": event.status.value,
+            "feishu_mail.attempts": event.attempts,
+            "feishu_mail.waited": event.waited,
+        }
+        told = event.result or event.error
+        attributes |= _answer(event.code, None if told is None else told.log_id)
+        if event.error is not None:
+            attributes[ERROR_TYPE] = _type(event.error)
+        _end(span, attributes, event.error)
+
+
+def _end(span: Span, attributes: _Attributes, error: FeishuMailError | None) -> None:
+    if span.is_recording():
+        span.set_attributes(attributes)
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR, str(error)))
+    span.end()
+
+
+class _Instruments:
+    """The instruments of one provider, made once: what observes for it cannot be taken back.
+
+    Args:
+        provider: takes the measurements; None: the global one, whichever that comes to be.
+    """
+
+    def __init__(self, provider: MeterProvider | None) -> None:
+        self._provider = None if provider is None else weakref.ref(provider)
+        meter = metrics.get_meter(_SCOPE, _release(), provider, _SCHEMA)
+        self.calls = meter.create_counter(
+            "feishu_mail.calls", "{call}", "Calls that have ended, by the code of the answer."
+        )
+        self.duration = meter.create_histogram(
+            HTTP_CLIENT_REQUEST_DURATION,
+            "s",
+            "Duration of HTTP client requests.",
+            explicit_bucket_boundaries_advisory=_EXCHANGE,
+        )
+        self.retries = meter.create_counter(
+            "feishu_mail.retries", "{retry}", "Further attempts that were planned, by whose fault it was."
+        )
+        self.waits = meter.create_histogram(
+            "feishu_mail.turn.wait",
+            "s",
+            "Time that a call has waited for its turn.",
+            explicit_bucket_boundaries_advisory=_WAIT,
+        )
+        self.outcomes = meter.create_counter("feishu_mail.outcomes", "{draft}", "What became of the drafts.")
+        self.pauses = meter.create_counter(
+            "feishu_mail.pauses", "{pause}", "How often all calls of the app began to wait."
+        )
+        self._observe(meter)
+
+    def _observe(self, meter: Meter) -> None:
+        meter.create_observable_gauge(
+            "feishu_mail.queue.length", [self._callback(_queued)], "{draft}", "Drafts that wait for a turn."
+        )
+        meter.create_observable_gauge(
+            "feishu_mail.permits.used",
+            [self._callback(_used)],
+            "{permit}",
+            "Permits of the window that are taken.",
+        )
+        meter.create_observable_gauge(
+            "feishu_mail.permits.limit", [self._callback(_limit)], "{permit}", "Permits that the window has."
+        )
+
+    def _callback(self, read: Callable[[Snapshot], Iterable[Observation]]) -> CallbackT:
+        def observe(options: CallbackOptions) -> Iterator[Observation]:
+            for one in tuple(_live.values()):
+                if one.instruments.provider is self.provider:
+                    now = one.standing(min(_PATIENCE, options.timeout_millis / 1000))
+                    for value in () if now is None else read(now):
+                        yield Observation(value.value, {**(value.attributes or {}), **one.app})
+
+        return observe
+
+    @property
+    def provider(self) -> MeterProvider | None:
+        """The provider, or what is the global one by now."""
+        return metrics.get_meter_provider() if self._provider is None else self._provider()
+
+
+def _queued(now: Snapshot) -> Iterator[Observation]:
+    for priority, number in now.waiting.items():
+        yield Observation(number, {"feishu_mail.priority": _name(priority)})
+
+
+def _used(now: Snapshot) -> Iterator[Observation]:
+    yield Observation(now.limit.calls - now.permits)
+
+
+def _limit(now: Snapshot) -> Iterator[Observation]:
+    yield Observation(now.limit.calls)
+
+
+_of_global: Final = functools.cache(functools.partial(_Instruments, None))
+_of_provider: Final[weakref.WeakKeyDictionary[MeterProvider, _Instruments]] = weakref.WeakKeyDictionary()
+
+
+def _instruments(provider: MeterProvider | None) -> _Instruments:
+    if provider is None:
+        return _of_global()
+    if provider not in _of_provider:
+        _of_provider[provider] = _Instruments(provider)
+    return _of_provider[provider]
+
+
+class _Metrics:
+    """What is counted and measured, as it happens.
+
+    Args:
+        instruments: take the measurements.
+        server: where the calls go.
+        app: attributes that tell the app apart from others of the process.
+    """
+
+    def __init__(self, instruments: _Instruments, server: _Server, app: _Attributes) -> None:
+        self._to = instruments
+        self._server = server
+        self._app = app
+        self._paused: set[str] = set()
+
+    def hear(self, event: Event) -> None:
+        """Take note of an event, in the context in which it is told."""
+        match event:
+            case AttemptEnded():
+                how: _Attributes = {"feishu_mail.code": _code(event.code), "feishu_mail.end": event.end.value}
+                self._to.calls.add(1, how | self._at(event.endpoint))
+                attributes = self._server.attributes(event.endpoint) | _outcome(event)
+                self._to.duration.record(event.seconds, attributes)
+            case TurnGranted():
+                priority: _Attributes = {"feishu_mail.priority": _name(event.priority)}
+                self._to.waits.record(event.waited, priority | self._at(event.endpoint))
+            case DraftDone():
+                became: _Attributes = {
+                    "feishu_mail.outcome": event.status.value,
+                    "feishu_mail.code": _code(event.code),
+                }
+                self._to.outcomes.add(1, became | self._app)
+            case RetryPlanned():
+                scope: _Attributes = {"feishu_mail.scope": event.scope.value}
+                self._to.retries.add(1, scope | self._at(event.endpoint))
+            case AppPaused():
+                if event.endpoint not in self._paused:  # else it only lasts longer
+                    self._paused.add(event.endpoint)
+                    self._to.pauses.add(1, self._at(event.endpoint))
+            case AppResumed():
+                self._paused.discard(event.endpoint)
+
+    def _at(self, endpoint: str) -> _Attributes:
+        return {"feishu_mail.endpoint": endpoint, **self._app}
+
+
+class _Member:
+    """A client that an app is instrumented by."""
+
+    __slots__ = ("client",)
+
+    def __init__(self, client: FeishuMailClient) -> None:
+        self.client = weakref.ref(client)
+
+
+class _Instrumentation:
+    """The spans and metrics of one app in one loop, for one pair of providers.
+
+    Every instrumented client of the app hears of all its events, so only the first one of them passes them on.
+
+    Args:
+        key: the loop, the app and the providers.
+
+    Attributes:
+        app: attributes that tell the app apart from others of the process.
+        instruments: take its measurements.
+    """
+
+    def __init__(self, key: _Key) -> None:
+        self._key = key
+        self._loop, (base_url, app, _), tracer_provider, meter_provider = key
+        server = _Server(base_url)
+        self.app = server.at if app is None else {"feishu_mail.app": app, **server.at}
+        self.instruments = _instruments(meter_provider)
+        self._metrics = _Metrics(self.instruments, server, self.app)
+        self._spans = _Spans(trace.get_tracer(_SCOPE, _release(), tracer_provider, _SCHEMA), server)
+        self._members: list[_Member] = []
+
+    def join(self, client: FeishuMailClient) -> Callable[[], None]:
+        """Listen through this client too; what is returned ends that."""
+        member = _Member(client)
+
+        def hear(event: Event) -> None:
+            if self._members[:1] == [member]:
+                self._metrics.hear(event)  # first: an exemplar names the span that is current
+                self._spans.hear(event)
+
+        def end() -> None:
+            if member in self._members:
+                unsubscribe()
+                self._members.remove(member)
+                if not self._members:
+                    _live.pop(self._key, None)
+                    self.close()
+
+        unsubscribe = client.subscribe(hear, closed=end)
+        self._members.append(member)
+        return end
+
+    def close(self) -> None:
+        """End the open spans."""
+        self._spans.close()
+
+    def standing(self, patience: float) -> Snapshot | None:
+        """How things stand, for any thread that asks; None if nobody can say.
+
+        Readers collect in threads of their own, and what they ask for belongs to the loop. Permits come back as
+        time passes, without an event, so values kept from the last event would be wrong. So the loop is asked.
+
+        Args:
+            patience: seconds that another thread waits for a loop that is busy.
+        """
+        if not self._loop.is_running():
+            return None
+        try:
+            if asyncio.get_running_loop() is self._loop:
+                return self._snapshot()
+        except RuntimeError:
+            pass  # a thread without a loop
+        found: concurrent.futures.Future[Snapshot | None] = concurrent.futures.Future()
+        try:
+            self._loop.call_soon_threadsafe(lambda: found.set_result(self._snapshot()))
+            return found.result(patience)
+        except (RuntimeError, TimeoutError):  # it was closed meanwhile, or is busy
+            return None
+
+    def _snapshot(self) -> Snapshot | None:
+        for member in self._members:
+            client = member.client()
+            if client is not None:
+                try:
+                    return client.snapshot()
+                except ClientClosed:  # it is being closed, and finishes its calls
+                    continue
+        return None
+
+
+_live: Final[dict[_Key, _Instrumentation]] = {}

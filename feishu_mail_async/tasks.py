@@ -1,0 +1,33 @@
+"""How tasks are started that go on whatever becomes of whoever wanted them."""
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any, TypeVar
+
+__all__ = ["start_task"]
+
+T = TypeVar("T")
+
+
+def start_task(
+    work: Coroutine[Any, Any, T],
+    name: str,
+    running: set[asyncio.Task[T]] | None = None,
+    *,
+    context: Context | None = None,
+) -> asyncio.Task[T]:
+    """Start a task; its first step is taken in the loop's next pass, never here.
+
+    Args:
+        work: what it does.
+        name: what it is called in a list of the loop's tasks.
+        running: holds it until it has ended; None: its starter sees to that.
+        context: the context it runs in; None: a copy of the current one.
+    """
+    # Not by the loop's task factory: an eager one would take the first step in the midst of what its starter does.
+    task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
+    if running is not None:
+        running.add(task)
+        task.add_done_callback(running.discard)
+    return task
