@@ -10,8 +10,9 @@ READY := $(VENV)/.ready
 # The official SDK is large, and only its tests and one example need it.
 LARK := $(VENV)-lark
 LARK_READY := $(LARK)/.ready
+BENCHMARKS := limit mixed_day cost scale crowd
 
-.PHONY: demo test soak lint format clean
+.PHONY: demo test soak bench lint format readme clean
 
 demo: $(READY)
 	$(BIN)/feishu-mail-async demo
@@ -24,6 +25,11 @@ soak: export SOAK_RANDOM ?=
 soak: $(READY) $(LARK_READY)
 	$(BIN)/python -m pytest -n 2 -m soak
 
+# Some minutes in all, one after another; what they measure goes to benchmarks/ and into both READMEs.
+bench: $(READY) $(LARK_READY)
+	@for name in $(BENCHMARKS); do echo; $(BIN)/python benchmarks/$$name.py || exit; done
+	$(BIN)/python tests/readme.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +38,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The table of codes in both READMEs.
+readme: $(READY)
+	$(BIN)/python tests/readme.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

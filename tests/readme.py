@@ -1,0 +1,135 @@
+"""Write the table of codes into README.md and README.zh-CN.md: `make readme`."""
+
+# ruff: noqa: RUF001 - Chinese sentences keep Chinese punctuation
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from feishu_mail_async.codes import CODES, Code, Scope, Until, Verdict
+
+__all__ = ["CHINESE", "ENGLISH", "ROOT", "Language", "generated", "update"]
+
+ROOT: Final = Path(__file__).parents[1]
+
+_PLACE: Final = re.compile(r"(?<=<!-- codes: made from )([^\n]*\n).*?(?=<!-- end of codes -->)", re.DOTALL)
+"""From the first marker's end to the second one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A README, and the words of its table.
+
+    Attributes:
+        path: the file.
+        advice: the field of `Code` that stands in the last column.
+        head: the names of the columns.
+        ends: what becomes of a draft whose answer settles it and closes nothing.
+        waits: what a RETRY brings about, by whom it concerns.
+        closes: what a FATAL brings about, by what ends it; `{}` is who is closed.
+        who: the names of those who can be closed.
+    """
+
+    path: Path
+    advice: str
+    head: tuple[str, str, str, str]
+    ends: dict[Verdict, str]
+    waits: dict[Scope, str]
+    closes: dict[Until, str]
+    who: dict[Scope, str]
+
+
+ENGLISH: Final = Language(
+    ROOT / "README.md",
+    "advice",
+    ("code", "error class", "what the client does", "what you can do"),
+    {
+        Verdict.SENT: "the draft is `sent`",
+        Verdict.ALREADY_SENT: "the draft is `already_sent`",
+        Verdict.FATAL: "the draft ends",
+    },
+    {
+        Scope.APP: "the app waits as long as the server says, then one call probes",
+        Scope.USER: "the user waits, longer each time; the draft is tried again",
+        Scope.DRAFT: "the draft waits, longer each time, and is tried again",
+    },
+    {
+        Until.HOUR: "{} is closed for an hour, then one draft tries",
+        Until.TOKEN: "asks once for a new token; if there is none, {} is closed until there is",
+        Until.REOPEN: "{} is closed until `reopen`",
+    },
+    {Scope.USER: "the user", Scope.MAILBOX: "the mailbox", Scope.APP: "the app"},
+)
+
+CHINESE: Final = Language(
+    ROOT / "README.zh-CN.md",
+    "advice_zh",
+    ("错误码", "异常类", "客户端的处理", "排查建议"),
+    {
+        Verdict.SENT: "草稿状态为 `sent`",
+        Verdict.ALREADY_SENT: "草稿状态为 `already_sent`",
+        Verdict.FATAL: "该草稿就此结束",
+    },
+    {
+        Scope.APP: "整个应用按服务器要求的时间等待，再用一次调用探测",
+        Scope.USER: "该用户等待，时间逐次加长；之后重试该草稿",
+        Scope.DRAFT: "该草稿等待，时间逐次加长；之后重试",
+    },
+    {
+        Until.HOUR: "{}停发一小时，之后放行一个草稿探测",
+        Until.TOKEN: "索取一次新凭证；没有则{}停发，直到有新凭证",
+        Until.REOPEN: "{}停发，直到调用 `reopen`",
+    },
+    {Scope.USER: "该用户", Scope.MAILBOX: "该邮箱", Scope.APP: "整个应用"},
+)
+
+
+def _reaction(code: Code, language: Language) -> str:
+    """What the client does when this code is the answer."""
+    if code.verdict is Verdict.RETRY:
+        return language.waits[code.scope]
+    if code.until is not None:
+        return language.closes[code.until].format(language.who[code.scope])
+    return language.ends[code.verdict]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def generated(language: Language) -> str:
+    """The table of codes, in the order in which `codes` has them."""
+    rows = [
+        _line(
+            str(code.number),
+            f"`{code.error}`" if code.error else "–",
+            _reaction(code, language),
+            getattr(code, language.advice),
+        )
+        for code in CODES.values()
+    ]
+    return "".join([_line(*language.head), "|---|---|---|---|\n", *rows])
+
+
+def update(text: str, language: Language) -> str:
+    """A README's text with the table as it should be.
+
+    Raises:
+        ValueError: there are not exactly one pair of markers.
+    """
+    updated, places = _PLACE.subn(lambda found: found[1] + generated(language), text)
+    if places != 1:
+        raise ValueError(f"{language.path.name}: give the table of codes one place, between its two comments")
+    return updated
+
+
+def main() -> None:
+    """Bring both files up to date."""
+    for language in (ENGLISH, CHINESE):
+        text = language.path.read_text(encoding="utf-8")
+        language.path.write_text(update(text, language), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
