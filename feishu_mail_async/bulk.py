@@ -231,6 +231,9 @@ class BulkRun:
         for entry, job in list(self._entries.items()):
             if job is not None:
                 job.leave(entry)
+            else:
+                gone = NotSent("not sent: its run was left before its turn came", draft=entry.draft)
+                self._sender.ended_early(entry.draft, entry.call.key.user, gone)
         self._entries.clear()
         self._outcomes.clear()
         self._changed()
@@ -292,15 +295,22 @@ class BulkRun:
                 await self._admit(next(numbers), item)
             return
         try:
-            if not self._stopping:
-                for item in iterator:
-                    await self._admit(next(numbers), item)
+            await self._read_while(lambda: not self._stopping, iterator, numbers)
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
         if self._stopping and not self._left and isinstance(self._drafts, Sized):
-            for item in iterator:
-                await self._admit(next(numbers), item)
+            await self._read_while(lambda: True, iterator, numbers)
+
+    async def _read_while(
+        self, wanted: Callable[[], bool], iterator: Iterator[str | Draft], numbers: Iterator[int]
+    ) -> None:
+        while wanted():
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            await self._admit(next(numbers), item)
 
     async def _admit(self, number: int, item: str | Draft) -> None:
         """Let one input go on its way, then wait until there is room for the next."""
@@ -394,6 +404,8 @@ class BulkRun:
             self._entries[entry] = job
             entry.duplicate = job in self._jobs
             self._jobs[job] = None
+            if self._stopping:  # by a subscriber, while the job began
+                job.reconsider()
             self._changed()
 
     def _fail(self, entry: _Entry, error: FeishuMailError, cause: BaseException | None = None) -> None:

@@ -101,7 +101,7 @@ _ROWS: Final = (
         1236003, "TooManyRecipients", "TooManyRecipients", 400, "the number of recipients exceeds the limit",
         _FATAL, _DRAFT, True,
         "Take recipients out of the draft (the limit is 500) or split it, then send it again.",
-        "收件人数量超过限制，请减少收件人或拆分邮件后重试。",
+        "收件人数量超过限制（上限为 500），请减少收件人或拆分邮件后重试。",
     ),
     Code(
         1236004, "TooManyAttachments", "TooManyAttachments", 400, "the number of attachments exceeds the limit",
@@ -117,12 +117,12 @@ _ROWS: Final = (
     Code(
         1236017, "SenderCheckFailed", "SenderCheckFailed", 400, "sender check fail", _FATAL, _DRAFT, True,
         "Check the draft's sender: the address must exist, be active and belong to this mailbox.",
-        "发件人检查失败，请检查发件人信息和状态。",
+        "发件人检查失败，请确认发件人地址存在、状态正常，并属于该邮箱。",
     ),
     Code(
         1236018, "ReceiverCheckFailed", "ReceiverCheckFailed", 400, "receiver check fail", _FATAL, _DRAFT, True,
         "Check the draft's recipients: at least one address cannot be delivered to.",
-        "收件人检查失败，请检查收件人信息。",
+        "收件人检查失败，至少有一个地址无法投递，请检查收件人信息。",
     ),
     Code(
         1234017, "PermissionDenied", "PermissionDenied", 403, "permission deny", _FATAL, _DRAFT, True,
@@ -240,7 +240,7 @@ _ROWS: Final = (
         _FATAL, _USER, True,
         "Add the scope to the app (mail:user_mailbox.message:send to send drafts, mail:user_mailbox.message:readonly "
         "to list them), publish it, and let the user authorize again.",
-        "请为应用开通权限（发送：mail:user_mailbox.message:send，列出草稿：mail:user_mailbox.message:readonly）并发布版本，然后让用户重新授权。",
+        "请为应用开通权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）并发布版本，然后让用户重新授权。",
         Until.REOPEN,
     ),
     Code(
@@ -248,7 +248,7 @@ _ROWS: Final = (
         _FATAL, _USER, True,
         "Let the user authorize the app again, with the scope (mail:user_mailbox.message:send to send drafts, "
         "mail:user_mailbox.message:readonly to list them).",
-        "请让用户重新授权，并包含权限（发送：mail:user_mailbox.message:send，列出草稿：mail:user_mailbox.message:readonly）。",
+        "请让用户重新授权，并包含权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）。",
         Until.REOPEN,
     ),
 )  # fmt: skip

@@ -7,6 +7,8 @@ bounded.
 """
 
 import asyncio
+import contextlib
+import contextvars
 import functools
 import inspect
 import logging
@@ -74,7 +76,7 @@ class Event:
 
     def extra(self) -> dict[str, Any]:
         """Its fields as a log record takes them: plain values, those that are None left out."""
-        extra: dict[str, Any] = {"event": self.name}
+        extra: dict[str, Any] = {"event": self.name, "at": self.time}
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, Draft):
@@ -83,7 +85,7 @@ class Event:
                 extra |= {"error": str(value), "error_type": type(value).__name__}
             elif isinstance(value, SendResult):
                 extra |= {"message_id": value.message_id}
-            elif value is not None:
+            elif value is not None and one.name != "time":  # which formatters have for the clock on the wall
                 extra[one.name] = value.value if isinstance(value, Enum) else value
         return extra
 
@@ -242,10 +244,17 @@ class DraftDone(DraftEvent):
         decided = None if self.error is None else decisive(self.error)
         return decided.code if isinstance(decided, ApiError) else None
 
+    @property
+    def log_id(self) -> str | None:
+        """The `X-Tt-Logid` of the last answer; None without one."""
+        told = self.error if self.result is None else self.result
+        return None if told is None else told.log_id
+
     def extra(self) -> dict[str, Any]:
         """Its fields as a log record takes them."""
-        code = {} if self.code is None else {"code": self.code}
-        return DraftEvent.extra(self) | code  # noqa: S610 - Django is not here
+        answer = {"code": self.code, "log_id": self.log_id}
+        known = {name: value for name, value in answer.items() if value is not None}
+        return DraftEvent.extra(self) | known  # noqa: S610 - Django is not here
 
     def __str__(self) -> str:
         calls = f"{self.attempts} call{'' if self.attempts == 1 else 's'}"
@@ -413,10 +422,12 @@ class Subscription:
 class EventHub:
     """Where an app's events go: to the log and to the subscribers."""
 
-    __slots__ = ("_subscriptions",)
+    __slots__ = ("_nested", "_subscriptions", "_telling")
 
     def __init__(self) -> None:
         self._subscriptions: tuple[Subscription, ...] = ()
+        self._telling = False
+        self._nested: deque[tuple[Event, contextvars.Context]] = deque()
 
     @property
     def heard(self) -> bool:
@@ -432,9 +443,28 @@ class EventHub:
         self._subscriptions = tuple(one for one in self._subscriptions if one is not subscription)
 
     def publish(self, event: Event) -> None:
-        """Tell everybody."""
+        """Tell everybody.
+
+        What a subscriber brings about while it is told is told afterwards, so that all hear the same order.
+        """
+        if self._telling:
+            self._nested.append((event, contextvars.copy_context()))
+            return
+        self._telling = True
+        try:
+            self._tell(event)
+            while self._nested:
+                nested, context = self._nested.popleft()
+                context.run(self._tell, nested)
+        finally:
+            self._telling = False
+
+    def _tell(self, event: Event) -> None:
         if _log.isEnabledFor(event.level):
-            _log.log(event.level, "%s", event, extra=event.extra())
+            with contextlib.suppress(
+                Exception
+            ):  # a program's own filter may raise anything, in the midst of a call
+                _log.log(event.level, "%s", event, extra=event.extra())
         for subscription in self._subscriptions:
             subscription.tell(event)
 

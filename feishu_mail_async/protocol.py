@@ -259,7 +259,8 @@ def _shown(header: str | None, token: str | None) -> str | None:
 def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
     """The JSON object in `body`; empty where there is none."""
     try:
-        text = body.decode() if body else ""
+        # Not by the strict rule: a bad byte in a message must not hide the code beside it.
+        text = body.decode("utf-8-sig", "replace") if body else ""
         parsed = json.loads(text) if text else None
     except (ValueError, RecursionError):
         return {}

@@ -69,12 +69,14 @@ class _Told:
         paused_since: when the pause was first told that lasts; None: there is none.
         paused_until: the end that was told of it.
         closed: the scopes of the closures that last.
+        closings: the count of changes of what is closed when they were told last.
     """
 
     pauses: int = 0
     paused_since: float | None = None
     paused_until: float = -math.inf
     closed: set[str] = field(default_factory=set)
+    closings: int = 0
 
 
 class Scheduler:
@@ -360,6 +362,20 @@ class Scheduler:
             await asyncio.wait(set(self._writing))
         await self.book.written()
 
+    def obstacle(self, user: str) -> str | None:
+        """What keeps a user's drafts from having their turn, in words; None if others just come first."""
+        now, standing, gate = self._now(), self._standing, self._lanes.users.get(user)
+        limit = standing.budget.limit
+        if standing.pause is not None:
+            return standing.pause.reason
+        if standing.budget.free(now) <= 0:
+            back = standing.budget.next_at(now)
+            when = f", the next may go in {math.ceil(back - now)} s" if back < math.inf else ""
+            return f"all {limit.calls} calls of {limit.per:g} s are made{when}"
+        if gate is not None and gate.cooling > now:
+            return f"the server slows user {user} down for another {math.ceil(gate.cooling - now)} s"
+        return None
+
     def unreachable_for(self) -> float:
         """Seconds for which nothing has been reachable; 0 while all is well."""
         since = self._standing.unreachable_since
@@ -417,7 +433,7 @@ class Scheduler:
         standing, told = self._standing, self._told
         if standing.pauses != told.pauses or (standing.pause is None) != (told.paused_since is None):
             self._tell_pause(standing, now)
-        if standing.closed or told.closed:
+        if standing.closings != told.closings:
             self._tell_closures(standing, now)
 
     def _tell_pause(self, standing: Standing, now: float) -> None:
@@ -432,15 +448,12 @@ class Scheduler:
             self.events.publish(AppResumed(now, self.endpoint, now - since))
 
     def _tell_closures(self, standing: Standing, now: float) -> None:
-        before, told = self._told.closed, set(standing.closed)
-        self._told.closed = told
-        for scope in sorted(before - told):
+        before, closed = self._told.closed, set(standing.closed)
+        self._told.closed, self._told.closings = closed, standing.closings
+        for scope in sorted(before - closed):
             self.events.publish(ClosureEnded(now, self.endpoint, scope))
-        for closed in standing.closed_scopes(now):
-            if closed.scope not in before:
-                self.events.publish(
-                    ClosureStarted(now, self.endpoint, closed.scope, closed.seconds, closed.until, closed.reason)
-                )
+        for new in standing.closed_scopes(now, before):
+            self.events.publish(ClosureStarted(now, self.endpoint, new.scope, new.seconds, new.until, new.reason))
 
     # -- the limit, and how things stand ---------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from .events import (
 from .lanes import Ask, Stream, Turn, mailbox_key
 from .ledger.book import of
 from .ledger.record import DraftKey, Record
-from .model import Draft, OutcomeStatus, Priority, RetryPolicy, SendResult
+from .model import Draft, Priority, RetryPolicy, SendResult
 from .protocol import CallEnd, Judgement, Page, Reply, judge, list_path, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
 from .scheduler import Scheduler
@@ -93,13 +93,17 @@ class Listener(Protocol):
 class _Caller:
     """A listener that waits."""
 
-    wants_calls = True
-
     def __init__(self, draft: Draft | None) -> None:
         self.draft = draft
         self.job: Job | None = None
         self.record: Record | None = None
+        self.gone = "its caller gave it up"
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def wants_calls(self) -> bool:
+        # Its deadline has passed, or its task was cancelled: it leaves in the loop's next pass.
+        return not self.done.cancelled()
 
     def ended(self, _: "Job") -> None:
         if not self.done.done():
@@ -154,12 +158,14 @@ class Sender:
             raise
         except asyncio.CancelledError:
             if caller.job is None:
-                gone = NotSent("cancelled before it could wait for its turn", draft=call.draft)
+                gone: FeishuMailError = NotSent("cancelled before it could wait for its turn", draft=call.draft)
+                if caller.record is not None and caller.record.uncertain:
+                    gone = unsettled(gone, call.draft, 0)
                 self.ended_early(call.draft, call.key.user, gone)
             raise
         finally:
             if caller.job is not None:
-                caller.job.leave(caller)
+                caller.job.leave(caller, caller.gone)
         assert caller.job is not None
         return caller.job
 
@@ -184,8 +190,13 @@ class Sender:
             async with asyncio.timeout(deadline):
                 await self._fulfil(call, priority, caller)
         except TimeoutError:
-            if not caller.done.done() or caller.done.cancelled():
-                raise _late(call, caller.job, caller.record, deadline) from None
+            waits = not caller.done.done() or caller.done.cancelled()
+            if waits and (caller.job is None or caller.job.success is None):
+                why = self.scheduler.obstacle(call.key.user)
+                caller.gone = (
+                    f"the deadline of {deadline:g} s passed{f': {why}' if why else ' before its turn came'}"
+                )
+                raise _late(call, caller, deadline) from None
 
     def ended_early(self, draft: Draft | None, user: str, error: FeishuMailError) -> None:
         """Tell of a draft that has ended before it could wait for a turn.
@@ -249,13 +260,13 @@ class Sender:
         Raises:
             NotSent: there is none. Each call gets an error of its own, though all may wait for one token.
         """
-        refused = self.scheduler.refused_mark(call.key.user)
-        if refused is None and self.tokens.at_hand(call.user):
-            return
         try:
-            if refused is not None:
+            if self.scheduler.refused_mark(call.key.user) is not None:
                 self.tokens.outdate(call.user)
-            await self.tokens.ready(call.user)
+            if self.tokens.at_hand(call.user):
+                self.tokens.current(call.user)
+            else:
+                await self.tokens.ready(call.user)
         except NotSent as error:
             raise type(error)(str(error), draft=call.draft) from error.__cause__
         self.reopen_for(call)
@@ -329,6 +340,7 @@ class Job:
         call: the call, as it was asked for first.
         listeners: told once, when it has ended.
         task: makes the attempts; None before the first turn.
+        over: it has ended; nothing happens to it any more.
         success: set when it succeeded.
         error: set when it did not, or may not have.
     """
@@ -339,17 +351,19 @@ class Job:
         "_began",
         "_context",
         "_granted",
+        "_handed_out",
         "_in_flight",
         "_number",
+        "_reason",
         "_sender",
         "_starting",
         "_stopping",
-        "_told",
         "_tries",
         "_waited",
         "call",
         "error",
         "listeners",
+        "over",
         "success",
         "task",
     )
@@ -363,7 +377,9 @@ class Job:
         self._starting = False
         self._in_flight = False
         self._stopping = False
-        self._told = False
+        self._handed_out = False
+        self._reason = "it was stopped"
+        self.over = False
         self._tries = Tries()
         self._number = next(_numbers)
         self._began = sender.time()
@@ -383,10 +399,11 @@ class Job:
         self._stopping = False
         self._sender.scheduler.move(self._ask, priority, stream)
 
-    def leave(self, listener: Listener) -> None:
-        """Take a listener away, before the end or after it."""
+    def leave(self, listener: Listener, reason: str = "its run was left") -> None:
+        """Take a listener away, before the end or after it; `reason` says why, if it is the last one."""
         if listener in self.listeners:
             self.listeners.remove(listener)
+            self._reason = reason
             self.reconsider()
 
     def reconsider(self) -> None:
@@ -397,7 +414,7 @@ class Job:
     def stop(self) -> None:
         """Make no further call; one in flight is finished, and settles the outcome if it can."""
         self._stopping = True
-        if self._starting or self._in_flight:
+        if self.over or self._starting or self._in_flight:
             return
         # Before the task hears of it: a turn granted in between would be nobody's.
         self._sender.scheduler.cancel(self._ask)
@@ -424,8 +441,8 @@ class Job:
     def _error_for(self, draft: Draft | None) -> FeishuMailError:
         """The error, one for each who asked: it names their draft, and carries their traceback."""
         assert self.error is not None
-        if not self._told:
-            self._told = True
+        if not self._handed_out:
+            self._handed_out = True
             self.error.draft = draft
             return self.error
         error = copy.copy(self.error)
@@ -466,7 +483,8 @@ class Job:
         alone = self._sender.scheduler.idle
         self._submit()
         if alone and self._sender.jobs.get(self.call.key) is self:
-            # Its turn comes in this pass of the loop, most likely: let the task, too, begin in it.
+            # Its turn comes in the loop's next pass, most likely, and a task that begins in it saves another pass.
+            # Not for all: those that wait do so without a task.
             self._granted = asyncio.get_running_loop().create_future()
             self._start(None)
 
@@ -491,6 +509,7 @@ class Job:
             self._tell(TurnGranted(self._sender.time(), *self._about, attempt, waited, probe, priority))
 
     def _start(self, turn: Turn | None) -> None:
+        # Until its first step the task must not be cancelled: it would never run, and nothing would be told.
         self._starting = True
         self.task = start_task(self._run(turn), "feishu-mail-call", self._sender.tasks, context=self._context)
 
@@ -619,7 +638,7 @@ class Job:
             judgement = self._judged(answer, token)
             self._tries.count(judgement)
             if self._events.heard:
-                self._events.publish(self._ended(judgement, number, began))
+                self._events.publish(self._attempt_ended(judgement, number, began))
             renewing = judgement.until is Until.TOKEN
             written = sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
             self._in_flight = written is not None
@@ -645,7 +664,8 @@ class Job:
         return judgement
 
     def _check_wanted(self) -> None:
-        if self._stopping or self._sender.closing:
+        wanted = any(listener.wants_calls for listener in self.listeners)
+        if self._stopping or self._sender.closing or not wanted:
             raise self._stopped()
 
     def _outage_over(self, judgement: Judgement) -> bool:
@@ -700,7 +720,10 @@ class Job:
         return self._number, self._sender.scheduler.endpoint, self.call.key.user, self.call.draft
 
     def _tell(self, event: Event) -> None:
-        """Tell from outside the job's task, but as part of what its caller was doing."""
+        """Tell from outside the job's task, but as part of what its caller was doing.
+
+        In a copy of its context: one context cannot be entered twice.
+        """
         self._context.copy().run(self._events.publish, event)
 
     def _waited_enough(self) -> float:
@@ -711,7 +734,7 @@ class Job:
         self._waited += waited
         return waited
 
-    def _ended(self, judgement: Judgement, number: int, began: float) -> AttemptEnded:
+    def _attempt_ended(self, judgement: Judgement, number: int, began: float) -> AttemptEnded:
         now, error = self._sender.time(), judgement.error
         return AttemptEnded(
             now,
@@ -742,7 +765,8 @@ class Job:
             result, error = None, self.error
             if error is None:
                 result = self.sent(draft)
-                status = OutcomeStatus.ALREADY_SENT if place else result.status
+                result = replace(result, already_sent=True) if place else result
+                status = result.status
             else:
                 status, error = error.status, without_traceback(error)
             self._tell(
@@ -765,6 +789,7 @@ class Job:
     # -- the end ---------------------------------------------------------------------------------------
 
     def _end(self, error: FeishuMailError | None) -> None:
+        self.over = True
         self.error = error
         self._waited_enough()
         if error is not None and self.call.draft is not None and not isinstance(error, ClientClosed):
@@ -784,7 +809,7 @@ class Job:
     def _stopped(self) -> FeishuMailError:
         if self._sender.closing:
             return self._final(ClientClosed(_CLOSED))
-        return self._final(NotSent("it was stopped before it was sent"))
+        return self._final(NotSent(f"not sent: {self._reason}" if self._tries.conclusive else self._reason))
 
     def _final(self, error: FeishuMailError) -> FeishuMailError:
         """What to tell the caller: an error is only the last word if no attempt may have sent the mail."""
@@ -815,7 +840,8 @@ def unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> Out
     return unknown
 
 
-def _late(call: Call, job: Job | None, record: Record | None, deadline: float | None) -> FeishuMailError:
+def _late(call: Call, caller: _Caller, deadline: float) -> FeishuMailError:
+    job, record = caller.job, caller.record
     attempts = 0 if job is None else job.calls
     if job.uncertain if job is not None else record is not None and record.uncertain:
         return OutcomeUnknown(
@@ -823,8 +849,4 @@ def _late(call: Call, job: Job | None, record: Record | None, deadline: float | 
             draft=call.draft,
             attempts=attempts,
         )
-    return NotSent(
-        f"not sent: the deadline of {deadline:g} s passed before its turn came",
-        draft=call.draft,
-        attempts=attempts,
-    )
+    return NotSent(f"not sent: {caller.gone}", draft=call.draft, attempts=attempts)

@@ -188,6 +188,8 @@ class Tokens:
         except Exception as error:
             raise self._failed(user, error) from error
         if self._looked_at.get(user) is not token:
+            if len(self._looked_at) > _USERS_KEPT:
+                self._looked_at.clear()
             self._looked_at[user] = _good(token, user)
         return token
 
@@ -233,7 +235,7 @@ class Tokens:
             renewal = self._fetching.get(user) or self._begin(user, self._replace(user, refused, self._fetch))
             token = await self._shared(renewal)
         if token == refused:
-            del self._cache[user]  # so that the next draft asks again
+            self.outdate(user)  # so that the next draft asks again
             return None
         return token
 

@@ -159,11 +159,10 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         todo += [one.__cause__, one.__context__]
 
 
-def holds(error: BaseException, secret: str) -> list[str]:
-    """Where in an exception and in all that hangs on it a secret stands."""
-    found = []
+def sides(error: BaseException) -> Iterator[tuple[str, str]]:
+    """All that can be seen of an exception and of all that hangs on it: the name of a text, and the text."""
     for one in chain(error):
-        sides = {
+        seen = {
             "str": str(one),
             "repr": repr(one),
             "args": repr(one.args),
@@ -171,9 +170,13 @@ def holds(error: BaseException, secret: str) -> list[str]:
             "traceback": "".join(traceback.format_exception(one)),
         }
         if isinstance(one, FeishuMailError):
-            sides["pickle"] = pickle.dumps(one).decode("latin-1")
-        found += [f"{side} of {type(one).__name__}" for side, text in sides.items() if secret in text]
-    return found
+            seen["pickle"] = pickle.dumps(one).decode("latin-1")
+        yield from ((f"{side} of {type(one).__name__}", text) for side, text in seen.items())
+
+
+def holds(error: BaseException, secret: str) -> list[str]:
+    """Where in an exception and in all that hangs on it a secret stands."""
+    return [side for side, text in sides(error) if secret in text]
 
 
 def begins_with(name: str) -> str:

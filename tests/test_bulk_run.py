@@ -630,6 +630,23 @@ async def test_a_run_stopped_before_it_begins_makes_no_call(form: str) -> None:
     await play(act)
 
 
+async def test_a_generator_is_read_no_further_when_the_first_draft_s_event_stops_the_run() -> None:
+    async def act(stage: Stage) -> None:
+        read: list[Draft] = []
+
+        def reading() -> Iterator[Draft]:
+            for draft in stage.drafts:
+                read.append(draft)
+                yield draft
+
+        stage.client.subscribe(lambda _: run.stop())
+        run = stage.client.send_drafts(reading())
+        assert {outcome.status for outcome in await drain(run)} == {SKIPPED}
+        assert read == stage.drafts[:1]
+
+    await play(act)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", range(6))
 async def test_a_run_stopped_just_after_it_began_ends(form: str, steps: int) -> None:

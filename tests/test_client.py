@@ -30,6 +30,8 @@ from feishu_mail_async import (
     SendResult,
     UserDailyQuota,
 )
+from feishu_mail_async.events import DraftDone
+from feishu_mail_async.protocol import Reply
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -300,6 +302,66 @@ async def test_a_deadline_before_its_turn() -> None:
         await before
         await asyncio.sleep(100)
         assert order(sandbox) == [one]
+
+
+async def test_a_deadline_says_what_it_was_that_took_so_long() -> None:
+    done: list[str] = []
+    async with scene(drafts=3, rate_limit=RateLimit(calls=1)) as (sandbox, client, (one, two, three)):
+        client.subscribe(lambda event: done.append(str(event)) if isinstance(event, DraftDone) else None)
+
+        async def late(draft_id: str, deadline: float, why: str) -> None:
+            with pytest.raises(NotSent, match=f"the deadline of {deadline:g} s passed: {why}") as caught:
+                await client.send_draft(draft_id, deadline=deadline)
+            await settle()
+            assert done[-1].endswith(str(caught.value)), "the log says the same"
+
+        async with sandbox.outage():
+            await late(one, 5, "the server cannot be reached")
+        await asyncio.sleep(100)
+        await client.send_draft(one)
+        await late(two, 5, r"all 1 calls of 60 s are made, the next may go in 5\d s")
+        await asyncio.sleep(100)
+        client.set_rate_limit(RateLimit())
+        sandbox.script(three, Fault.code("ConcurrentWrite"))
+        await late(three, 0.5, "the server slows user alice down for another 1 s")
+
+
+@pytest.mark.parametrize("deadline", [0, -1.0, -1e9])
+async def test_a_deadline_that_has_passed_costs_no_call(deadline: float) -> None:
+    async with scene() as (sandbox, client, (one,)):
+        with pytest.raises(NotSent) as caught:
+            await client.send_draft(one, deadline=deadline)
+        assert type(caught.value) is NotSent
+        await asyncio.sleep(100)
+        assert order(sandbox) == []
+
+
+async def test_a_send_cancelled_in_the_pass_in_which_it_begins_costs_no_call() -> None:
+    async with scene() as (sandbox, client, (one,)):
+        sending = send(client, one)
+        await settle(1)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await asyncio.sleep(100)
+        assert order(sandbox) == []
+        assert (await client.send_draft(one)).attempts == 1
+
+
+async def test_an_answer_in_the_pass_of_the_deadline_counts() -> None:
+    async with FeishuMailClient(TOKEN) as client:
+        loop = asyncio.get_running_loop()
+
+        async def exchange(*_: object) -> Reply:
+            answered = loop.create_future()
+            loop.call_at(begun + 1.0 - 1e-10, answered.set_result, None)
+            await answered
+            return Reply(200, b'{"code":0,"data":{"message_id":"m"}}')
+
+        transport: Any = client._transport
+        transport.exchange = exchange
+        begun = loop.time()
+        assert (await client.send_draft("d1", deadline=1.0)).message_id == "m"
 
 
 async def test_a_deadline_in_flight() -> None:

@@ -170,6 +170,7 @@ async def test_who_joins_a_draft_under_way_is_told_apart() -> None:
         assert (first.status, first.joined, first.attempts) == (OutcomeStatus.SENT, False, 1)
         assert (second.status, second.joined, second.attempts) == (OutcomeStatus.ALREADY_SENT, True, 0)
         assert [event.draft.tag for event in (first, second) if event.draft] == [1, 2]
+        assert [event.result.already_sent for event in (first, second) if event.result] == [False, True]
         assert first.job == second.job
 
 
@@ -334,6 +335,25 @@ async def test_a_new_token_is_told() -> None:
             await client.send_draft(second, user="alice")
         assert [event.user for event in only(told, TokenRefreshed)] == ["alice"]
         check_story(told, sandbox.ledger)
+
+
+async def test_a_token_that_comes_after_the_user_was_closed_is_told_too() -> None:
+    async with Sandbox(users=("alice",)) as sandbox:
+        first, second = sandbox.add_drafts("alice", 2)
+        told: list[Event] = []
+
+        async def token(_: str | None) -> str:
+            return sandbox.token("alice")
+
+        async with FeishuMailClient(token, base_url=sandbox.base_url) as client:
+            client.subscribe(told.append)
+            sandbox.expire_token("alice")
+            with pytest.raises(ApiError):
+                await client.send_draft(first, user="alice")
+            sandbox.renew_token("alice")
+            await client.send_draft(second, user="alice")
+        changes = [event for event in told if isinstance(event, ClosureStarted | TokenRefreshed | ClosureEnded)]
+        assert [type(event) for event in changes] == [ClosureStarted, TokenRefreshed, ClosureEnded]
 
 
 async def test_a_token_for_which_nobody_has_another_closes_the_user() -> None:
@@ -516,6 +536,66 @@ async def test_a_subscriber_that_stops_the_run_at_its_first_event_costs_no_call(
         async with client.send_drafts(ids) as run:
             assert [outcome.status async for outcome in run] == [OutcomeStatus.SKIPPED] * 5
         assert sandbox.ledger.sends == []
+
+
+async def test_a_run_stopped_at_a_refused_draft_tells_each_draft_once() -> None:
+    async with scene(drafts=4) as (sandbox, client, ids):
+        sandbox.script(ids[0], Fault.code("UserDailyQuota"))
+        first: list[Event] = []
+        second: list[Event] = []
+
+        def meddle(event: Event) -> None:
+            first.append(event)
+            if isinstance(event, DraftDone) and isinstance(event.error, ScopeClosed):
+                run.stop()
+
+        client.subscribe(meddle)
+        client.subscribe(second.append)
+        async with client.send_drafts(ids) as run:
+            outcomes = {outcome.draft.draft_id: type(outcome.error) async for outcome in run}
+        assert first == second
+        done = {event.draft.draft_id: type(event.error) for event in only(first, DraftDone) if event.draft}
+        assert len(only(first, DraftDone)) == 4
+        assert done == outcomes
+        check_story(first, sandbox.ledger)
+
+
+async def test_a_run_stopped_while_its_draft_begins_makes_no_call() -> None:
+    async with scene(drafts=3) as (sandbox, client, ids):
+        sandbox.script(ids[0], Fault.code("UserDailyQuota"))
+        with pytest.raises(ApiError):
+            await client.send_draft(ids[0])
+        await asyncio.sleep(3700)
+        client.subscribe(lambda event: run.stop() if isinstance(event, ClosureEnded) else None)
+        async with client.send_drafts(ids[1:]) as run:
+            assert [outcome.status async for outcome in run] == [OutcomeStatus.SKIPPED] * 2
+        assert len(sandbox.ledger.sends) == 1
+
+
+async def test_what_a_subscriber_brings_about_is_told_to_all_in_the_same_order() -> None:
+    async with scene(drafts=2) as (sandbox, client, ids):
+        sandbox.script(ids[0], Fault.automation_disabled())
+        told: list[Event] = []
+        client.subscribe(lambda event: client.reopen(event.scope) if isinstance(event, ClosureStarted) else None)
+        client.subscribe(told.append)
+        with pytest.raises(FeishuMailError):
+            await client.send_draft(ids[0])
+        closures = [event for event in told if isinstance(event, ClosureStarted | ClosureEnded)]
+        assert [type(event) for event in closures] == [ClosureStarted, ClosureEnded]
+
+
+async def test_a_run_that_is_left_tells_of_the_drafts_that_had_not_begun() -> None:
+    async def token(_: str | None) -> str:
+        await asyncio.sleep(60)
+        return TOKEN
+
+    told: list[Event] = []
+    async with FeishuMailClient(token) as client:
+        client.subscribe(told.append)
+        async with client.send_drafts([Draft(name, user="alice") for name in "abc"]) as run:
+            await asyncio.sleep(1)
+            assert run.waiting == 3
+    assert [event.status for event in only(told, DraftDone)] == [OutcomeStatus.SKIPPED] * 3
 
 
 async def test_events_come_in_the_context_of_whoever_gave_the_draft() -> None:
@@ -730,6 +810,8 @@ async def test_the_log_is_useful_at_info_and_complete_at_debug(caplog: pytest.Lo
         assert second["waited"] == pytest.approx(60.1, abs=0.01)
         assert (second["status"], second["attempts"], second["endpoint"]) == ("sent", 1, "send")
         assert second["message_id"]
+        assert second["log_id"] == sandbox.ledger.sends[-1].log_id
+        assert "time" not in second
         caplog.clear()
         told.clear()
         sandbox.script(ids[1], Fault.frequency(reset="5"), Fault.code("MailThrottled"))
@@ -743,6 +825,30 @@ async def test_the_log_is_useful_at_info_and_complete_at_debug(caplog: pytest.Lo
         assert levels["retry_planned"] == levels["user_cooled"] == levels["app_resumed"] == "INFO"
         assert levels["attempt_started"] == levels["turn_granted"] == "DEBUG"
         assert not any(token in caplog.text for token in sandbox.tokens.values())
+
+
+@pytest.mark.parametrize(
+    "event", ["draft_queued", "turn_granted", "attempt_started", "attempt_ended", "draft_done"]
+)
+async def test_a_log_filter_that_raises_holds_nothing_up(event: str) -> None:
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if vars(record)["event"] == event:
+                raise RuntimeError
+            return False
+
+    logger, broken = logging.getLogger("feishu_mail_async.events"), Broken()
+    level = logger.level
+    logger.addFilter(broken)
+    logger.setLevel(logging.DEBUG)
+    try:
+        async with scene(drafts=2) as (_, client, ids):
+            for draft_id in ids:
+                assert (await client.send_draft(draft_id, deadline=60)).attempts == 1
+            assert client.snapshot().in_flight == 0
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(broken)
 
 
 async def test_two_clients_of_an_app_log_an_event_once(caplog: pytest.LogCaptureFixture) -> None:

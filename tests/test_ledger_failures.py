@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from support import FREE, ONCE, TOKEN, always, holds, http, raw_server
 
 from feishu_mail_async import (
+    ApiError,
     BulkRun,
     ClientClosed,
     Draft,
@@ -156,7 +157,7 @@ def small_disk(pages: int) -> Iterator[None]:
 
 async def test_a_full_disk(file: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     url = f"sqlite:///{file}"
-    drafts = drafts_of(sandbox, 12)
+    drafts = drafts_of(sandbox, 8)
     async with open_client(sandbox, url) as client:
         await client.recall(drafts[:1])
     with contextlib.closing(sqlite3.connect(file)) as look:
@@ -301,7 +302,7 @@ async def test_a_file_of_garbage(file: Path, sandbox: Sandbox) -> None:
 
 async def test_a_file_that_was_cut_off(file: Path, sandbox: Sandbox) -> None:
     async with open_client(sandbox, f"sqlite:///{file}") as client:
-        await outcomes(client.send_drafts(drafts_of(sandbox, 10)))
+        await outcomes(client.send_drafts(drafts_of(sandbox, 4)))
     sandbox.ledger.sends.clear()
     with file.open("r+b") as damaged:
         damaged.truncate(file.stat().st_size // 2)
@@ -373,11 +374,13 @@ def shaky_url(shaky: PostgresServer) -> Iterator[str]:
     shaky.drop(name)
 
 
-@pytest.mark.parametrize("crash", [True, False], ids=["crash", "restart"])
+@pytest.mark.parametrize(
+    "crash", [True, pytest.param(False, marks=pytest.mark.soak)], ids=lambda crash: "crash" if crash else "restart"
+)
 async def test_a_server_that_goes_away_and_returns(
     shaky: PostgresServer, shaky_url: str, crash: bool, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    drafts = drafts_of(sandbox, 8)
+    drafts = drafts_of(sandbox, 4)
     caplog.set_level(logging.WARNING, "feishu_mail_async.ledger")
     async with open_client(sandbox, shaky_url) as client:
         async with client.send_drafts(drafts) as run:
@@ -576,6 +579,22 @@ async def test_a_commit_whose_answer_is_lost(
 
 
 # --- texts of the server's --------------------------------------------------------------------------------
+
+
+async def test_a_code_that_no_database_takes(url: str) -> None:
+    """More than 64 bits: the refusal is told all the same, and the next draft of the user goes."""
+    answers = always(http(400, b'{"code":36893488147419103232,"msg":"new"}', ("Content-Type", "application/json")))
+    ledger = SqlLedger(url, patience=5.0)
+    async with raw_server(answers) as server:
+        settings: dict[str, Any] = {"app": APP, "base_url": server.base_url, "rate_limit": QUICK, "retry": ONCE}
+        async with FeishuMailClient("u-1", ledger=ledger, **settings) as client:
+            for draft in ("d1", "d2"):
+                with pytest.raises(ApiError, match="36893488147419103232"):
+                    await asyncio.wait_for(client.send_draft(draft), 60)
+            records = await client.recall(["d1", "d2"])
+    assert [None if one is None else one.state for one in records] == ["failed", "failed"]
+    await nothing_held(ledger)
+    await ledger.close()
 
 
 @pytest.mark.parametrize("bad", ["\\ud800", "\\u0000"])

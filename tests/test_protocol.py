@@ -517,3 +517,21 @@ def test_no_bytes_crash_it(status: int, body: bytes | None, reset: str | None) -
 def test_no_json_crashes_it(status: int, body: dict[str, Any], reset: str | None) -> None:
     check(Reply(status, json.dumps(body).encode(), reset=reset))
     check(Reply(status, json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"), reset=reset))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'\xef\xbb\xbf{"code":1236007,"msg":"with a byte order mark"}',
+        b'{"code":1236007,"msg":"a bad \xff byte"}',
+        b'{"code":1236007,"msg":"half \xed\xa0\x80 a character"}',
+        b'{"code":1236007,"msg":"half \\ud800 a character"}',
+    ],
+)
+def test_a_message_that_is_not_quite_text_hides_no_code_and_breaks_no_log(body: bytes) -> None:
+    found = judge(Reply(403, body, log_id="log\udcff"))
+    assert found.code == 1236007
+    assert found.conclusive
+    str(found.error).encode()
+    assert found.log_id is not None
+    found.log_id.encode()

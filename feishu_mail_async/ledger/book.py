@@ -130,7 +130,7 @@ class MemoryBook:
         return self.standing.closed_of(names, now)
 
     def reopen(self, scope: str) -> None:
-        self.standing.closed.pop(scope, None)
+        self.standing.reopen(scope)
 
     def set_limit(self, limit: RateLimit) -> None:
         self.standing.budget.limit = limit

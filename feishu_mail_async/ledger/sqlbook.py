@@ -57,6 +57,7 @@ _NOTED: Final = 200
 """Outcomes that are written in one transaction."""
 _DRAFT_KEY: Final = ("app_id", "user_key", "mailbox_key", "draft_id")
 _SETTLED: Final = tuple(state for state in DraftState if state.settled)
+_LARGEST_CODE: Final = 2**63 - 1
 _LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
 
 
@@ -505,7 +506,7 @@ class SqlBook:
         return self.standing.closed_of(names, now)
 
     def reopen(self, scope: str) -> None:
-        self.standing.closed.pop(scope, None)
+        self.standing.reopen(scope)
         self._reopened.add(scope)
         self._spawn(self._write_soon())
 
@@ -623,7 +624,7 @@ class SqlBook:
                         )
                     )
                     for scope in reopened:
-                        begun.standing.closed.pop(scope, None)
+                        begun.standing.reopen(scope)
                 begun.standing.lapse(wanted, begun.now)
                 done = await work(begun)
                 await begun.write_back()
@@ -669,6 +670,7 @@ class SqlBook:
         for closure in found.closed.values():
             closure.ends += shift
         found.closed = {scope: one for scope, one in known.closed.items() if scope not in names} | found.closed
+        found.closings = known.closings + (found.closed.keys() != known.closed.keys())
         if begun.permits is not None:
             self._adopt_permits(begun.permits, found.budget, begun.now, shift)
         else:
@@ -764,7 +766,8 @@ def _look_again(since: float, until: float, now: float) -> float:
 
 def _told(error: FeishuMailError) -> dict[str, Any]:
     decided = decisive(error)
-    return {"error": _storable(str(error)), "code": decided.code if isinstance(decided, ApiError) else None}
+    code = decided.code if isinstance(decided, ApiError) and abs(decided.code) <= _LARGEST_CODE else None
+    return {"error": _storable(str(error)), "code": code}
 
 
 def _storable(text: str | None) -> str | None:

@@ -6,7 +6,7 @@ knows until the next transaction.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -167,11 +167,13 @@ class Standing:
         unreachable_since: when nothing was reachable for the first time; None while all is well.
         unreachable_times: probes that found nothing reachable.
         closed: what is closed, by scope.
+        closings: how often that has changed.
     """
 
     __slots__ = (
         "budget",
         "closed",
+        "closings",
         "last",
         "pause",
         "pauses",
@@ -189,6 +191,7 @@ class Standing:
         self.unreachable_since: float | None = None
         self.unreachable_times = 0
         self.closed: dict[str, Closure] = {}
+        self.closings = 0
 
     # -- when the next call may go ---------------------------------------------------------------------
 
@@ -326,6 +329,7 @@ class Standing:
         """Close a scope."""
         # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
         kept = FeishuMailError(f"{scope} is closed") if reason is None else without_traceback(reason)
+        self.closings += 1
         self.closed[scope] = Closure(kept, until, now + _HOUR if until is Until.HOUR else math.inf, mark)
 
     def lapse(self, names: Iterable[str], now: float) -> None:
@@ -336,9 +340,14 @@ class Standing:
         for scope in names:
             closure = self.closed.get(scope)
             if closure is not None and closure.ends <= now:
-                del self.closed[scope]
+                self.reopen(scope)
                 if scope == APP:
                     self.pause_app(now, str(closure.reason))
+
+    def reopen(self, scope: str) -> None:
+        """Reopen a scope; nothing happens if it is not closed."""
+        if self.closed.pop(scope, None) is not None:
+            self.closings += 1
 
     def closed_of(self, names: Iterable[str], now: float) -> str | None:
         """The first of these scopes that is closed."""
@@ -348,8 +357,8 @@ class Standing:
                 return scope
         return None
 
-    def closed_scopes(self, now: float) -> tuple[ClosedScope, ...]:
-        """What is closed, as people are told."""
+    def closed_scopes(self, now: float, told: Container[str] = ()) -> tuple[ClosedScope, ...]:
+        """What is closed, as people are told, but for those scopes that have been `told`."""
         return tuple(
             ClosedScope(
                 scope,
@@ -358,7 +367,7 @@ class Standing:
                 closure.until,
             )
             for scope, closure in self.closed.items()
-            if closure.ends > now
+            if closure.ends > now and scope not in told
         )
 
     def refusal(self, scope: str, now: float) -> ScopeClosed:
