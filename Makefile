@@ -7,7 +7,7 @@ endif
 VENV := .venv/py$(VERSION)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The official SDK is large, and only its tests and one example need it.
+# The official SDK is large, and only its tests, one example and two benchmarks need it.
 LARK := $(VENV)-lark
 LARK_READY := $(LARK)/.ready
 BENCHMARKS := limit mixed_day cost scale crowd
@@ -39,7 +39,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The table of codes in both READMEs.
+# The table of codes and what was measured, in both READMEs.
 readme: $(READY)
 	$(BIN)/python tests/readme.py
 

@@ -1,4 +1,4 @@
-"""Write the table of codes into README.md and README.zh-CN.md: `make readme`."""
+"""Write the table of codes and what was measured into README.md and README.zh-CN.md: `make readme`."""
 
 # ruff: noqa: RUF001 - Chinese sentences keep Chinese punctuation
 
@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import measured
+
 from feishu_mail_async.codes import CODES, Code, Scope, Until, Verdict
 
 __all__ = ["CHINESE", "ENGLISH", "ROOT", "Language", "generated", "update"]
 
 ROOT: Final = Path(__file__).parents[1]
 
-_PLACE: Final = re.compile(r"(?<=<!-- codes: made from )([^\n]*\n).*?(?=<!-- end of codes -->)", re.DOTALL)
-"""From the first marker's end to the second one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A README, and the words of its table.
+    """A README, and its words for what is generated.
 
     Attributes:
         path: the file.
@@ -29,6 +28,7 @@ class Language:
         waits: what a RETRY brings about, by whom it concerns.
         closes: what a FATAL brings about, by what ends it; `{}` is who is closed.
         who: the names of those who can be closed.
+        measured: the section of what was measured.
     """
 
     path: Path
@@ -38,6 +38,7 @@ class Language:
     waits: dict[Scope, str]
     closes: dict[Until, str]
     who: dict[Scope, str]
+    measured: str
 
 
 ENGLISH: Final = Language(
@@ -60,6 +61,7 @@ ENGLISH: Final = Language(
         Until.REOPEN: "{} is closed until `reopen`",
     },
     {Scope.USER: "the user", Scope.MAILBOX: "the mailbox", Scope.APP: "the app"},
+    measured.ENGLISH,
 )
 
 CHINESE: Final = Language(
@@ -82,6 +84,7 @@ CHINESE: Final = Language(
         Until.REOPEN: "{}停发，直到调用 `reopen`",
     },
     {Scope.USER: "该用户", Scope.MAILBOX: "该邮箱", Scope.APP: "整个应用"},
+    measured.CHINESE,
 )
 
 
@@ -113,15 +116,22 @@ def generated(language: Language) -> str:
 
 
 def update(text: str, language: Language) -> str:
-    """A README's text with the table as it should be.
+    """A README's text with all that is generated as it should be.
 
     Raises:
-        ValueError: there are not exactly one pair of markers.
+        ValueError: there are not exactly one pair of markers for each part of it.
     """
-    updated, places = _PLACE.subn(lambda found: found[1] + generated(language), text)
+    text = _fill(text, "codes", generated(language), language)
+    return _fill(text, "measured", measured.measured(language.measured), language)
+
+
+def _fill(text: str, name: str, part: str, language: Language) -> str:
+    # From the first marker's end to the second one.
+    place = rf"(?<=<!-- {name}: made from )([^\n]*\n).*?(?=<!-- end of {name} -->)"
+    filled, places = re.subn(place, lambda found: found[1] + part, text, flags=re.DOTALL)
     if places != 1:
-        raise ValueError(f"{language.path.name}: give the table of codes one place, between its two comments")
-    return updated
+        raise ValueError(f"{language.path.name}: give {name!r} one place, between its two comments")
+    return filled
 
 
 def main() -> None:

@@ -3,37 +3,21 @@
 import asyncio
 import collections
 import heapq
-import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType, ModuleType, SimpleNamespace
-from typing import Any, Final
+from typing import Any
 from unittest import mock
 
 import pytest
+import scale
+from common import LIFTED
 from conftest import run_virtual
 from support import PACKAGE
 
 from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit, budget, lanes
 from feishu_mail_async import client as client_module
-
-BENCHMARK: Final = Path(__file__).parent.parent / "benchmarks" / "stream.py"
-
-
-def load_benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_stream", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-stream = load_benchmark()
 
 
 class Operations:
@@ -81,7 +65,7 @@ def streamed(count: int, **settings: Any) -> tuple[float, float]:
     """Lines run and records moved on heaps, per draft, when `count` drafts are streamed."""
     operations = Operations()
     with operations.counted():
-        assert run_virtual(stream.stream(count, **settings), noop_cycles=2) == count
+        assert run_virtual(scale.stream(count, **settings), noop_cycles=2) == count
     return operations.lines / count, operations.heaps.total() / count
 
 
@@ -101,7 +85,7 @@ async def between(
     """What the outcomes 50 to 150 of a run cost, in lines and on heaps, while `waiting` drafts of `users` wait."""
     tokens = {f"user{number}": f"u-token-{number}" for number in range(users)}
     drafts = [Draft(f"draft-{number}", user=f"user{number % users}") for number in range(waiting)]
-    with mock.patch.object(client_module, "Transport", stream.StubTransport):
+    with mock.patch.object(client_module, "Transport", scale.StubTransport):
         client = FeishuMailClient(tokens, rate_limit=RateLimit())
         async with client, client.send_drafts(drafts, read_ahead=waiting) as run:
             number = 0
@@ -144,11 +128,11 @@ def test_memory_does_not_grow_with_what_has_passed() -> None:
 
     async def scene() -> list[int]:
         sizes = []
-        with mock.patch.object(client_module, "Transport", stream.StubTransport):
-            tokens = {f"user{number}": f"u-token-{number}" for number in range(stream.USERS)}
-            async with FeishuMailClient(tokens, rate_limit=stream.LIFTED) as client:
+        with mock.patch.object(client_module, "Transport", scale.StubTransport):
+            tokens = {f"user{number}": f"u-token-{number}" for number in range(scale.USERS)}
+            async with FeishuMailClient(tokens, rate_limit=LIFTED) as client:
                 for count in (500, 5000):
-                    async with client.send_drafts(stream.drafts(count), read_ahead=100) as run:
+                    async with client.send_drafts(scale.drafts(count), read_ahead=100) as run:
                         async for _ in run:
                             pass
                     sizes.append(reachable(run) + reachable(client))
@@ -178,14 +162,3 @@ def reachable(top: object) -> int:
                     getattr(one, name, None) for name in getattr(kind, "__slots__", ()) if name != "__weakref__"
                 ]
     return len(seen)
-
-
-def test_the_benchmark_runs() -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--smoke"], check=True, capture_output=True, text=True, timeout=100
-    )
-    head, few, many, memory, times = done.stdout.splitlines()
-    assert head.split()[0] == "drafts"
-    assert [few.split()[0], many.split()[0]] == ["200", "2,000"]
-    assert memory.startswith("memory: ")
-    assert times.startswith("CPU time per draft: ")

@@ -1,14 +1,9 @@
 """Where tokens are kept: in memory and on both databases, with a lease for whoever refreshes them."""
 
 import asyncio
-import importlib.util
-import json
 import logging
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -171,15 +166,3 @@ async def test_no_token_is_logged_whoever_logs(url: str, caplog: pytest.LogCaptu
 def test_no_token_is_in_a_repr() -> None:
     assert TOKEN not in repr(FIRST)
     assert "7200.5" in repr(FIRST)
-
-
-def test_the_benchmark_still_runs() -> None:
-    program = Path(__file__).parent.parent / "benchmarks" / "ledger.py"
-    assert importlib.util.find_spec("sqlalchemy") is not None
-    done = subprocess.run(
-        [sys.executable, str(program), "--smoke"], capture_output=True, text=True, check=True, timeout=150
-    )
-    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
-    assert {"memory", "SQLite", "PostgreSQL", "1"} <= set(table)
-    assert all(float(number) > 0 for number in table["1"])
-    assert json.loads(table["memory"][0]) < json.loads(table["SQLite"][0])
