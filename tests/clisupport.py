@@ -1,20 +1,23 @@
 """What the tests of the command line share: how it is run, as a program of its own or in this process."""
 
 import asyncio
+import contextlib
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import nursery
 import pytest
 
 from feishu_mail_async.cli import app
@@ -30,6 +33,7 @@ PATIENCE = 60.0
 """Seconds before a test gives up; none passes or fails by it."""
 
 COMMAND = [sys.executable, "-m", "feishu_mail_async"]
+"""The command line, started anew: the program as its users start it. `start_command` is far quicker."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -37,10 +41,23 @@ def environment(**more: str) -> dict[str, str]:
     return env | {"PYTHONWARNINGS": "error", "NO_COLOR": "1", "TERM": "xterm"} | more
 
 
-def run_process(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_process(
+    command: list[str], env: dict[str, str] | None = None, told: str | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, check=False, env=env or environment(), capture_output=True, text=True, timeout=PATIENCE
+        command,
+        check=False,
+        env=env or environment(),
+        input=told,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
+
+
+def start_command(*arguments: str, env: dict[str, str] | None = None, **streams: int) -> nursery.Program:
+    """Start the command line as a program of its own, forked from one that has imported it."""
+    return nursery.start("feishu_mail_async.cli:main", *arguments, env=env or environment(), **streams)
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -64,7 +81,7 @@ class Ended:
 def run_here(capfd: pytest.CaptureFixture[str], arguments: Iterable[str], secrets: Iterable[str]) -> Ended:
     """Run the command line in this process; whatever it prints, no secret is in it."""
     # In a thread, because it has a loop of its own, and pytest's plugins care for the one of this thread.
-    with ThreadPoolExecutor(1) as pool:
+    with _logging_as_before(), ThreadPoolExecutor(1) as pool:
         code = pool.submit(app.run, [*arguments]).result(PATIENCE)
     out, err = capfd.readouterr()
     for secret in secrets:
@@ -72,19 +89,36 @@ def run_here(capfd: pytest.CaptureFixture[str], arguments: Iterable[str], secret
     return Ended(code, out, err)
 
 
-class Feishu:
-    """A sandbox in a thread of its own, for programs in processes of their own."""
+@contextlib.contextmanager
+def _logging_as_before() -> Iterator[None]:
+    """What `--verbose` sets up writes to a stream that is closed when the test has ended."""
+    root, package = logging.getLogger(), logging.getLogger("feishu_mail_async")
+    handlers, levels = [*root.handlers], [(one, one.level) for one in (root, package)]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in levels:
+            logger.setLevel(level)
 
-    def __init__(self, directory: Path) -> None:
+
+class Apart:
+    """A sandbox in a thread of its own, for programs in processes of their own.
+
+    Attributes:
+        directory: where the files of the programs lie.
+        sandbox: what runs in the thread: ask `do` for what it knows.
+        token_file: a file of the tokens of all its users.
+    """
+
+    def __init__(self, directory: Path, sandbox: Sandbox) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.directory = directory
-        self.sandbox = Sandbox(calls=10_000, latency=0, users=("alice", "bob"))
-        self.wait(self.sandbox.start())
-        self.token_file = directory / "tokens.json"
-        self.token_file.write_text(json.dumps(self.sandbox.tokens))
-        self.token_file.chmod(0o600)
+        self.sandbox = sandbox
+        self.wait(sandbox.start())
+        self.token_file = self.tokens("tokens.json", sandbox.users)
 
     def wait(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
@@ -101,11 +135,12 @@ class Feishu:
         self._thread.join()
         self._loop.close()
 
-    def drafts(self, user: str, number: int, mailbox: str = "me") -> list[str]:
-        return self.do(lambda sandbox: sandbox.add_drafts(user, number, mailbox=mailbox))
-
-    def script(self, draft_id: str, *faults: Fault) -> None:
-        self.do(lambda sandbox: sandbox.script(draft_id, *faults))
+    def tokens(self, name: str, users: Iterable[str]) -> Path:
+        """Write a file of the tokens of these users."""
+        path = self.directory / name
+        path.write_text(json.dumps({user: self.sandbox.token(user) for user in users}))
+        path.chmod(0o600)
+        return path
 
     @property
     def sent(self) -> Counter[str]:
@@ -114,6 +149,26 @@ class Feishu:
     @property
     def calls(self) -> int:
         return self.do(lambda sandbox: len(sandbox.ledger.sends))
+
+    def finish(self, process: nursery.Program, told: str = "") -> Ended:
+        """Wait for the end of a program, in whose output there is no token."""
+        out, err = process.communicate(told, timeout=PATIENCE)
+        for token in self.sandbox.tokens.values():
+            assert token not in out + err
+        return Ended(process.wait(), out, err)
+
+
+class Feishu(Apart):
+    """A sandbox of alice's and bob's, with next to no limit."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, Sandbox(calls=10_000, latency=0, users=("alice", "bob")))
+
+    def drafts(self, user: str, number: int, mailbox: str = "me") -> list[str]:
+        return self.do(lambda sandbox: sandbox.add_drafts(user, number, mailbox=mailbox))
+
+    def script(self, draft_id: str, *faults: Fault) -> None:
+        self.do(lambda sandbox: sandbox.script(draft_id, *faults))
 
     def write(self, name: str, *lines: str) -> str:
         path = self.directory / name
@@ -126,16 +181,16 @@ class Feishu:
     def options(self, rate: str = FAST) -> list[str]:
         return ["--base-url", self.sandbox.base_url, "--token-file", str(self.token_file), "--rate", rate]
 
-    def start(self, *arguments: str, rate: str = FAST, **more: Any) -> subprocess.Popen[str]:
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | more
-        command = [*COMMAND, "bulk", *arguments, *self.options(rate)]
-        return subprocess.Popen(command, env=environment(), text=True, **settings)
-
-    def finish(self, process: subprocess.Popen[str], told: str = "") -> Ended:
-        out, err = process.communicate(told or None, timeout=PATIENCE)
-        for token in self.sandbox.tokens.values():
-            assert token not in out + err
-        return Ended(process.returncode, out, err)
+    def start(
+        self,
+        *arguments: str,
+        rate: str = FAST,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> nursery.Program:
+        command = ["bulk", *arguments, *self.options(rate)]
+        return start_command(*command, stdin=stdin, stdout=stdout, stderr=stderr)
 
     @property
     def out(self) -> Path:

@@ -2,16 +2,26 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import looptime
+import nursery
 import pytest
-from databases import own_postgres, postgres_server, postgres_url
+from databases import own_postgres, postgres_database, postgres_server, postgres_url
 from hypothesis import HealthCheck, settings
 
-__all__ = ["SEEDED", "own_postgres", "own_state", "postgres_server", "postgres_url", "run_virtual"]
+__all__ = [
+    "SEEDED",
+    "end_nursery",
+    "own_postgres",
+    "own_state",
+    "postgres_database",
+    "postgres_server",
+    "postgres_url",
+    "run_virtual",
+]
 
 T = TypeVar("T")
 
@@ -48,6 +58,13 @@ def run_virtual(coroutine: Coroutine[Any, Any, T], *, noop_cycles: int = 42) -> 
         return result
     finally:
         loop.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_nursery() -> Iterator[None]:
+    """The programs that the tests of this process have started end with it."""
+    yield
+    nursery.close()
 
 
 @pytest.fixture

@@ -20,7 +20,15 @@ from typing import Any, Final
 
 import pytest
 
-__all__ = ["DATABASE_PASSWORD", "PostgresServer", "own_postgres", "postgres_server", "postgres_url", "run_server"]
+__all__ = [
+    "DATABASE_PASSWORD",
+    "PostgresServer",
+    "own_postgres",
+    "postgres_database",
+    "postgres_server",
+    "postgres_url",
+    "run_server",
+]
 
 DATABASE_PASSWORD: Final = "CANARYpw6d1f0e"
 """Stands in every URL; the server does not ask for it. It must never be seen in any output."""
@@ -130,6 +138,18 @@ class PostgresServer:
         """Remove a database, whoever is still connected to it."""
         self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
+    def wipe(self, name: str) -> None:
+        """Make a database as good as new, whoever is still connected to it: far quicker than a new one."""
+        import psycopg  # noqa: PLC0415 - only for tests that want a database
+
+        with psycopg.connect(self.url(name), autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+
     @property
     def log(self) -> str:
         """The end of what the server wrote."""
@@ -220,14 +240,19 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server: PostgresServer) -> str:
+    """The name of a database for all tests of this process."""
+    return postgres_server.create()
+
+
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """The URL of a fresh database, which is dropped after the test."""
-    name = postgres_server.create()
+def postgres_url(postgres_server: PostgresServer, postgres_database: str) -> Iterator[str]:
+    """The URL of an empty database, of which nothing is left after the test."""
     try:
-        yield postgres_server.url(name)
+        yield postgres_server.url(postgres_database)
     finally:
-        postgres_server.drop(name)
+        postgres_server.wipe(postgres_database)
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-"""One of several processes that send drafts with one ledger: the program, and the nursery that starts it quickly.
-
-    python ledger_program.py '{"base_url": …}'     one program, as the JSON says
-    python ledger_program.py FD                    a nursery: a program for every message at that socket
+"""One of several processes that send drafts with one ledger, which the nursery starts with a task in JSON.
 
 It says one JSON object a line. It can be told to send itself a signal at a chosen point; that is done from the
 outside, by wrapping methods of the package, and never in it.
@@ -14,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -187,8 +183,9 @@ async def _act(client: FeishuMailClient, task: dict[str, Any]) -> None:
             _tell(outcome)
 
 
-def main(task: dict[str, Any]) -> None:
-    """Run one program in this process."""
+def main() -> None:
+    """Do what the program's argument says."""
+    task = json.loads(sys.argv[1])
     signal.alarm(LONGEST_LIFE)
     logging.getLogger("feishu_mail_async").addHandler(_Said(logging.WARNING))
     for name, value in task.get("vars", {}).items():
@@ -202,35 +199,3 @@ def main(task: dict[str, Any]) -> None:
         asyncio.run(play(task), debug=False)
     except Exception:  # noqa: BLE001 - it has no other way to tell
         say(crash=traceback.format_exc())
-
-
-def nurse(fd: int) -> None:
-    """Fork a program for every message, with what came beside it as its output, until the other side ends.
-
-    Importing the package takes a second of processor time; forking takes a hundredth.
-    """
-    for module in ("aiosqlite", "psycopg", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql"):
-        importlib.import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them; their output ends with them
-    control = socket.socket(fileno=fd)
-    while True:
-        message, outputs, _, _ = socket.recv_fds(control, 1 << 20, 1)
-        if not message:
-            return
-        if os.fork() == 0:
-            control.close()
-            os.dup2(outputs[0], 1)
-            os.close(outputs[0])
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            try:
-                main(json.loads(message))
-            finally:
-                os._exit(0)
-        os.close(outputs[0])
-
-
-if __name__ == "__main__":
-    if sys.argv[1].isdecimal():
-        nurse(int(sys.argv[1]))
-    else:
-        main(json.loads(sys.argv[1]))

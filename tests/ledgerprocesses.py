@@ -6,45 +6,49 @@ import itertools
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+import nursery
 
 from feishu_mail_async import Draft, FeishuMailClient, RateLimit
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.sandbox import Arrival, Sandbox
 
-__all__ = ["PATIENCE", "Nursery", "Program", "Pulse", "Scene", "pulse"]
+__all__ = ["PATIENCE", "Program", "Pulse", "Scene", "pulse"]
 
 PATIENCE: Final = 100.0
 """Seconds after which something that never comes is given up."""
-
-_PROGRAM: Final = Path(__file__).with_name("ledger_program.py")
 
 
 class Program:
     """A process that sends drafts.
 
     Attributes:
-        pid: the process.
         lines: what it has said.
     """
 
     def __init__(self, heard: Callable[[dict[str, Any]], None]) -> None:
-        self.pid = 0
         self.lines: list[dict[str, Any]] = []
         self._heard = heard
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._process: nursery.Program | None = None
 
-    async def begin(self, output: int) -> None:
+    async def begin(self, task: dict[str, Any]) -> None:
+        """Start it; it runs once this returns."""
+        output, theirs = os.pipe()
+        try:
+            # In a thread: the server that it will call may have others to answer.
+            process = await asyncio.to_thread(
+                nursery.start, "ledger_program:main", json.dumps(task), stdout=theirs, stderr=2
+            )
+        finally:
+            os.close(theirs)
         reader = asyncio.StreamReader(limit=1 << 24)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(
@@ -62,8 +66,9 @@ class Program:
                 transport.close()
                 self._news.set()
 
+        self._process = process
         self._reading = loop.create_task(read())
-        self.pid = (await self.says("pid"))["pid"]
+        await self.says("pid")
 
     async def says(self, key: str) -> dict[str, Any]:
         """The first line with that key; an error where it ends without one."""
@@ -83,6 +88,8 @@ class Program:
         async with asyncio.timeout(PATIENCE):
             await asyncio.wait([self._reading])
         await self._reading
+        assert self._process is not None
+        await asyncio.to_thread(self._process.wait, PATIENCE)
 
     async def done(self) -> None:
         """Wait until it has ended by itself."""
@@ -100,9 +107,8 @@ class Program:
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it is still there."""
-        if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        assert self._process is not None
+        self._process.send_signal(number)
 
     async def kill(self) -> None:
         self.signal(signal.SIGKILL)
@@ -123,32 +129,6 @@ class Program:
     @property
     def logged(self) -> list[str]:
         return [line["log"] for line in self.lines if "log" in line]
-
-
-class Nursery:
-    """Starts programs."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control = ours
-        with theirs:
-            fd = theirs.fileno()
-            self._process = subprocess.Popen([sys.executable, str(_PROGRAM), str(fd)], pass_fds=(fd,))
-
-    async def start(self, task: dict[str, Any], heard: Callable[[dict[str, Any]], None]) -> Program:
-        """Start a program; it runs once this returns."""
-        output, theirs = os.pipe()
-        try:
-            socket.send_fds(self._control, [json.dumps(task).encode()], [theirs])
-        finally:
-            os.close(theirs)
-        program = Program(heard)
-        await program.begin(output)
-        return program
-
-    def close(self) -> None:
-        self._control.close()
-        self._process.wait(PATIENCE)
 
 
 @dataclass
@@ -188,7 +168,6 @@ class Scene:
     Every outcome is held against the sandbox the moment it is heard.
     """
 
-    nursery: Nursery
     sandbox: Sandbox
     url: str
     limit: dict[str, Any]
@@ -219,7 +198,8 @@ class Scene:
             "drafts": [(draft, *self.owners[draft]) for draft in (self.owners if drafts is None else drafts)],
             "vars": {} if self.slack is None else {"ledger.sqlbook._SLACK": self.slack},
         }
-        program = await self.nursery.start(task | more, self._heard)
+        program = Program(self._heard)
+        await program.begin(task | more)
         self.programs.append(program)
         return program
 
@@ -283,12 +263,3 @@ def cycles(sends: list[Arrival], calls: int) -> list[float]:
 def shares(programs: Iterable[Program]) -> Counter[str]:
     """How often each status was told."""
     return Counter(itertools.chain.from_iterable(program.outcomes.values() for program in programs))
-
-
-@contextlib.contextmanager
-def nursery_of_its_own() -> Iterator[Nursery]:
-    nursery = Nursery()
-    try:
-        yield nursery
-    finally:
-        nursery.close()

@@ -5,7 +5,6 @@ import http.client
 import io
 import logging
 import re
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +13,17 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 import pytest
-from clisupport import COMMAND, PATIENCE, TOKEN_VARIABLE, Ended, Feishu, environment, run_here, wait_for
+from clisupport import (
+    PATIENCE,
+    TOKEN_VARIABLE,
+    Ended,
+    Feishu,
+    environment,
+    run_here,
+    start_command,
+    wait_for,
+)
+from nursery import Program
 
 from feishu_mail_async.cli import app
 from feishu_mail_async.sandbox import Sandbox
@@ -165,16 +174,10 @@ class Desk:
             options += ["--rate", "10000/60"]
         return run_here(self._capfd, [command, *arguments, *options], secrets_of(self.feishu))
 
-    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, command: str, *arguments: str) -> Program:
         """The same as a program of its own, without a terminal."""
-        return subprocess.Popen(
-            [*COMMAND, command, *arguments, "--base-url", self.feishu.sandbox.base_url],
-            env=process_environment(self.feishu, self.state.parent),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        env = process_environment(self.feishu, self.state.parent)
+        return start_command(command, *arguments, "--base-url", self.feishu.sandbox.base_url, env=env)
 
 
 @contextlib.contextmanager

@@ -1,22 +1,19 @@
 """Refreshes a user's tokens in processes of their own, for tests that count refreshes and kill.
 
-    python refresh_program.py ask N      asks for the token N times at once, and prints what it got
-    python refresh_program.py rounds     for each line of its input a child is forked that refreshes for ever, or
-                                         until it is killed; its process id is printed
+    ask N      asks for the token N times at once, and prints what it got
+    rounds     for each line of its input a child is forked that refreshes for ever, or until it is killed; its
+               process id is printed
 
 What it needs stands in the environment: LEDGER, BASE_URL, APP_ID, APP_SECRET.
 """
 
 import asyncio
-import importlib
 import os
 import signal
 import sys
 
 from feishu_mail_async import RefreshingTokens, open_ledger
 from feishu_mail_async.ledger.tokens import TokenStore
-
-importlib.import_module("feishu_mail_async.ledger.sql")  # so that a forked child has it at once
 
 
 async def ask(times: int) -> None:
@@ -57,7 +54,8 @@ def rounds() -> None:
         print("killed" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else status, flush=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Do what the program's arguments say."""
     if sys.argv[1] == "ask":
         asyncio.run(ask(int(sys.argv[2])))
     else:

@@ -358,7 +358,7 @@ async def test_users_with_equal_work_finish_within_one_window_of_each_other(orde
             counts[user] += 1
             assert max(counts.values()) - min(counts.values()) <= 1
 
-    await play({f"u{number}": 40 for number in range(10)}, act)
+    await play({f"u{number}": 20 for number in range(10)}, act)
 
 
 @pytest.mark.parametrize("order", ORDERS)

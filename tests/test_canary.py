@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import holds
+from support import sides
 
 from feishu_mail_async import Draft, FeishuMailClient, RateLimit, RefreshingTokens, RetryPolicy
 from feishu_mail_async.cli.results import Results
@@ -105,8 +105,7 @@ async def test_no_token_is_seen_in_a_run_with_all_faults(heard: Everything, tmp_
                     results.write(outcome)
                     seen += f"{outcome!r} {outcome.error} {client.snapshot()!r}"
                     if outcome.error is not None:
-                        seen += "".join(traceback.format_exception(outcome.error))
-                        assert [holds(outcome.error, secret) for secret in secrets] == [[] for _ in secrets]
+                        seen += "".join(text for _, text in sides(outcome.error))
             seen += f"{run.summary!r} {tokens!r} {store!r} {await store.load(users[0])!r}"
         await tokens.close()
     results.close()

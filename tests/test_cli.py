@@ -46,8 +46,10 @@ from clisupport import (
     environment,
     run_here,
     run_process,
+    start_command,
     wait_for,
 )
+from nursery import Program
 
 from feishu_mail_async.cli import options, words
 from feishu_mail_async.cli.demo_scene import Scene, mistakes
@@ -90,11 +92,16 @@ class Server:
     def arguments(self, *arguments: str) -> list[str]:
         return ["send", "--base-url", self.base_url, *arguments]
 
-    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *arguments: str,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> Program:
         """`send` in a process of its own."""
         env = environment(**{TOKEN_VARIABLE: self.token})
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
-        return subprocess.Popen([*COMMAND, *self.arguments(*arguments)], env=env, text=True, **settings)
+        return start_command(*self.arguments(*arguments), env=env, stdin=stdin, stdout=stdout, stderr=stderr)
 
 
 @pytest.fixture(scope="module")
@@ -423,11 +430,6 @@ def test_a_mistake_of_ours_is_one_line(cli: Callable[..., Ended], monkeypatch: p
 # --- waiting, and an end to it ----------------------------------------------------------------------------
 
 
-def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=PATIENCE)
-    return out, err
-
-
 def test_a_long_wait_is_explained_and_ctrl_c_ends_it(server: Server) -> None:
     drafts = server.take(3)
     process = server.start(*drafts, "--rate", "1/3600")
@@ -435,7 +437,7 @@ def test_a_long_wait_is_explained_and_ctrl_c_ends_it(server: Server) -> None:
     note = process.stderr.readline()
     assert re.fullmatch(r"note: 2 waiting, next call in 3\d{3} s \(1 of 1 calls of these 3600 s made\)\n", note)
     process.send_signal(signal.SIGINT)
-    out, err = _finish(process)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert err.startswith("stopping: ")
     assert err.count("\n") == 1
@@ -450,7 +452,7 @@ def test_ctrl_c_lets_a_call_under_way_finish(server: Server) -> None:
     process = server.start(first, second, "--rate", "1/3600", "--json")
     wait_for(lambda: server.calls(first) == 1)
     process.send_signal(signal.SIGINT)
-    out, err = _finish(process)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "stopping" in err
     assert {told["draft_id"]: told["status"] for told in map(json.loads, out.splitlines())} == {
@@ -468,7 +470,7 @@ def test_ctrl_c_twice_stops_at_once(server: Server) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("stopping")
     process.send_signal(signal.SIGINT)
-    out, err = _finish(process)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err == ""
     # The call was broken off, and nobody knows what the server did with it.
@@ -692,7 +694,7 @@ def test_sandbox_says_what_to_do_and_ends_with_its_ledger(tmp_path: Path) -> Non
     assert (sent.returncode, sent.stderr) == (0, ""), sent.stdout
     assert "3 drafts: 3 sent" in sent.stdout
     process.send_signal(signal.SIGTERM)
-    out, err = _finish(process)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     for row in (
         r"send calls +3",

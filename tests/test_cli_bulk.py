@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,8 +26,9 @@ from clisupport import (
     TOKEN_VARIABLE,
     Ended,
     Feishu,
-    environment,
     run_here,
+    run_process,
+    start_command,
     wait_for,
 )
 
@@ -227,8 +227,9 @@ def test_standard_input(cli: Cli, feishu: Feishu) -> None:
     assert unasked.err == "error: standard input: there is no row in it, so there is nothing to send\n"
     with pytest.raises(Problem, match="--yes: the drafts come from standard input"):
         check_askable(from_input=True)
-    ended = feishu.finish(feishu.start("-", "-y", stdin=subprocess.PIPE), lines)
-    assert (ended.code, ended.err) == (0, "")
+    # Started anew, as its users start it.
+    ended = run_process([*COMMAND, "bulk", "-", "-y", *feishu.options()], told=lines)
+    assert (ended.returncode, ended.stderr) == (0, "")
     assert feishu.sent == dict.fromkeys(drafts, 1)
 
 
@@ -335,7 +336,7 @@ def test_without_a_terminal_nothing_is_sent_unasked(cli: Cli, feishu: Feishu) ->
     assert ended.err == "error: --yes: without a terminal nobody can be asked before mail is sent; give it\n"
 
 
-def on_terminal(process: subprocess.Popen[str], ours: int, *wanted: bytes) -> bytes:
+def on_terminal(ours: int, *wanted: bytes) -> bytes:
     """What the terminal shows, up to where it has shown all of these."""
     seen = b""
     while not all(one in seen for one in wanted):
@@ -357,9 +358,9 @@ def test_it_asks(feishu: Feishu, answer: bytes, code: int) -> None:
     (draft_id,) = feishu.drafts("alice", 1)
     ours, theirs = pty.openpty()
     path = feishu.csv([draft_id])
-    process = feishu.start(path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = feishu.start(path, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    asked = on_terminal(process, ours, b"[y/N] ")
+    asked = on_terminal(ours, b"[y/N] ")
     assert b"Mail cannot be unsent." in asked
     if answer == b"\x03":
         process.send_signal(signal.SIGINT)
@@ -586,7 +587,7 @@ def test_on_a_terminal_a_bar_lives(feishu: Feishu) -> None:
     ours, theirs = pty.openpty()
     process = feishu.start(path, "-y", rate="8/3600", stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    seen = on_terminal(process, ours, b"9 of 33 drafts", b"24 waiting, next call in ")
+    seen = on_terminal(ours, b"9 of 33 drafts", b"24 waiting, next call in ")
     text = seen.decode()
     assert "7 sent, 1 failed, 1 skipped" in text
     assert re.search(r"8 calls in the last minute, about \d h( \d+ min)? left", text)
@@ -629,10 +630,7 @@ def test_list_that_fails(cli: Cli, feishu: Feishu) -> None:
 
 def test_list_for_one_who_reads_the_head(feishu: Feishu) -> None:
     feishu.drafts("alice", 60)
-    command = [*COMMAND, "list", "--user", "alice", *feishu.options()[:-2]]
-    process = subprocess.Popen(
-        command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1
-    )
+    process = start_command("list", "--user", "alice", *feishu.options()[:-2])
     assert process.stdout is not None
     assert process.stdout.readline()
     process.stdout.close()

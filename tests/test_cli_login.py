@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import nursery
 import pytest
 
 pytest.importorskip("typer")
 
-from clisupport import CANARY, COMMAND, PATIENCE, TOKEN_VARIABLE, Feishu, wait_for
+from clisupport import CANARY, COMMAND, PATIENCE, TOKEN_VARIABLE, Feishu, start_command, wait_for
 from loginsupport import (
     APP_ID,
     APP_SECRET,
@@ -729,16 +730,35 @@ def test_a_worker_sends_with_the_logins_of_its_ledger(desk: Desk, postgres_url: 
 
 
 class Terminal:
-    """A program at a terminal of its own."""
+    """A login at a terminal of its own.
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    Args:
+        feishu: where it logs in.
+        env: its environment.
+        anew: start it as its users do, which takes its time.
+    """
+
+    def __init__(self, feishu: Feishu, env: dict[str, str], *, anew: bool = False) -> None:
         self._ours, theirs = pty.openpty()
-        # In a session of its own, so that nobody is asked at the terminal of whoever runs the tests.
-        self.process = subprocess.Popen(
-            command, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-        )
+        self.process = self._started(login_arguments(feishu), env, theirs, anew=anew)
         os.close(theirs)
         self.text = ""
+
+    @staticmethod
+    def _started(
+        arguments: list[str], env: dict[str, str], terminal: int, *, anew: bool
+    ) -> nursery.Program | subprocess.Popen[bytes]:
+        if not anew:
+            return start_command(*arguments, env=env, stdin=terminal, stdout=terminal, stderr=terminal)
+        # In a session of its own, so that nobody is asked at the terminal of whoever runs the tests.
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            env=env,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
 
     def read_until(self, wanted: str) -> None:
         end = time.monotonic() + PATIENCE
@@ -765,13 +785,13 @@ class Terminal:
         return found[1]
 
 
-def login_command(feishu: Feishu, *arguments: str) -> list[str]:
-    return [*COMMAND, "login", "--port", "0", "--base-url", feishu.sandbox.base_url, *arguments]
+def login_arguments(feishu: Feishu) -> list[str]:
+    return ["login", "--port", "0", "--base-url", feishu.sandbox.base_url]
 
 
 @POSIX
 def test_at_a_terminal_all_is_asked_for_and_the_code_can_be_pasted(feishu: Feishu, own_state: Path) -> None:
-    terminal = Terminal(login_command(feishu), process_environment(feishu, own_state, app=False))
+    terminal = Terminal(feishu, process_environment(feishu, own_state, app=False))
     terminal.read_until("App id: ")
     terminal.type(feishu.sandbox.client_id)
     terminal.read_until("App secret (it is not shown): ")
@@ -795,7 +815,7 @@ def test_at_a_terminal_all_is_asked_for_and_the_code_can_be_pasted(feishu: Feish
 
 @POSIX
 def test_at_a_terminal_the_address_can_be_pasted(feishu: Feishu, own_state: Path) -> None:
-    terminal = Terminal(login_command(feishu), process_environment(feishu, own_state))
+    terminal = Terminal(feishu, process_environment(feishu, own_state))
     terminal.type(where_to(terminal.address, user="alice", decision="allow"))
     assert terminal.end() == 0
     assert "Logged in: me" in terminal.text
@@ -804,7 +824,7 @@ def test_at_a_terminal_the_address_can_be_pasted(feishu: Feishu, own_state: Path
 
 @POSIX
 def test_at_a_terminal_the_browser_may_come_back_while_nobody_types(feishu: Feishu, own_state: Path) -> None:
-    terminal = Terminal(login_command(feishu), process_environment(feishu, own_state))
+    terminal = Terminal(feishu, process_environment(feishu, own_state), anew=True)
     if (command_line := Path(f"/proc/{terminal.process.pid}/cmdline")).exists():
         address = terminal.address
         expect_no_secret(feishu, command_line.read_text())
@@ -817,22 +837,20 @@ def test_at_a_terminal_the_browser_may_come_back_while_nobody_types(feishu: Feis
 def test_ctrl_c_ends_a_login(feishu: Feishu, own_state: Path, at_a_terminal: bool) -> None:
     env = process_environment(feishu, own_state)
     if at_a_terminal:
-        terminal = Terminal(login_command(feishu), env)
+        terminal = Terminal(feishu, env)
         assert terminal.address
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.end() == 130
         assert "Traceback" not in terminal.text
         return
-    process = subprocess.Popen(
-        login_command(feishu), env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = start_command(*login_arguments(feishu), env=env)
     assert process.stderr is not None
-    while b"Ctrl-C" not in process.stderr.readline():
+    while "Ctrl-C" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert b"Traceback" not in out + err
+    assert "Traceback" not in out + err
 
 
 def saved(feishu: Feishu, state: Path) -> Callable[[], set[str]]:

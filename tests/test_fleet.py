@@ -8,11 +8,9 @@ import random
 import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -21,15 +19,14 @@ pytest.importorskip("procrastinate")
 pytest.importorskip("sqlalchemy")
 
 import psycopg
-from clisupport import CANARY, COMMAND, PATIENCE, Ended, environment, run_here, wait_for
+from clisupport import CANARY, Apart, Ended, environment, run_here, start_command, wait_for
 from databases import DATABASE_PASSWORD, PostgresServer
+from nursery import Program
 
 from feishu_mail_async import Draft, FeishuMailClient, RateLimit
 from feishu_mail_async.fleet import Left, Queue, Queued, QueueTrouble, enqueue, jobs_left, prepare
 from feishu_mail_async.fleet.worker import _Line
 from feishu_mail_async.sandbox import Fault, Sandbox
-
-T = TypeVar("T")
 
 APP = "cli_fleet"
 LEDGER = "FEISHU_MAIL_LEDGER"
@@ -39,46 +36,22 @@ STILL = "5/3600"
 BASE = "http://127.0.0.1:9"
 
 
-class Scene:
-    """A sandbox in a thread of its own, a database, and the workers that use both."""
+class Scene(Apart):
+    """A sandbox, a database, and the workers that use both."""
 
     def __init__(self, directory: Path, url: str, users: Sequence[str]) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.directory = directory
+        super().__init__(directory, Sandbox(calls=100, per=1.0, latency=(0.0, 0.02), users=users))
         self.url = url
-        self.processes: list[subprocess.Popen[str]] = []
-        self.sandbox = Sandbox(calls=100, per=1.0, latency=(0.0, 0.02), users=users)
-        self.wait(self.sandbox.start())
-        self.token_file = self.tokens("tokens.json", users)
+        self.processes: list[Program] = []
         self.queue = Queue(self.sandbox.base_url, APP)
-
-    def wait(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
-
-    def do(self, what: Callable[[Sandbox], T]) -> T:
-        async def done() -> T:
-            return what(self.sandbox)
-
-        return self.wait(done())  # type: ignore[no-any-return]
 
     def close(self) -> None:
         for process in self.processes:
             process.kill()
             process.communicate()
-        self.wait(self.sandbox.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        super().close()
 
     # -- what there is to send
-
-    def tokens(self, name: str, users: Sequence[str]) -> Path:
-        path = self.directory / name
-        path.write_text(json.dumps({user: self.sandbox.token(user) for user in users}))
-        path.chmod(0o600)
-        return path
 
     def drafts(self, user: str, number: int) -> list[Draft]:
         ids = self.do(lambda sandbox: sandbox.add_drafts(user, number))
@@ -106,42 +79,24 @@ class Scene:
     def where(self) -> list[str]:
         return ["--base-url", self.sandbox.base_url, "--app", APP]
 
-    def start(
-        self, *arguments: str, rate: str = RATE, token_file: Path | None = None, dead: str = "2"
-    ) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, rate: str = RATE, token_file: Path | None = None, dead: str = "2") -> Program:
         options = [*self.where, "--token-file", str(token_file or self.token_file), "--rate", rate]
-        process = subprocess.Popen(
-            [*COMMAND, "worker", *options, "--dead-after", dead, "--call-timeout", "3", *arguments],
-            env=environment(**{LEDGER: self.url}),
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        options += ["--dead-after", dead, "--call-timeout", "3", *arguments]
+        process = start_command("worker", *options, env=environment(**{LEDGER: self.url}))
         self.processes.append(process)
         return process
 
-    def finish(self, process: subprocess.Popen[str]) -> Ended:
-        out, err = process.communicate(timeout=PATIENCE)
-        out = out or ""
-        for secret in [DATABASE_PASSWORD, *self.sandbox.tokens.values()]:
-            assert secret not in out + err
-        assert "Traceback" not in err, err
-        return Ended(process.returncode, out, err)
+    def finish(self, process: Program, told: str = "") -> Ended:
+        ended = super().finish(process, told)
+        assert DATABASE_PASSWORD not in ended.out + ended.err
+        assert "Traceback" not in ended.err, ended.err
+        return ended
 
     def drain(self, *arguments: str, **more: Any) -> Ended:
         """One worker, until the queue is empty."""
         return self.finish(self.start("--until-empty", *arguments, **more))
 
     # -- what became of it
-
-    @property
-    def sent(self) -> Counter[str]:
-        return self.do(lambda sandbox: Counter(sandbox.ledger.sent))
-
-    @property
-    def calls(self) -> int:
-        return self.do(lambda sandbox: len(sandbox.ledger.sends))
 
     @property
     def conflicts(self) -> int:
@@ -595,10 +550,10 @@ def go_wrong(scene: Scene, drafts: Sequence[Draft], seed: int) -> None:
         scene.script(draft, *chance.choices(scripts, weights)[0])
 
 
-def kill_in_flight(scene: Scene, workers: Sequence[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+def kill_in_flight(scene: Scene, workers: Sequence[Program]) -> Program:
     """Kill one of them while it has a call under way, as the ledger's own table shows."""
     by_pid = {str(worker.pid): worker for worker in workers}
-    killed: list[subprocess.Popen[str]] = []
+    killed: list[Program] = []
 
     def kill() -> bool:
         for (holder,) in scene.ask("SELECT holder FROM feishu_mail_permit WHERE ended IS NULL"):

@@ -380,7 +380,7 @@ async def long_run(drafts: int, users: int, lifetime: float) -> None:
 
 
 def test_a_long_run_crosses_expiries_and_loses_nothing() -> None:
-    run_virtual(long_run(800, 10, 900.0))
+    run_virtual(long_run(400, 10, 600.0))
 
 
 @pytest.mark.soak

@@ -5,20 +5,17 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
+import nursery
 import pytest
 from clisupport import Feishu
 from conftest import SEEDED
 
 from feishu_mail_async import LoginRequired, RefreshingTokens, open_ledger
 from feishu_mail_async.ledger.tokens import StoredToken
-
-PROGRAM: Final = Path(__file__).parent / "refresh_program.py"
 
 
 class Login:
@@ -78,14 +75,9 @@ class Login:
 
         return asyncio.run(refresh())
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments],
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, *arguments: str) -> nursery.Program:
+        streams = {"stdin": subprocess.PIPE, "stderr": 2}
+        return nursery.start("refresh_program:main", *arguments, env=self.environment, **streams)
 
     @property
     def refreshes(self) -> int:
