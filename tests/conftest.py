@@ -1,7 +1,9 @@
 """What many tests share: virtual time for a whole coroutine, and how long hypothesis may take."""
 
 import asyncio
+import logging
 import os
+import signal
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, settings
 __all__ = [
     "SEEDED",
     "end_nursery",
+    "log_as_before",
     "own_postgres",
     "own_state",
     "postgres_database",
@@ -31,6 +34,9 @@ asyncio.set_event_loop(None)
 
 SEEDED: Final = not os.environ.get("SOAK_RANDOM")
 """Whether the long runs take the same examples every time, so that what fails is the change, not the draw."""
+
+# Shells have what runs in the background ignore Ctrl-C, and all that it starts. The programs of the tests hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run: a failure of `make test` is a failure of the code, not of the draw.
 # No deadline, because no test may depend on how fast the machine is.
@@ -58,6 +64,16 @@ def run_virtual(coroutine: Coroutine[Any, Any, T], *, noop_cycles: int = 42) -> 
         return result
     finally:
         loop.close()
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """How much one test has logged is nothing to the next one: a log that is heard costs time."""
+    loggers = logging.getLogger(), logging.getLogger("feishu_mail_async")
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
