@@ -92,14 +92,12 @@ def run_here(capfd: pytest.CaptureFixture[str], arguments: Iterable[str], secret
 @contextlib.contextmanager
 def _logging_as_before() -> Iterator[None]:
     """What `--verbose` sets up writes to a stream that is closed when the test has ended."""
-    root, package = logging.getLogger(), logging.getLogger("feishu_mail_async")
-    handlers, levels = [*root.handlers], [(one, one.level) for one in (root, package)]
+    root = logging.getLogger()
+    handlers = [*root.handlers]
     try:
         yield
     finally:
         root.handlers[:] = handlers
-        for logger, level in levels:
-            logger.setLevel(level)
 
 
 class Apart:

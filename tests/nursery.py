@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,6 +117,7 @@ class _Nursery:
 
 
 _nurseries: Final[list[_Nursery]] = []
+_one_at_a_time: Final = threading.Lock()  # of those who want the first program at once
 
 
 def start(
@@ -136,8 +138,9 @@ def start(
         stdout: its output.
         stderr: its other output.
     """
-    if not _nurseries:
-        _nurseries.append(_Nursery())
+    with _one_at_a_time:
+        if not _nurseries:
+            _nurseries.append(_Nursery())
     message = {"run": run, "arguments": arguments, "environment": dict(os.environ if env is None else env)}
     with contextlib.ExitStack() as theirs:
         ours: list[IO[str] | None] = []
