@@ -282,7 +282,7 @@ class Lanes:
 
     def any_waiting(self) -> bool:
         """Whether any ask waits."""
-        return any(self.waiting.values())
+        return bool(self.lanes)  # a lane goes with its last ask
 
     def any_shut(self, now: float) -> bool:
         """Whether any user or mailbox has to wait."""
@@ -428,20 +428,23 @@ class Lanes:
             if gate.stand_in is not None and gate.stand_in.key() <= key:
                 self._park(lane, gate, now)
                 return
-        self._make_ready(lane)
+        self._make_ready(lane, key)
 
     @staticmethod
     def _shut_gate(lane: Lane, now: float) -> Gate | None:
-        return next((gate for gate in lane.gates if gate.shut(now)), None)
+        for gate in lane.gates:
+            if gate.shut(now):
+                return gate
+        return None
 
     def _park(self, lane: Lane, gate: Gate, now: float) -> None:
         gate.parked.push(lane, lane.key(gate))
         self._set_alarm(gate, now)
 
-    def _make_ready(self, lane: Lane) -> None:
+    def _make_ready(self, lane: Lane, key: _Key) -> None:
         for gate in lane.gates:
             gate.stand_in = lane
-        self.ready.push(lane, lane.key())
+        self.ready.push(lane, key)
 
     @staticmethod
     def _unplace(lane: Lane) -> None:
@@ -459,9 +462,10 @@ class Lanes:
         for gate in lane.gates:
             del gate.lanes[lane]
         for gate in lane.gates:
-            if was_ready:
+            if not gate.lanes:
+                self._forget(gate, now)
+            elif was_ready:
                 self._wake(gate, now)
-            self._forget(gate, now)
 
     def _wake(self, gate: Gate, now: float) -> None:
         """Make the best of the lanes parked on an open gate ready.
@@ -482,13 +486,14 @@ class Lanes:
             elif lane.key(gate) != key:
                 self._park(lane, gate, now)  # its user was served since: another lane may be better now
             else:
-                self._make_ready(lane)
+                self._make_ready(lane, lane.key())
                 return
         self._unfinished[gate] = None
 
     def _opened(self, gate: Gate, now: float) -> None:
         """A gate has opened, or may have: it wakes a lane, waits for longer, or can be forgotten."""
-        self._wake(gate, now)
+        if gate.lanes:
+            self._wake(gate, now)
         self._set_alarm(gate, now)
         self._forget(gate, now)
 

@@ -9,9 +9,10 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from .codes import Code, Scope, Until, Verdict, lookup, named
@@ -121,8 +122,7 @@ def _drafts_path(mailbox: str) -> str:
     return f"/open-apis/mail/v1/user_mailboxes/{_segment(mailbox)}/drafts"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One HTTP answer, as far as it could be read.
 
     Attributes:
@@ -148,8 +148,7 @@ class CallEnd(Enum):
     NEVER_LEFT = "never left"
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """What one attempt means.
 
     Attributes:
@@ -173,7 +172,7 @@ class Judgement:
     until: Until | None = None
     pause: float | None = None
     error: FeishuMailError | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = MappingProxyType({})
     code: int | None = None
     http_status: int | None = None
     log_id: str | None = None
@@ -260,7 +259,7 @@ def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
     """The JSON object in `body`; empty where there is none."""
     try:
         # Not by the strict rule: a bad byte in a message must not hide the code beside it.
-        text = body.decode("utf-8-sig", "replace") if body else ""
+        text = body.decode("utf-8", "replace").removeprefix("\ufeff") if body else ""
         parsed = json.loads(text) if text else None
     except (ValueError, RecursionError):
         return {}

@@ -225,7 +225,8 @@ class Scheduler:
 
     def _reserved(self, now: float) -> bool:
         budget = self._standing.budget
-        return budget.free(now) <= budget.limit.reserve
+        reserve = budget.limit.reserve
+        return reserve > 0 and budget.free(now) <= reserve
 
     async def _sleep(self, until: float) -> None:
         """Sleep until that moment, or until something has changed."""

@@ -12,8 +12,8 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
 
 from .codes import Until, Verdict
 from .errors import (
@@ -32,7 +32,6 @@ from .events import (
     DraftDone,
     DraftQueued,
     Event,
-    EventHub,
     RetryPlanned,
     TurnGranted,
 )
@@ -56,8 +55,7 @@ _numbers: Final = itertools.count(1)
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What one call asks of the server.
 
     Attributes:
@@ -340,7 +338,6 @@ class Job:
         call: the call, as it was asked for first.
         listeners: told once, when it has ended.
         task: makes the attempts; None before the first turn.
-        over: it has ended; nothing happens to it any more.
         success: set when it succeeded.
         error: set when it did not, or may not have.
     """
@@ -350,6 +347,7 @@ class Job:
         "_asked",
         "_began",
         "_context",
+        "_events",
         "_granted",
         "_handed_out",
         "_in_flight",
@@ -363,15 +361,14 @@ class Job:
         "call",
         "error",
         "listeners",
-        "over",
         "success",
         "task",
     )
 
-    _ask: Ask
-
     def __init__(self, sender: Sender, call: Call, listener: Listener) -> None:
         self._sender = sender
+        self._events = sender.scheduler.events
+        self._ask: Ask | None = None  # from its beginning to its end; an ask holds its job, too
         self._context = contextvars.copy_context()
         self._granted: asyncio.Future[Turn] | None = None
         self._starting = False
@@ -379,7 +376,6 @@ class Job:
         self._stopping = False
         self._handed_out = False
         self._reason = "it was stopped"
-        self.over = False
         self._tries = Tries()
         self._number = next(_numbers)
         self._began = sender.time()
@@ -397,6 +393,7 @@ class Job:
         """Add a listener; a more urgent one makes the call more urgent."""
         self.listeners.append(listener)
         self._stopping = False
+        assert self._ask is not None
         self._sender.scheduler.move(self._ask, priority, stream)
 
     def leave(self, listener: Listener, reason: str = "its run was left") -> None:
@@ -414,7 +411,7 @@ class Job:
     def stop(self) -> None:
         """Make no further call; one in flight is finished, and settles the outcome if it can."""
         self._stopping = True
-        if self.over or self._starting or self._in_flight:
+        if self._ask is None or self._starting or self._in_flight:
             return
         # Before the task hears of it: a turn granted in between would be nobody's.
         self._sender.scheduler.cancel(self._ask)
@@ -489,6 +486,7 @@ class Job:
             self._start(None)
 
     def _submit(self) -> None:
+        assert self._ask is not None
         self._asked = self._sender.time()
         self._sender.scheduler.submit(self._ask)
 
@@ -505,13 +503,14 @@ class Job:
         else:
             self._start(turn)
         if self._events.heard:
-            attempt, probe, priority = self._tries.calls + 1, turn.grant.probe, self._ask.priority
+            attempt, probe, priority = self._tries.calls + 1, turn.grant.probe, turn.ask.priority
             self._tell(TurnGranted(self._sender.time(), *self._about, attempt, waited, probe, priority))
 
     def _start(self, turn: Turn | None) -> None:
         # Until its first step the task must not be cancelled: it would never run, and nothing would be told.
         self._starting = True
-        self.task = start_task(self._run(turn), "feishu-mail-call", self._sender.tasks, context=self._context)
+        self.task = start_task(self._run(turn), "feishu-mail-call", context=self._context)
+        self._sender.tasks.add(self.task)
 
     def refused(self, error: FeishuMailError) -> None:
         """There will be no turn."""
@@ -537,15 +536,16 @@ class Job:
 
     async def _turn(self) -> Turn:
         """The turn that has been asked for."""
-        granted, scheduler = self._granted, self._sender.scheduler
+        granted, scheduler, ask = self._granted, self._sender.scheduler, self._ask
         assert granted is not None
+        assert ask is not None
         self._starting = False
         try:
             if not granted.done():
                 self._check_wanted()
             return await granted
         except BaseException:
-            scheduler.cancel(self._ask)
+            scheduler.cancel(ask)
             if granted.done() and not granted.cancelled() and granted.exception() is None:
                 scheduler.give_back(granted.result())
             raise
@@ -570,6 +570,10 @@ class Job:
             unknown.__cause__ = error
             self._end(unknown)
             raise
+        finally:
+            # Here and not in a callback, which would cost another one of the loop's for every send.
+            assert self.task is not None
+            self._sender.tasks.discard(self.task)
 
     async def _attempts(self, turn: Turn) -> Judgement:
         try:
@@ -660,7 +664,7 @@ class Job:
             judgement = (lost if answer.end is CallEnd.LOST else never_left)(answer.reason)
         if self.call.draft is None and not judgement.conclusive:
             # Where nothing can have been changed, nothing is left open.
-            judgement = replace(judgement, conclusive=True)
+            judgement = judgement._replace(conclusive=True)
         return judgement
 
     def _check_wanted(self) -> None:
@@ -709,10 +713,6 @@ class Job:
             await asyncio.sleep(sender.delays.backoff(failures))
 
     # -- what is told of it ----------------------------------------------------------------------------
-
-    @property
-    def _events(self) -> EventHub:
-        return self._sender.scheduler.events
 
     @property
     def _about(self) -> tuple[int, str, str, Draft | None]:
@@ -789,7 +789,7 @@ class Job:
     # -- the end ---------------------------------------------------------------------------------------
 
     def _end(self, error: FeishuMailError | None) -> None:
-        self.over = True
+        self._ask = None
         self.error = error
         self._waited_enough()
         if error is not None and self.call.draft is not None and not isinstance(error, ClientClosed):

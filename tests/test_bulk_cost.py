@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import gc
 import heapq
 import sys
 from collections.abc import Callable, Iterator
@@ -140,6 +141,28 @@ def test_memory_does_not_grow_with_what_has_passed() -> None:
 
     few, many = run_virtual(scene(), noop_cycles=2)
     assert many <= 1.1 * few
+
+
+def test_a_draft_that_is_done_goes_without_the_garbage_collector() -> None:
+    """In a long run what went in circles would be old by then, and looked through again and again."""
+
+    async def garbage(count: int) -> int:
+        gc.collect()
+        gc.disable()
+        try:
+            with mock.patch.object(client_module, "Transport", scale.StubTransport):
+                async with FeishuMailClient("u-token", rate_limit=LIFTED) as client:
+                    async with client.send_drafts(f"draft-{number}" for number in range(count)) as run:
+                        async for _ in run:
+                            pass
+                    for number in range(count):
+                        await client.send_draft(f"single-{number}")
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    few, many = (run_virtual(garbage(count), noop_cycles=2) for count in (10, 110))
+    assert many - few < 100
 
 
 def reachable(top: object) -> int:

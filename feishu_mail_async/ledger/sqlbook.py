@@ -374,7 +374,7 @@ class SqlBook:
                 },
             )
         began = transaction.began
-        return dataclasses.replace(grant, at=began, doubtful=doubtful, good_until=began + _SLACK)
+        return grant._replace(at=began, doubtful=doubtful, good_until=began + _SLACK)
 
     def settle(
         self,
@@ -431,7 +431,7 @@ class SqlBook:
         row = next((one for one in permits if one.turn == name), None)
         if row is not None and row.ended is not None:
             return Settled(row.ended, None, None), locks  # done before, by a commit whose answer was lost
-        grant = dataclasses.replace(turn.grant, at=now if row is None else row.taken)
+        grant = turn.grant._replace(at=now if row is None else row.taken)
         settled = transaction.standing.settle(grant, judgement, delays, now, *locks, renewing=renewing)
         permit = schema.permit
         if row is not None and settled.ended is None:

@@ -8,7 +8,7 @@ knows until the next transaction.
 import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from feishu_mail_async.budget import Budget
 from feishu_mail_async.codes import Scope, Until, Verdict
@@ -55,8 +55,7 @@ class Lock(Protocol):
     strikes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """What a turn was granted with.
 
     Attributes:
@@ -132,8 +131,7 @@ class ClosedScope:
     until: Until
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """What the end of a call has changed, beside the standing itself.
 
     Attributes:
