@@ -266,8 +266,15 @@ class Lanes:
         if lane is None:
             return
         self._remove(ask, lane)
-        if not lane.asks:
-            self._retire(lane, now)
+        if lane.asks:
+            return
+        was_ready = lane.heap is self.ready
+        self._unplace(lane)
+        self._drop(lane)
+        for gate in lane.gates:
+            # If it stood in for others at an open gate, another takes its place.
+            if was_ready or not gate.lanes:
+                self._opened(gate, now)
 
     def move(self, ask: Ask, priority: Priority, stream: Stream | None, now: float) -> None:
         """Somebody else wants an ask's call too: it gets the higher priority, and no single stream holds it."""
@@ -382,7 +389,7 @@ class Lanes:
         if lane.asks:
             self._place(lane, now)
         else:
-            self._retire(lane, now)
+            self._drop(lane)
         if lane.stream is not None:
             self._wake(lane.stream, now)  # it is still open, and another lane has to stand in
         return user, mailbox
@@ -454,18 +461,11 @@ class Lanes:
             if gate.stand_in is lane:
                 gate.stand_in = None
 
-    def _retire(self, lane: Lane, now: float) -> None:
-        """An empty lane goes; if it stood in for others at an open gate, another takes its place."""
-        was_ready = lane.heap is self.ready
-        self._unplace(lane)
+    def _drop(self, lane: Lane) -> None:
+        """An empty lane goes."""
         del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
         for gate in lane.gates:
             del gate.lanes[lane]
-        for gate in lane.gates:
-            if not gate.lanes:
-                self._forget(gate, now)
-            elif was_ready:
-                self._wake(gate, now)
 
     def _wake(self, gate: Gate, now: float) -> None:
         """Make the best of the lanes parked on an open gate ready.
@@ -492,10 +492,12 @@ class Lanes:
 
     def _opened(self, gate: Gate, now: float) -> None:
         """A gate has opened, or may have: it wakes a lane, waits for longer, or can be forgotten."""
-        if gate.lanes:
+        if gate.shut(now):
+            self._set_alarm(gate, now)
+        elif gate.lanes:
             self._wake(gate, now)
-        self._set_alarm(gate, now)
-        self._forget(gate, now)
+        else:
+            self._forget(gate)
 
     def _set_alarm(self, gate: Gate, now: float) -> None:
         """Have a gate that only time keeps shut looked at when it opens."""
@@ -503,10 +505,8 @@ class Lanes:
             gate.alarm = gate.open_at
             heapq.heappush(self.alarms, (gate.open_at, next(self._count), gate))
 
-    def _forget(self, gate: Gate, now: float) -> None:
+    def _forget(self, gate: Gate) -> None:
         """Drop what need not be remembered: a mailbox at rest; of users at rest, those served longest ago."""
-        if gate.lanes or gate.shut(now):
-            return
         if self.mailboxes.get(gate.key) is gate:
             del self.mailboxes[gate.key]
         elif self.users.get(gate.key) is gate:

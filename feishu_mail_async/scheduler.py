@@ -214,8 +214,9 @@ class Scheduler:
 
     def _not_before(self, now: float) -> float:
         """The earliest moment of the next dispatch, as far as no ask's own obstacles go."""
-        at = self._standing.not_before(now)
-        return at if at > now else self._spacing.ready_at(now, self._standing.spacing(now))
+        standing = self._standing
+        at = standing.not_before(now)
+        return at if at > now else self._spacing.ready_at(now, standing.spacing(now))
 
     def _next_change(self, now: float) -> float:
         """When to look again though a call could be made now: an alarm, or a permit beyond the reserve."""
