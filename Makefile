@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/feishu-mail-async demo
 
 test: $(READY) $(LARK_READY)
-	$(BIN)/python -m pytest -n 3 -m "not soak"
+	$(BIN)/python -m pytest -n 4 -m "not soak"
 
 # The same examples every time; `make soak SOAK_RANDOM=1` looks for new ones.
 soak: export SOAK_RANDOM ?=
