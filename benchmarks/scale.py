@@ -4,8 +4,8 @@ Drafts of a generator are streamed through `send_drafts`, of 50 users and with t
 in for the transport: it answers at once, without HTTP. So what is measured is the package's own part, from reading
 the input to handing out the outcome (scheduler, jobs, run). A real call adds aiohttp's part: see cost.py.
 Each run has a process of its own, for the peak of a process only grows. Time is processor time, since the clock
-counts what else the machine does; the median of several processes is taken, and their range is shown: where it is
-wide, the ratio says little.
+counts what else the machine does; the sizes take turns, the median of several processes is taken, and their range
+is shown: where it is wide, the ratio says little.
 
     per draft      microseconds of processor time: the median, and the range
     peak memory    what the peak of the process grew by, in MB: the most of all processes
@@ -56,8 +56,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 USERS: Final = 50
-SIZES: Final = {1_000: 11, 10_000: 5, 100_000: 2}
-"""How many drafts, and how many processes: more for the small ones, which are over in a tenth of a second."""
+ROUNDS: Final = 3
+SIZES: Final = {1_000: 5, 10_000: 2, 100_000: 1}
+"""How many drafts, and how many processes in a round: more for the small ones, over in a tenth of a second."""
 MILLION: Final = {1_000_000: 1}
 SMOKE_SIZES: Final = {100: 1, 1_000: 1}
 IMPORTS: Final = 5
@@ -164,12 +165,15 @@ class Row:
         return f"{self.drafts:>10,}  {self.microseconds:>7.0f} us  {spread:>11}  {self.megabytes:>+9.1f} MB"
 
 
-def streams(sizes: Mapping[int, int], date: str) -> Iterator[Row]:
-    """The rows, each as soon as it is known."""
+def streams(rounds: int, sizes: Mapping[int, int], date: str) -> list[Row]:
+    """The rows. All sizes have their turn in each round: a machine is slower for a while, and then faster."""
     fresh = multiprocessing.get_context("spawn")
-    for count, processes in sizes.items():
-        with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as pool:
-            yield Row.of(count, list(pool.map(measure, [count] * processes)), date)
+    order = [count for _ in range(rounds) for count, processes in sizes.items() for _ in range(processes)]
+    found: dict[int, list[Measured]] = {count: [] for count in sizes}
+    with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as pool:
+        for count, measured in zip(order, pool.map(measure, order), strict=True):
+            found[count].append(measured)
+    return [Row.of(count, runs, date) for count, runs in found.items()]
 
 
 def verdict(few: Row, many: Row) -> dict[str, Any]:
@@ -297,17 +301,14 @@ def main() -> None:
     )
     machine = common.machine("aiohttp")
     machine["versions"][LARK] = lark_version()
-    sizes = SMOKE_SIZES if arguments.smoke else SIZES | MILLION if arguments.full else SIZES
+    date = machine["date"]
+    rows = streams(1, SMOKE_SIZES, date) if arguments.smoke else streams(ROUNDS, SIZES, date)
+    target = verdict(rows[0], rows[-1])
+    if not arguments.smoke:
+        rows += streams(1, MILLION, date) if arguments.full else kept(arguments.out)
     print(Row.HEAD)
-    rows: list[Row] = []
-    for row in streams(sizes, machine["date"]):
-        print(row, flush=True)
-        rows.append(row)
-    target = verdict(rows[0], rows[1] if arguments.smoke else rows[2])
-    if not arguments.smoke and not arguments.full:
-        for row in kept(arguments.out):
-            print(f"{row}  (measured on {row.date})")
-            rows.append(row)
+    for row in rows:
+        print(row if row.date == date else f"{row}  (measured on {row.date})")
     print(
         f"from {target['few']:,} to {target['many']:,} drafts: {target['megabytes']['grown']:+.1f} MB "
         f"(target: +{MOST_MEGABYTES:.0f} at most), {target['microseconds']['times']:.2f} times the time per draft "

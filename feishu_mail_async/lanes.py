@@ -8,6 +8,7 @@ others. All choices are made on heaps, so that a decision costs the same however
 to move from gate to gate, they do so a few at a time (`Lanes.more`).
 """
 
+import functools
 import heapq
 import itertools
 import math
@@ -31,10 +32,12 @@ _MOST_MOVES: Final = 16
 USERS_REMEMBERED: Final = 10_000
 """Users at rest whose last turn is remembered."""
 
+_NAMES_KEPT: Final = 1000
 _Key = tuple[int, int, int]
 _tickets: Final = itertools.count(1)
 
 
+@functools.lru_cache(_NAMES_KEPT)  # the drafts of a mailbox share its name, and the time to make it
 def mailbox_key(user: str, mailbox: str) -> str:
     """The name under which a mailbox is locked: addresses compare without case, and `me` is the user's own."""
     folded = mailbox.casefold()

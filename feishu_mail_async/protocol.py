@@ -4,6 +4,7 @@ Source: "发送草稿" for the request and the body of the reply; for `automatio
 headers and the log id, the platform's generic documentation.
 """
 
+import functools
 import ipaddress
 import json
 import math
@@ -46,6 +47,7 @@ LONGEST_REPLY: Final = 256 * 1024
 
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PAGE_SIZE: Final = 100
+_MAILBOXES_KEPT: Final = 1000
 _LONGEST_PAUSE: Final = 3600.0
 _LONGEST_MESSAGE: Final = 300
 _LONGEST_LINK: Final = 2000
@@ -118,6 +120,7 @@ def list_path(mailbox: str, page_token: str | None, page_size: int = _PAGE_SIZE)
     return _drafts_path(mailbox) + query
 
 
+@functools.lru_cache(_MAILBOXES_KEPT)
 def _drafts_path(mailbox: str) -> str:
     return f"/open-apis/mail/v1/user_mailboxes/{_segment(mailbox)}/drafts"
 

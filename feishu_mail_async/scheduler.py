@@ -408,7 +408,8 @@ class Scheduler:
 
     def refused_mark(self, user: str) -> str | None:
         """The mark of the token because of which the user is closed; None if that is not so."""
-        closure = self._standing.closed.get(f"user:{user}")
+        closed = self._standing.closed
+        closure = closed.get(f"user:{user}") if closed else None
         return closure.mark if closure is not None else None
 
     def reopen(self, scope: str) -> None:

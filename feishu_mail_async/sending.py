@@ -668,9 +668,11 @@ class Job:
         return judgement
 
     def _check_wanted(self) -> None:
-        wanted = any(listener.wants_calls for listener in self.listeners)
-        if self._stopping or self._sender.closing or not wanted:
-            raise self._stopped()
+        if not self._stopping and not self._sender.closing:
+            for listener in self.listeners:
+                if listener.wants_calls:
+                    return
+        raise self._stopped()
 
     def _outage_over(self, judgement: Judgement) -> bool:
         outage = self._sender.policy.outage

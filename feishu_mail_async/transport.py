@@ -192,7 +192,8 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
         return None
     chunks: list[bytes] = []
     left = LONGEST_REPLY
-    while chunk := await response.content.read(left + 1):
+    while not response.content.at_eof():
+        chunk = await response.content.read(left + 1)
         left -= len(chunk)
         if left < 0:
             return None
