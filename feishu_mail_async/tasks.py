@@ -1,6 +1,7 @@
 """How tasks are started that go on whatever becomes of whoever wanted them."""
 
 import asyncio
+import inspect
 from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
@@ -10,6 +11,23 @@ __all__ = ["start_task"]
 T = TypeVar("T")
 
 
+class _Task(asyncio.Task[T]):
+    """A task that always begins.
+
+    One that is cancelled before its first step would never run a line: what it was to end, or to give back, would
+    stay for ever.
+    """
+
+    __slots__ = ()
+
+    def cancel(self, msg: Any = None) -> bool:
+        work = self.get_coro()
+        if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+            self.get_loop().call_soon(self.cancel, msg)  # its first step stands before that in the loop's queue
+            return True
+        return super().cancel(msg)
+
+
 def start_task(
     work: Coroutine[Any, Any, T],
     name: str,
@@ -17,7 +35,7 @@ def start_task(
     *,
     context: Context | None = None,
 ) -> asyncio.Task[T]:
-    """Start a task; its first step is taken in the loop's next pass, never here.
+    """Start a task; its first step is taken in the loop's next pass, never here, and always.
 
     Args:
         work: what it does.
@@ -26,7 +44,7 @@ def start_task(
         context: the context it runs in; None: a copy of the current one.
     """
     # Not by the loop's task factory: an eager one would take the first step in the midst of what its starter does.
-    task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
+    task = _Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
     if running is not None:
         running.add(task)
         task.add_done_callback(running.discard)

@@ -182,3 +182,13 @@ def holds(error: BaseException, secret: str) -> list[str]:
 def begins_with(name: str) -> str:
     """A pattern for `pytest.raises(match=...)`: the message begins with the parameter's name."""
     return rf"^{re.escape(name)}\b"
+
+
+def our_tasks() -> list[asyncio.Task[Any]]:
+    """The tasks of the package, without the sandbox's."""
+    found = []
+    for task in asyncio.all_tasks():
+        code = getattr(task.get_coro(), "cr_code", None)
+        if code is not None and code.co_filename.startswith(f"{PACKAGE}/") and "/sandbox/" not in code.co_filename:
+            found.append(task)
+    return found

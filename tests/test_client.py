@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support import ONCE, PACKAGE, TOKEN, begins_with, chain, holds, scene, settle
+from support import ONCE, TOKEN, begins_with, chain, holds, our_tasks, scene, settle
 
 from feishu_mail_async import (
     ClientClosed,
@@ -50,16 +50,6 @@ def at(seconds: float) -> Any:
 
 def send(client: FeishuMailClient, draft: str | Draft, **how: Any) -> asyncio.Task[SendResult]:
     return asyncio.create_task(client.send_draft(draft, **how))
-
-
-def our_tasks() -> list[asyncio.Task[Any]]:
-    """The tasks of the package, without the sandbox's."""
-    found = []
-    for task in asyncio.all_tasks():
-        code = getattr(task.get_coro(), "cr_code", None)
-        if code is not None and code.co_filename.startswith(f"{PACKAGE}/") and "/sandbox/" not in code.co_filename:
-            found.append(task)
-    return found
 
 
 def order(sandbox: Sandbox) -> list[str | None]:
@@ -448,6 +438,29 @@ async def test_closing_leaves_no_task() -> None:
         await client.close()
         await asyncio.gather(*sends, return_exceptions=True)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("passes", range(12))
+async def test_a_client_outlives_the_cancelling_of_all_tasks(passes: int) -> None:
+    """Programs that are about to end do that, and may have a last word to send."""
+    async with Sandbox(users=("alice", "bob")) as sandbox:
+        alices, bobs = sandbox.add_drafts("alice", 4), sandbox.add_drafts("bob", 4)
+        mine = [Draft(one, user="alice") for one in alices]
+        all_drafts = [*mine, *(Draft(one, user="bob") for one in bobs)]
+        async with FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url) as client:
+            run = client.send_drafts(all_drafts[len(mine) :])
+            first = asyncio.ensure_future(anext(run))
+            callers = [*(send(client, draft) for draft in mine), first]
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            for task in {*our_tasks(), *callers}:
+                task.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
+            await asyncio.wait_for(asyncio.gather(*map(client.send_draft, all_drafts)), 600)
+            assert client.snapshot().in_flight == 0
+        assert sandbox.ledger.sent == dict.fromkeys([*alices, *bobs], 1)
+        assert (sandbox.ledger.conflicts, sandbox.ledger.refusals) == (0, 0)
+    assert our_tasks() == []
 
 
 @pytest.mark.parametrize("timeout_", [0, 0.25])

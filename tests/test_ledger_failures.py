@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from databases import DATABASE_PASSWORD, PostgresServer
 from ledgersupport import APP, HOMES, Process, ask, client_of, home_url, nothing_held, rows, until
 from sqlalchemy.ext.asyncio import AsyncConnection
-from support import FREE, ONCE, TOKEN, always, holds, http, raw_server
+from support import FREE, ONCE, TOKEN, always, holds, http, our_tasks, raw_server
 
 from feishu_mail_async import (
     ApiError,
@@ -777,6 +777,23 @@ async def test_what_has_ended_is_on_record_though_the_client_closes_at_once(
     [row] = await rows(held, schema.draft)
     assert (row["state"], row["doubtful"]) == ("sent", False)
     await nothing_held(held)
+
+
+@pytest.mark.parametrize("passes", [1, 5, 40])
+async def test_all_tasks_are_cancelled(passes: int, url: str, sandbox: Sandbox) -> None:
+    """The ledger's own too; what was in flight is free again when its lease lapses."""
+    drafts = drafts_of(sandbox, 2)
+    async with open_client(sandbox, url) as client:
+        first = asyncio.ensure_future(anext(client.send_drafts(drafts[5:])))
+        callers = [*(asyncio.ensure_future(client.send_draft(draft)) for draft in drafts[:5]), first]
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        for task in {*our_tasks(), *callers}:
+            task.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        await asyncio.wait_for(asyncio.gather(*map(client.send_draft, drafts)), 60)
+    assert sandbox.ledger.sent == {draft.draft_id: 1 for draft in drafts}
+    assert sandbox.ledger.conflicts == 0
 
 
 @pytest.mark.parametrize("phase", PHASES, ids=str)
