@@ -354,7 +354,6 @@ class Job:
         "_number",
         "_reason",
         "_sender",
-        "_starting",
         "_stopping",
         "_tries",
         "_waited",
@@ -371,7 +370,6 @@ class Job:
         self._ask: Ask | None = None  # from its beginning to its end; an ask holds its job, too
         self._context = contextvars.copy_context()
         self._granted: asyncio.Future[Turn] | None = None
-        self._starting = False
         self._in_flight = False
         self._stopping = False
         self._handed_out = False
@@ -411,7 +409,7 @@ class Job:
     def stop(self) -> None:
         """Make no further call; one in flight is finished, and settles the outcome if it can."""
         self._stopping = True
-        if self._ask is None or self._starting or self._in_flight:
+        if self._ask is None or self._in_flight:
             return
         # Before the task hears of it: a turn granted in between would be nobody's.
         self._sender.scheduler.cancel(self._ask)
@@ -507,8 +505,6 @@ class Job:
             self._tell(TurnGranted(self._sender.time(), *self._about, attempt, waited, probe, priority))
 
     def _start(self, turn: Turn | None) -> None:
-        # Until its first step the task must not be cancelled: it would never run, and nothing would be told.
-        self._starting = True
         self.task = start_task(self._run(turn), "feishu-mail-call", context=self._context)
         self._sender.tasks.add(self.task)
 
@@ -539,7 +535,6 @@ class Job:
         granted, scheduler, ask = self._granted, self._sender.scheduler, self._ask
         assert granted is not None
         assert ask is not None
-        self._starting = False
         try:
             if not granted.done():
                 self._check_wanted()
@@ -602,7 +597,6 @@ class Job:
             FeishuMailError: it is not.
         """
         sender = self._sender
-        self._starting = False
         while turn.grant.good_until < math.inf and self._sender.time() > turn.grant.good_until:
             # The process stood still: the turn's locks may not outlast the call any more.
             sender.scheduler.give_back(turn)
