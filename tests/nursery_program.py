@@ -92,9 +92,14 @@ def _become(message: dict[str, Any], streams: list[int]) -> Callable[[], object]
         os.dup2(stream, number)
         os.close(stream)
     # As Python opens them: what goes to a terminal goes there line by line.
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - a number is no path, and it stays open
-    sys.stdout = open(1, "w", 1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    opened = {
+        "stdin": open(0, closefd=False),  # noqa: SIM115 - a number is no path, and it stays open
+        "stdout": open(1, "w", 1 if os.isatty(1) else -1, closefd=False),  # noqa: SIM115
+        "stderr": open(2, "w", 1, errors="backslashreplace", closefd=False),  # noqa: SIM115
+    }
+    for name, file in opened.items():
+        setattr(sys, name, file)
+        setattr(sys, f"__{name}__", file)
     os.environ.clear()
     os.environ.update(message["environment"])
     sys.argv[1:] = message["arguments"]
