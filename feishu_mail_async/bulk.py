@@ -155,7 +155,7 @@ class BulkRun:
         self._outcomes: deque[Outcome] = deque()
         self._fetched = 0
         self._failure: Exception | None = None
-        self._reading = False  # the reader has had its first step; a task cancelled before it does nothing at all
+        self._reading = False  # the reader has begun; before that there is nothing to break off
         self._stopping = False
         self._left = False
         self._news = asyncio.Event()
@@ -259,7 +259,7 @@ class BulkRun:
 
     def _begin(self) -> None:
         if self._reader is None and not self._left:
-            self._reader = asyncio.get_running_loop().create_task(self._read(), name="feishu-mail-read")
+            self._reader = start_task(self._read(), "feishu-mail-read")
             self._reader.add_done_callback(lambda _: self._changed())
 
     def _ended(self) -> bool:

@@ -5,7 +5,7 @@ import contextlib
 import pickle
 import re
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -192,3 +192,12 @@ def our_tasks() -> list[asyncio.Task[Any]]:
         if code is not None and code.co_filename.startswith(f"{PACKAGE}/") and "/sandbox/" not in code.co_filename:
             found.append(task)
     return found
+
+
+async def cancel_all(callers: Collection[asyncio.Task[Any]], passes: int) -> None:
+    """Cancel all tasks of the package and its callers after so many passes of the loop; wait for the callers."""
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    for task in {*our_tasks(), *callers}:
+        task.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)

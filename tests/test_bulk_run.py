@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import pytest
 from bulkmodel import check_one, check_true, fetch
-from support import FREE, settle
+from support import FREE, cancel_all, scene, settle
 
 from feishu_mail_async import (
     BulkRun,
@@ -645,6 +645,16 @@ async def test_a_generator_is_read_no_further_when_the_first_draft_s_event_stops
         assert read == stage.drafts[:1]
 
     await play(act)
+
+
+async def test_a_run_whose_tasks_are_cancelled_as_it_begins_is_read_all_the_same() -> None:
+    async with scene(drafts=4) as (sandbox, client, ids):
+        run = client.send_drafts(ids)
+        consumer = asyncio.create_task(drain(run))
+        await asyncio.sleep(0)
+        await cancel_all([], 0)
+        assert [outcome.draft.draft_id for outcome in await consumer] == ids
+        assert sandbox.ledger.sent == dict.fromkeys(ids, 1)
 
 
 @pytest.mark.parametrize("form", FORMS)

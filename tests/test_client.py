@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support import ONCE, TOKEN, begins_with, chain, holds, our_tasks, scene, settle
+from support import ONCE, TOKEN, begins_with, cancel_all, chain, holds, our_tasks, scene, settle
 
 from feishu_mail_async import (
     ClientClosed,
@@ -451,11 +451,7 @@ async def test_a_client_outlives_the_cancelling_of_all_tasks(passes: int) -> Non
             run = client.send_drafts(all_drafts[len(mine) :])
             first = asyncio.ensure_future(anext(run))
             callers = [*(send(client, draft) for draft in mine), first]
-            for _ in range(passes):
-                await asyncio.sleep(0)
-            for task in {*our_tasks(), *callers}:
-                task.cancel()
-            await asyncio.gather(*callers, return_exceptions=True)
+            await cancel_all(callers, passes)
             await asyncio.wait_for(asyncio.gather(*map(client.send_draft, all_drafts)), 600)
             assert client.snapshot().in_flight == 0
         assert sandbox.ledger.sent == dict.fromkeys([*alices, *bobs], 1)
