@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from .errors import ApiError, FeishuMailError, NotSent, UnknownUser, decisive
+from .errors import ApiError, FeishuMailError, NotSent, RecordRefused, UnknownUser, decisive
 from .model import Draft, OutcomeStatus, Priority, SendResult
 from .sending import Call, Job, Sender, unsettled
 from .tasks import start_task
@@ -358,7 +358,11 @@ class BulkRun:
                 return
             for entry in batch:
                 del self._recalling[entry]
-                record = entry.record = records.get(entry.call.key)
+                record = records.get(entry.call.key)
+                if isinstance(record, RecordRefused):
+                    self._fail(entry, RecordRefused(str(record), draft=entry.draft), record.__cause__)
+                    continue
+                entry.record = record
                 if entry not in self._entries:
                     continue  # it has its outcome already
                 if record is not None and record.state.settled:

@@ -245,7 +245,7 @@ class FeishuMailClient:
             drafts: ids or Drafts, as `send_drafts` takes them.
 
         Returns:
-            a record for each; None for one of which nothing is known, and without a ledger for all.
+            a record for each; None for one of which nothing is known or can be, and without a ledger for all.
 
         Raises:
             LedgerError: the ledger cannot be read.
@@ -257,7 +257,8 @@ class FeishuMailClient:
         for start in range(0, len(calls), _LOOKED_UP):
             some = calls[start : start + _LOOKED_UP]
             records = await sender.recall(some)
-            found += [records.get(call.key) for call in some]
+            known = [records.get(call.key) for call in some]
+            found += [record if isinstance(record, Record) else None for record in known]
         return found
 
     async def list_drafts(self, *, mailbox: str = "me", user: str | None = None) -> AsyncIterator[Draft]:

@@ -35,6 +35,7 @@ __all__ = [
     "PermissionDenied",
     "QuotaSpent",
     "ReceiverCheckFailed",
+    "RecordRefused",
     "ScopeClosed",
     "ScopeMissing",
     "SenderCheckFailed",
@@ -305,6 +306,12 @@ class LoginRequired(NotSent):
 
 class LedgerError(NotSent):
     """The ledger cannot be used, and without a record no call is made. The message says what to do."""
+
+
+class RecordRefused(LedgerError):
+    """The ledger's database takes no record of this draft, so no call is made for it. Other drafts go on."""
+
+    status = OutcomeStatus.FAILED
 
 
 class TransportError(FeishuMailError):

@@ -207,6 +207,8 @@ class Scheduler:
             if ask.lane is not None:
                 self.cancel(ask)
                 ask.taker.recorded(record)
+        for ask, error in taken.refused:
+            self._refuse_all([ask], error)
         for ask in asks:
             scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
             if scope is not None:

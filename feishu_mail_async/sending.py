@@ -23,6 +23,7 @@ from .errors import (
     LoginRequired,
     NotSent,
     OutcomeUnknown,
+    RecordRefused,
     sentence,
     without_traceback,
 )
@@ -170,7 +171,10 @@ class Sender:
     async def _fulfil(self, call: Call, priority: Priority, caller: _Caller) -> None:
         try:
             if self.scheduler.book.shared:
-                record = caller.record = (await self.recall([call])).get(call.key)
+                record = (await self.recall([call])).get(call.key)
+                if isinstance(record, RecordRefused):
+                    raise copy.copy(record) from record.__cause__
+                caller.record = record
                 if record is not None and record.state.settled:
                     caller.job = self.recorded(call, record, caller)
                     return
@@ -234,8 +238,8 @@ class Sender:
         key = self.tokens.key(user)
         return DraftKey(key, mailbox_key(key, mailbox), name)
 
-    async def recall(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record]:
-        """What the ledger knows of the drafts that these calls send, as far as it knows anything.
+    async def recall(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record | RecordRefused]:
+        """What the ledger knows of the drafts that these calls send, or why it can know nothing of one.
 
         Raises:
             LedgerError: it cannot be read.
@@ -788,7 +792,11 @@ class Job:
         self._ask = None
         self.error = error
         self._waited_enough()
-        if error is not None and self.call.draft is not None and not isinstance(error, ClientClosed):
+        if (
+            error is not None
+            and self.call.draft is not None
+            and not isinstance(error, ClientClosed | RecordRefused)
+        ):
             # Of one that the client's closing has ended nothing is known that was not before.
             self._sender.scheduler.book.note(self.call.key, error.status, error)
         self._forget()

@@ -23,6 +23,8 @@ from feishu_mail_async.errors import (
 from feishu_mail_async.lanes import mailbox_key
 from feishu_mail_async.ledger import Ledger, Overview, open_ledger
 from feishu_mail_async.ledger.clock import wall_clock
+from feishu_mail_async.ledger.standing import scopes
+from feishu_mail_async.ledger.texts import stored
 from feishu_mail_async.ledger.tokens import StoredToken
 from feishu_mail_async.oauth import SCOPES
 from feishu_mail_async.protocol import Reply, judge, list_path
@@ -193,7 +195,7 @@ def _look_at_permits(findings: _Findings, overview: Overview, account: Account, 
         told.append(f"the next call can go in {span(max(1, overview.next_permit))}")
     if overview.paused is not None:
         told.append(f"the server has asked for a pause, next try in {span(max(1, overview.paused))}")
-    mine = {"app", f"user:{user}", f"mailbox:{mailbox_key(user, mailbox)}"}
+    mine = {stored(scope) for scope in scopes(user, mailbox_key(user, mailbox))}
     closed = [scope for scope in overview.closed if scope.scope in mine and scope.until is not Until.TOKEN]
     for scope in closed:
         again = "the next command tries it again"

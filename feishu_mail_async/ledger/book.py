@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 from feishu_mail_async.codes import Until
-from feishu_mail_async.errors import FeishuMailError
+from feishu_mail_async.errors import FeishuMailError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 from feishu_mail_async.protocol import Judgement
 
@@ -40,11 +40,13 @@ class Taken:
     Attributes:
         granted: the ask whose turn it is, and what it was granted with; None if no call may go now.
         recorded: asks whose drafts were sent before, with what is known of them.
+        refused: asks of whose drafts no record can be made, and why.
         shut: what calls of other processes keep shut: "user" or "mailbox", its key, and until when.
     """
 
     granted: "tuple[Ask, Grant] | None" = None
     recorded: "list[tuple[Ask, Record]]" = field(default_factory=list)
+    refused: "list[tuple[Ask, RecordRefused]]" = field(default_factory=list)
     shut: list[tuple[str, str, float]] = field(default_factory=list)
 
 
@@ -87,8 +89,8 @@ class Book(Protocol):
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit."""
 
-    def recall(self, keys: Sequence[DraftKey]) -> Later[Mapping[DraftKey, Record]]:
-        """What is known of these drafts, as far as anything is; and what is closed of theirs."""
+    def recall(self, keys: Sequence[DraftKey]) -> Later[Mapping[DraftKey, Record | RecordRefused]]:
+        """What is known of these drafts, if anything is, or why nothing can be; and what is closed of theirs."""
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
         """A draft has ended without being sent, for all that is known."""
@@ -135,7 +137,7 @@ class MemoryBook:
     def set_limit(self, limit: RateLimit) -> None:
         self.standing.budget.limit = limit
 
-    def recall(self, keys: Sequence[DraftKey]) -> Mapping[DraftKey, Record]:  # noqa: ARG002
+    def recall(self, keys: Sequence[DraftKey]) -> Mapping[DraftKey, Record | RecordRefused]:  # noqa: ARG002
         return {}
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:

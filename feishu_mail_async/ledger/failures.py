@@ -4,10 +4,10 @@ import errno
 import re
 from typing import Final
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from feishu_mail_async.errors import LedgerError
+from feishu_mail_async.errors import LedgerError, RecordRefused
 
 __all__ = ["TROUBLE", "busy", "final", "told"]
 
@@ -39,6 +39,8 @@ _SAID: Final = {
 """What a server says that lets nobody in: psycopg gives that no state of its own."""
 _PASSING: Final = ("08", "40", "53", "55", "57")
 """Connections, deadlocks and serialisation, resources, locks, a server that is shut down or starts."""
+_VALUES: Final = ("22", "23", "44", "54", "P0")
+"""Data, constraints, a view's check, limits such as an index row's, what a trigger raises."""
 _LOCKS: Final = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 _LOCKED: Final = "another program keeps it locked: end that, then run it again"
 _AWAY: Final = "the database does not answer: check that it runs and can be reached, then run it again"
@@ -46,6 +48,8 @@ _AWAY: Final = "the database does not answer: check that it runs and can be reac
 
 def final(error: BaseException) -> str | None:
     """What to tell the person about a failure that waiting does not mend; None if it may pass."""
+    if _of_values(error):
+        return f"the database refuses a value ({_named(error)})"
     origin = _origin(error)
     name = getattr(origin, "sqlite_errorname", None)
     if name is not None:
@@ -66,8 +70,15 @@ def busy(error: BaseException) -> bool:
     return str(getattr(_origin(error), "sqlite_errorname", "")).startswith(_LOCKS)
 
 
+def _of_values(error: BaseException) -> bool:
+    """Whether it is for the values in a statement that it was refused: with those of others it may succeed."""
+    if isinstance(error, DataError | IntegrityError | UnicodeError | OverflowError):
+        return True
+    return str(getattr(_origin(error), "sqlstate", None)).startswith(_VALUES)
+
+
 def told(where: str, error: BaseException) -> LedgerError:
-    """The error for the person, after waiting did not help or where it would not.
+    """The error for the person, after waiting did not help or where it would not; RecordRefused if a value is why.
 
     Args:
         where: the ledger, as it may be shown.
@@ -78,7 +89,8 @@ def told(where: str, error: BaseException) -> LedgerError:
         advice = f"a mistake of this program ({type(error).__name__}): please report it"
     elif advice is None:
         advice = _LOCKED if busy(error) else _AWAY
-    failed = LedgerError(f"ledger: {where}: {advice}")
+    kind = RecordRefused if _of_values(error) else LedgerError
+    failed = kind(f"ledger: {where}: {advice}")
     failed.__cause__ = _Cause(_named(error))
     return failed
 

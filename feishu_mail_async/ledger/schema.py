@@ -3,6 +3,9 @@
 from typing import Any, Final
 
 from sqlalchemy import Boolean, Column, Double, ForeignKey, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy.types import TypeDecorator
+
+from .texts import stored
 
 __all__ = ["VERSION", "app", "closure", "draft", "lock", "metadata", "permit", "schema", "token"]
 
@@ -10,6 +13,16 @@ VERSION: Final = 1
 """Of the schema. A change of a table needs another one, and the steps that lead there."""
 
 metadata: Final = MetaData()
+
+
+class Key(TypeDecorator[str]):
+    """A text that is part of an index: whatever it is set to or compared with is `stored`, so that it fits."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:  # noqa: ARG002
+        return None if value is None else stored(value)
 
 
 def _table(name: str, *columns: Column[Any] | UniqueConstraint) -> Table:
@@ -34,8 +47,8 @@ schema: Final = _table(
 app: Final = _table(
     "app",
     Column("id", Integer, primary_key=True),
-    Column("base_url", Text, nullable=False),
-    Column("app", Text, nullable=False),
+    Column("base_url", Key, nullable=False),
+    Column("app", Key, nullable=False),
     Column("calls", Integer, nullable=False),
     Column("per", Double, nullable=False),
     Column("spacing", Double, nullable=False),
@@ -68,7 +81,7 @@ lock: Final = _table(
     "lock",
     _of_app(),
     Column("kind", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
+    Column("key", Key, primary_key=True),
     Column("turn", Text, index=True),
     Column("taken", Double, nullable=False),
     Column("lapses", Double, nullable=False),
@@ -80,7 +93,7 @@ lock: Final = _table(
 closure: Final = _table(
     "closure",
     _of_app(),
-    Column("scope", Text, primary_key=True),
+    Column("scope", Key, primary_key=True),
     Column("reason", Text, nullable=False),
     Column("until", Text, nullable=False),
     Column("ends", Double),
@@ -90,9 +103,9 @@ closure: Final = _table(
 draft: Final = _table(
     "draft",
     _of_app(),
-    Column("user_key", Text, primary_key=True),
-    Column("mailbox_key", Text, primary_key=True),
-    Column("draft_id", Text, primary_key=True),
+    Column("user_key", Key, primary_key=True),
+    Column("mailbox_key", Key, primary_key=True),
+    Column("draft_id", Key, primary_key=True),
     Column("state", Text, nullable=False),
     Column("doubtful", Boolean, nullable=False),
     Column("turn", Text, index=True),
@@ -108,6 +121,7 @@ draft: Final = _table(
 token: Final = _table(
     "token",
     _of_app(),
+    # As it is: users are listed by it, and 512 characters fit into the index.
     Column("user_key", Text, primary_key=True),
     Column("access_token", Text),
     Column("expires", Double),  # wall clock

@@ -190,7 +190,8 @@ class SqlLedger:
             failed: called before each further try: the last one may have been committed, or not.
 
         Raises:
-            LedgerError: it could not be done; the message says what to do.
+            LedgerError: it could not be done; the message says what to do. RecordRefused if that is because of a
+                value in it, so that the same with other values may succeed.
         """
 
         def again(state: RetryCallState) -> None:
@@ -216,7 +217,7 @@ class SqlLedger:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
             failed_for_good = told(self.where, error)
-            if not isinstance(error, TROUBLE):
+            if not isinstance(error, TROUBLE) and final(error) is None:
                 _log.error("%s", failed_for_good, exc_info=error)
         if failed_for_good is not None:
             # Not from within the handler: what went wrong would be its context, with all it knows.

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async.budget import Budget
 from feishu_mail_async.codes import Until, Verdict
-from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, decisive
+from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, RecordRefused, decisive
 from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.model import OutcomeStatus, Priority, RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
@@ -35,6 +35,7 @@ from . import reasons, schema
 from .book import Taken
 from .record import DraftKey, DraftState, Record
 from .standing import Closure, Delays, Grant, Pause, Settled, Standing, scopes
+from .texts import storable, stored
 
 if TYPE_CHECKING:
     from .sql import SqlLedger
@@ -44,6 +45,7 @@ __all__ = ["PermitRow", "SqlBook", "limit_of", "permits_of", "standing_of"]
 T = TypeVar("T")
 
 _Notes = dict[DraftKey, tuple[OutcomeStatus, FeishuMailError]]
+_Recalled = Mapping[DraftKey, Record | RecordRefused]
 
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
@@ -57,7 +59,7 @@ _NOTED: Final = 200
 """Outcomes that are written in one transaction."""
 _DRAFT_KEY: Final = ("app_id", "user_key", "mailbox_key", "draft_id")
 _SETTLED: Final = tuple(state for state in DraftState if state.settled)
-_LARGEST_CODE: Final = 2**63 - 1
+_LARGEST_CODE: Final = 2**31 - 1
 _LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
 
 
@@ -80,11 +82,13 @@ async def standing_of(
     standing.unreachable_since, standing.unreachable_times = row.unreachable_since, row.unreachable_times
     closure = schema.closure.c
     query = sa.select(schema.closure).where(closure.app_id == row.id)
+    asked = {} if names is None else {stored(name): name for name in names}
     if names is not None:
-        query = query.where(closure.scope.in_(list(names)))
+        query = query.where(closure.scope.in_(list(asked)))
     for found in await connection.execute(query):
         ends = math.inf if found.ends is None else found.ends
-        standing.closed[found.scope] = Closure(reasons.load(found.reason), Until[found.until], ends, found.mark)
+        scope = asked.get(found.scope, found.scope)
+        standing.closed[scope] = Closure(reasons.load(found.reason), Until[found.until], ends, found.mark)
     return standing
 
 
@@ -174,16 +178,17 @@ class _Transaction:
     async def locks(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _LockRow]:
         """The locks of these kinds and keys."""
         wanted = {pair: _LockRow(*pair) for pair in pairs}
+        asked = {(kind, stored(key)): (kind, key) for kind, key in wanted}
         lock = schema.lock.c
         found = await self.run(
             sa.select(schema.lock).where(
-                lock.app_id == self.app_id, sa.tuple_(lock.kind, lock.key).in_(list(wanted))
+                lock.app_id == self.app_id, sa.tuple_(lock.kind, lock.key).in_(list(asked))
             )
         )
         for row in found:
-            wanted[row.kind, row.key] = _LockRow(
-                row.kind,
-                row.key,
+            pair = asked[row.kind, row.key]
+            wanted[pair] = _LockRow(
+                *pair,
                 row.turn,
                 row.taken,
                 row.lapses,
@@ -195,15 +200,16 @@ class _Transaction:
 
     async def drafts(self, keys: Sequence[DraftKey]) -> dict[DraftKey, Record]:
         """What is known of these drafts."""
+        asked = {tuple(map(stored, key)): key for key in keys}
         draft = schema.draft.c
         found = await self.run(
             sa.select(schema.draft).where(
                 draft.app_id == self.app_id,
-                sa.tuple_(draft.user_key, draft.mailbox_key, draft.draft_id).in_([tuple(key) for key in keys]),
+                sa.tuple_(draft.user_key, draft.mailbox_key, draft.draft_id).in_(list(asked)),
             )
         )
         return {
-            DraftKey(row.user_key, row.mailbox_key, row.draft_id): Record(
+            asked[row.user_key, row.mailbox_key, row.draft_id]: Record(
                 DraftState(row.state),
                 row.message_id,
                 row.thread_id,
@@ -286,7 +292,7 @@ class SqlBook:
         self._reopened: set[str] = set()
         self._notes: _Notes = {}
         self._noting: asyncio.Task[None] | None = None
-        self._recalling: tuple[list[DraftKey], asyncio.Task[Mapping[DraftKey, Record]]] | None = None
+        self._recalling: tuple[list[DraftKey], asyncio.Task[_Recalled]] | None = None
 
     # -- turns -----------------------------------------------------------------------------------------
 
@@ -294,6 +300,20 @@ class SqlBook:
         return self._spawn(self._take(asks))
 
     async def _take(self, asks: Sequence[Ask]) -> Taken:
+        taken = Taken()
+
+        async def take(some: Sequence[Ask]) -> None:
+            if taken.granted is None:
+                found = await self._take_of(some)
+                taken.granted = found.granted
+                taken.recorded += found.recorded
+                taken.shut += found.shut
+
+        for ask, error in await self._apart(asks, take):
+            taken.refused.append((ask, _refused(ask.draft_id, error)))
+        return taken
+
+    async def _take_of(self, asks: Sequence[Ask]) -> Taken:
         names = _scopes_of(asks)
         turn = uuid.uuid4().hex
 
@@ -392,16 +412,25 @@ class SqlBook:
     ) -> Settled:
         name = turn.grant.turn
         locks: tuple[_LockRow, _LockRow] | None = None
+        recording = turn.ask.draft_id is not None
 
         async def settle(transaction: _Transaction) -> Settled:
             nonlocal locks
             # The wait for the database, which may be long, is no part of the call.
             ended = transaction.now - max(0.0, transaction.began - at)
             settled, locks = await self._end(transaction, turn, judgement, delays, ended, renewing=renewing)
+            if recording:
+                await self._write_outcome(transaction, turn, judgement, renewing=renewing)
             return settled
 
+        names = scopes(turn.user.key, turn.mailbox.key)
         try:
-            settled, now = await self._transact(settle, scopes(turn.user.key, turn.mailbox.key))
+            try:
+                settled, now = await self._transact(settle, names)
+            except RecordRefused as error:
+                _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
+                recording = False  # what its call held comes back all the same: others wait for it
+                settled, now = await self._transact(settle, names)
         except LedgerError as error:
             # The call is over and its outcome is true all the same; the lease keeps what it held until it lapses.
             _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
@@ -444,8 +473,6 @@ class SqlBook:
             if lock.turn == name:
                 lock.turn = None
         await self._write_locks(transaction, locks)
-        if turn.ask.draft_id is not None:
-            await self._write_outcome(transaction, turn, judgement, renewing=renewing)
         return settled, locks
 
     async def _write_outcome(
@@ -454,10 +481,10 @@ class SqlBook:
         """What a call has made of its draft."""
         draft = schema.draft
         doubtful = not judgement.sent and (turn.grant.doubtful or not judgement.conclusive)
-        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": _storable(judgement.log_id)}
+        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": storable(judgement.log_id)}
         if judgement.sent:
             state = DraftState.SENT if judgement.verdict is Verdict.SENT else DraftState.ALREADY_SENT
-            values |= {name: _storable(judgement.text(name)) for name in ("message_id", "thread_id")}
+            values |= {name: storable(judgement.text(name)) for name in ("message_id", "thread_id")}
             values |= {"code": None, "error": None}
         elif judgement.verdict is Verdict.FATAL and not renewing:
             state = DraftState.UNKNOWN if doubtful else DraftState.FAILED
@@ -523,7 +550,7 @@ class SqlBook:
 
     # -- drafts ----------------------------------------------------------------------------------------
 
-    def recall(self, keys: Sequence[DraftKey]) -> "asyncio.Future[Mapping[DraftKey, Record]]":
+    def recall(self, keys: Sequence[DraftKey]) -> asyncio.Future[_Recalled]:
         """All that is asked before the ledger has been looked at is looked up in one go."""
         gathering = self._recalling
         if gathering is None or gathering[1].done() or len(gathering[0]) >= _RECALLED:
@@ -532,18 +559,24 @@ class SqlBook:
         gathering[0].extend(keys)
         return gathering[1]
 
-    async def _recall(self, wanted: list[DraftKey]) -> Mapping[DraftKey, Record]:
+    async def _recall(self, wanted: list[DraftKey]) -> _Recalled:
+        known: dict[DraftKey, Record | RecordRefused] = {}
 
-        async def read(transaction: _Transaction) -> Mapping[DraftKey, Record]:
-            return await transaction.drafts(wanted)
+        async def look_up(keys: Sequence[DraftKey]) -> None:
+            async def read(transaction: _Transaction) -> Mapping[DraftKey, Record]:
+                return await transaction.drafts(keys)
+
+            records, _ = await self._transact(read, _scopes_of(keys))
+            known.update(records)
 
         if self._noting is not None and not self._noting.done():  # what has ended before is on record before
             await asyncio.wait([self._noting])
         async with self._one_at_a_time:
             if self._recalling is not None and self._recalling[0] is wanted:
                 self._recalling = None
-        records, _ = await self._transact(read, _scopes_of(wanted))
-        return records
+        for key, error in await self._apart(wanted, look_up):
+            known[key] = _refused(key.draft_id, error)
+        return known
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
         if self._noting is None or self._noting.done():
@@ -554,16 +587,19 @@ class SqlBook:
         await asyncio.sleep(0)  # those that end together are written together
         while self._notes:
             some = dict(itertools.islice(self._notes.items(), _NOTED))
-
-            async def write(transaction: _Transaction, notes: _Notes = some) -> None:
-                await self._write_outcomes(transaction, notes)
-
             try:
-                await self._transact(write, ())
+                for (key, _), refused in await self._apart(list(some.items()), self._write_noted):
+                    _log.error("%s; what became of draft %s is not on record", refused, key.draft_id)
             except LedgerError as failed:
                 _log.error("%s; %d outcomes are not on record", failed, len(self._notes))
                 some = self._notes
             self._notes = {key: note for key, note in self._notes.items() if some.get(key) is not note}
+
+    async def _write_noted(self, notes: Sequence[tuple[DraftKey, tuple[OutcomeStatus, FeishuMailError]]]) -> None:
+        async def write(transaction: _Transaction) -> None:
+            await self._write_outcomes(transaction, dict(notes))
+
+        await self._transact(write, ())
 
     async def _write_outcomes(self, transaction: _Transaction, notes: _Notes) -> None:
         """Drafts that were not sent; what is on record as sent, or is being sent by another process, stays so."""
@@ -592,6 +628,39 @@ class SqlBook:
         )
 
     # -- transactions ----------------------------------------------------------------------------------
+
+    async def _apart(
+        self, items: Sequence[T], work: Callable[[Sequence[T]], Awaitable[None]]
+    ) -> list[tuple[T, RecordRefused]]:
+        """Do something for many in one transaction; if the database refuses a value, in halves, down to one.
+
+        Args:
+            items: what it is done for.
+            work: does it for some of them, in their order.
+
+        Returns:
+            those whose values are refused, and how; for all others it is done.
+
+        Raises:
+            LedgerError: it cannot be done for any of them.
+        """
+        try:
+            await work(items)
+        except RecordRefused as error:
+            if len(items) == 1:
+                await self._check()
+                return [(items[0], error)]
+        else:
+            return []
+        half = len(items) // 2
+        return [*await self._apart(items[:half], work), *await self._apart(items[half:], work)]
+
+    async def _check(self) -> None:
+        """Raise LedgerError unless the database takes a transaction that has nothing to do with any draft."""
+        try:
+            await self._transact(_nothing, ())
+        except RecordRefused as error:
+            raise LedgerError(str(error)) from error.__cause__
 
     async def _transact(
         self,
@@ -750,6 +819,14 @@ async def _nothing(_: _Transaction) -> None:
     pass
 
 
+def _refused(draft_id: str | None, error: RecordRefused) -> RecordRefused:
+    """What is told of the draft for whose sake the database refuses a transaction."""
+    why = f"draft {draft_id}: not sent, because no record of it can be made: {error}"
+    refused = RecordRefused(f"{why}; check its id, mailbox and user")
+    refused.__cause__ = error.__cause__
+    return refused
+
+
 def _scopes_of(wanted: Iterable[Ask | DraftKey]) -> set[str]:
     """All that must be open for one of these."""
     return {name for one in wanted for name in scopes(one.user, one.mailbox)}
@@ -767,12 +844,7 @@ def _look_again(since: float, until: float, now: float) -> float:
 def _told(error: FeishuMailError) -> dict[str, Any]:
     decided = decisive(error)
     code = decided.code if isinstance(decided, ApiError) and abs(decided.code) <= _LARGEST_CODE else None
-    return {"error": _storable(str(error)), "code": code}
-
-
-def _storable(text: str | None) -> str | None:
-    """A server's text without what a database does not take: NUL, and halves of characters."""
-    return text and text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
+    return {"error": storable(str(error)), "code": code}
 
 
 def _columns(standing: Standing) -> dict[str, Any]:
@@ -781,7 +853,7 @@ def _columns(standing: Standing) -> dict[str, Any]:
         "last": _or_null(standing.last),
         "pauses": standing.pauses,
         "pause_until": None if pause is None else pause.until,
-        "pause_reason": None if pause is None else _storable(pause.reason),
+        "pause_reason": None if pause is None else storable(pause.reason),
         "probe": None if pause is None else pause.probe,
         "probe_lapses": None if pause is None or pause.probe is None else _or_null(pause.probe_lapses),
         "smooth_until": _or_null(standing.smooth_until),

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from feishu_mail_async.model import RateLimit
 
 from . import schema
+from .texts import storable
 from .tokens import StoredToken
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class SqlTokens:
             "lifetime": token.lifetime,
             "refresh_token": token.refresh_token,
             "refresh_expires": token.refresh_expires,
-            "scope": token.scope,
+            "scope": storable(token.scope),
             **_NO_LEASE,
         }
 
