@@ -1,9 +1,7 @@
 """A draft that the database takes no record of ends alone, by name: no other is concerned."""
 
 import asyncio
-import contextlib
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +12,9 @@ import pytest
 pytest.importorskip("sqlalchemy")
 pytest.importorskip("psycopg")
 
-import psycopg
 import sqlalchemy as sa
 from ledgersupport import APP, Process, ask, client_of, home_url, nothing_held, rows
+from refusals import POISON, make_refuse
 from support import FREE, ONCE, always, http, raw_server
 
 from feishu_mail_async import (
@@ -36,8 +34,6 @@ from feishu_mail_async.ledger.tokens import StoredToken
 from feishu_mail_async.sandbox import Sandbox
 
 _BOTH: Final = ["sqlite", "postgresql"]
-_POISON: Final = "poison"
-"""Begins the ids that the database refuses here."""
 
 
 def chinese(number: int, seed: int) -> str:
@@ -90,34 +86,6 @@ async def one_by_one(client: FeishuMailClient, drafts: Sequence[Draft]) -> dict[
         return {one.draft: one for one in await asyncio.gather(*map(send, drafts))}
 
 
-def make_refuse(url: str, statement: str, when: str = "TRUE", kind: str = "23514") -> None:
-    """Have the database refuse rows of poisoned drafts.
-
-    Args:
-        url: the ledger, whose tables are there.
-        statement: "INSERT" or "UPDATE".
-        when: which of those rows, by what they hold.
-        kind: the SQLSTATE with which PostgreSQL does it.
-    """
-    poisoned = f"NEW.draft_id LIKE '{_POISON}%' AND {when}"
-    if url.startswith("sqlite"):
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file:
-            file.execute(
-                f"CREATE TRIGGER odd{statement} BEFORE {statement} ON feishu_mail_draft WHEN {poisoned}"
-                " BEGIN SELECT RAISE(ABORT, 'odd'); END"
-            )
-        return
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            f"CREATE FUNCTION odd() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {poisoned} THEN"
-            f" RAISE EXCEPTION 'odd' USING ERRCODE = '{kind}'; END IF; RETURN NEW; END $$".encode()
-        )
-        connection.execute(
-            f"CREATE TRIGGER odd BEFORE {statement} ON feishu_mail_draft FOR EACH ROW"
-            " EXECUTE FUNCTION odd()".encode()
-        )
-
-
 async def make_tables(url: str, sandbox: Sandbox) -> None:
     """Have the ledger's tables there, by a draft that was sent."""
     async with open_client(sandbox, url) as client:
@@ -130,7 +98,7 @@ def mixed(sandbox: Sandbox, good: int, bad: int) -> tuple[list[Draft], list[Draf
     fine = drafts_of(sandbox, good)
     users = list(sandbox.tokens)
     odd = [
-        Draft(sandbox.add_draft(users[place % len(users)], f"{_POISON}{place}"), "me", users[place % len(users)])
+        Draft(sandbox.add_draft(users[place % len(users)], f"{POISON}{place}"), "me", users[place % len(users)])
         for place in range(bad)
     ]
     every = [*fine, *odd]
@@ -286,8 +254,8 @@ def choking() -> Iterator[None]:
     """A driver that cannot even ask for a poisoned draft, whatever the statement."""
 
     def look(*arguments: Any) -> None:
-        if _POISON in repr(arguments[3]):
-            raise UnicodeEncodeError("utf-8", _POISON, 0, 1, "it cannot be said")
+        if POISON in repr(arguments[3]):
+            raise UnicodeEncodeError("utf-8", POISON, 0, 1, "it cannot be said")
 
     sa.event.listen(sa.Engine, "before_cursor_execute", look)
     try:
@@ -313,7 +281,7 @@ async def test_a_success_that_cannot_be_written_holds_nobody_up(
     """The mail went out, and that is told; its user's next draft does not wait until what it held has lapsed."""
     await make_tables(url, sandbox)
     make_refuse(url, "UPDATE", "NEW.state = 'sent'")
-    odd, good = sandbox.add_draft("user1", f"{_POISON}1"), sandbox.add_draft("user1")
+    odd, good = sandbox.add_draft("user1", f"{POISON}1"), sandbox.add_draft("user1")
     async with open_client(sandbox, url) as client, asyncio.timeout(20):
         assert (await client.send_draft(odd, user="user1")).status is OutcomeStatus.SENT
         assert (await client.send_draft(good, user="user1")).status is OutcomeStatus.SENT
@@ -331,7 +299,7 @@ async def test_an_end_that_cannot_be_written(url: str, sandbox: Sandbox, caplog:
     ledger = SqlLedger(url)
     book = ledger.book(sandbox.base_url, APP, FREE)
     keys = [DraftKey("user1", "me/user1", f"d{number}") for number in range(300)]
-    odd = DraftKey("user1", "me/user1", f"{_POISON}1")
+    odd = DraftKey("user1", "me/user1", f"{POISON}1")
     await book.recall(keys)
     make_refuse(url, "INSERT")
     for key in (*keys[:250], odd, *keys[250:]):

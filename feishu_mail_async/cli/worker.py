@@ -171,7 +171,8 @@ async def _run(
     report.ended(clock() - began)
     if interrupts > 1:
         return INTERRUPTED
-    return SOME_NOT if until_empty and not interrupts and not report.tally.all_sent else 0
+    all_sent = report.tally.all_sent and not working.unreadable
+    return SOME_NOT if until_empty and not interrupts and not all_sent else 0
 
 
 class _Report:

@@ -9,6 +9,7 @@ import procrastinate
 import psycopg
 from procrastinate.connector import Notify
 from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
 from procrastinate.utils import utcnow
 from psycopg_pool import AsyncConnectionPool
@@ -141,13 +142,16 @@ class Jobs(JobManager):
         super().__init__(connector)
         self._connector = connector
 
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
+        """A job whose task is given all it says as one value, whatever that is: the task reads it."""
+        job = await super().fetch_job(queues, worker_id)
+        return None if job is None else job.evolve(task_kwargs={"arguments": job.task_kwargs})
+
     async def prune_stalled_workers(self, seconds_since_heartbeat: float) -> list[int]:  # noqa: ARG002
         """Leave the dead to `DraftWorker`, which does not count the time when the database itself was away."""
         return []
 
-    async def finish_job_by_id_async(
-        self, job_id: int, status: procrastinate.jobs.Status, delete_job: bool
-    ) -> None:
+    async def finish_job_by_id_async(self, job_id: int, status: Status, delete_job: bool) -> None:
         with self._settled():
             await super().finish_job_by_id_async(job_id, status, delete_job)
 

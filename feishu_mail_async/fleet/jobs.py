@@ -25,6 +25,7 @@ __all__ = [
     "enqueue",
     "jobs_left",
     "prepare",
+    "read_draft",
     "said",
 ]
 
@@ -75,7 +76,7 @@ class Queue:
         return _digest(self.base_url, self.app, draft.user, draft.mailbox.casefold(), draft.draft_id)
 
     def arguments(self, draft: Draft) -> dict[str, Any]:
-        """What a job says of its draft."""
+        """What a job says of its draft, as `read_draft` takes it."""
         return {
             "base_url": self.base_url,
             "app": self.app,
@@ -109,6 +110,20 @@ class Left:
 
     queued: int = 0
     running: int = 0
+
+
+def read_draft(arguments: object) -> Draft:
+    """The draft that a job says it is for.
+
+    Raises:
+        TypeError, ValueError: it says nothing that could be one.
+    """
+    if not isinstance(arguments, dict):
+        raise TypeError(f"arguments: give an object, not {type(arguments).__name__}")
+    for name in ("draft_id", "mailbox", "user"):
+        if name not in arguments:
+            raise ValueError(f"{name}: it is missing")
+    return Draft(arguments["draft_id"], arguments["mailbox"], arguments["user"])
 
 
 def _digest(*parts: str | None) -> str:

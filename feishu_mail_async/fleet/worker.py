@@ -5,7 +5,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import procrastinate
@@ -18,16 +18,20 @@ from procrastinate.worker import Worker
 
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
-from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError, OutcomeUnknown
+from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError, OutcomeUnknown, RecordRefused
 from feishu_mail_async.model import Draft, Priority, RateLimit
 
 from .connector import PAUSE, Connector, Jobs, loop_time
-from .jobs import TASK, Queue, QueueTrouble, said
+from .jobs import TASK, Queue, QueueTrouble, read_draft, said
 
 __all__ = ["DraftWorker", "Times"]
 
 _FORGOTTEN: Final = 86_400.0
 """Seconds after which the row of a worker that has died is removed."""
+_MISTAKES: Final = 3
+"""Times that this program may fail with one job before it gives that up."""
+_QUOTED: Final = 200
+"""Characters of what a job says that are told of one that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class _PutBack(Exception):
 
 
 class _Failed(Exception):
-    """The job is done and its draft was not sent; the ledger knows why."""
+    """The job is done, and it was said why its draft was not sent."""
 
 
 class _Retry(BaseRetryStrategy):
@@ -126,6 +130,9 @@ class DraftWorker:
         times: how long it waits for what.
         tell: called with each outcome.
         note: called with what a person should know.
+
+    Attributes:
+        unreadable: jobs that have failed because they do not say what to send.
     """
 
     def __init__(
@@ -141,6 +148,7 @@ class DraftWorker:
         tell: Callable[[Outcome], None],
         note: Callable[[str], None],
     ) -> None:
+        self.unreadable = 0
         self._queue = queue
         self._client = client
         self._user_of = user_of
@@ -155,6 +163,7 @@ class DraftWorker:
         self._ends: set[asyncio.Task[None]] = set()
         self._taken: Counter[str | None] = Counter()
         self._unknown: set[str | None] = set()
+        self._mistakes: Counter[int] = Counter()
         self._held: set[int] = set()
         self._strays: set[int] = set()
         self._connector = Connector(database, self._database)
@@ -248,22 +257,20 @@ class DraftWorker:
 
     # -- one job -----------------------------------------------------------------------------------------
 
-    async def _work(
-        self,
-        context: procrastinate.JobContext,
-        /,
-        *,
-        user: str | None,
-        mailbox: str,
-        draft_id: str,
-        **_: str,
-    ) -> None:
+    async def _work(self, context: procrastinate.JobContext, /, arguments: object) -> None:
         """Send one draft. What it raises says whether the job is put back, or has failed."""
         job_id = context.job.id
         assert job_id is not None
+        try:
+            draft = read_draft(arguments)
+        except (TypeError, ValueError) as error:
+            self.unreadable += 1
+            quoted = repr(arguments)[:_QUOTED]
+            self._note(f"job {job_id} has failed, it does not say what to send ({error}): {quoted}")
+            raise _Failed from None
         self._held.add(job_id)
         try:
-            outcome = await self._outcome(user, mailbox, draft_id)
+            outcome = await self._outcome(job_id, draft)
         finally:
             self._held.discard(job_id)
         try:
@@ -274,11 +281,12 @@ class DraftWorker:
         if outcome.error is not None:
             raise _Failed
 
-    async def _outcome(self, user: str | None, mailbox: str, draft_id: str) -> Outcome:
+    async def _outcome(self, job_id: int, draft: Draft) -> Outcome:
         if self._stopping:
             raise _PutBack
+        user = draft.user
         try:
-            draft = Draft(draft_id, mailbox, self._user_of(user))
+            draft = replace(draft, user=self._user_of(user))
         except ValueError as error:
             if user not in self._unknown:
                 self._unknown.add(user)
@@ -293,16 +301,20 @@ class DraftWorker:
             last = error.__cause__ if isinstance(error, OutcomeUnknown) else error
             if isinstance(last, ClientClosed):  # by our own stopping: others go on with it
                 raise _PutBack from None
-            if isinstance(last, LedgerError):
-                self._note(f"draft {draft_id} is put back: {said(last)}")
+            if isinstance(last, LedgerError) and not isinstance(last, RecordRefused):
+                self._note(f"draft {draft.draft_id} is put back: {said(last)}")
                 raise _PutBack(self._times.beat) from None
             return Outcome(draft, error.status, None, error)
         except Exception as error:
-            self._note(
-                f"draft {draft_id} is put back for {self._times.unknown:g} s: "
-                f"{type(error).__name__}: {said(error)}"
-            )
-            raise _PutBack(self._times.unknown) from error
+            why = f"a mistake of this program ({type(error).__name__}: {said(error)})"
+            self._mistakes[job_id] += 1
+            if self._mistakes[job_id] < _MISTAKES:
+                self._note(f"draft {draft.draft_id} is put back for {self._times.unknown:g} s: {why}")
+                raise _PutBack(self._times.unknown) from error
+            del self._mistakes[job_id]
+            self._note(f"draft {draft.draft_id} has failed {_MISTAKES} times: {why}")
+            unknown = OutcomeUnknown(f"it may have been sent: {why}", draft=draft)
+            return Outcome(draft, unknown.status, None, unknown)
         finally:
             self._taken[draft.user] -= 1
         return Outcome(draft, result.status, result, None)
