@@ -8,16 +8,18 @@ import base64
 import hashlib
 import hmac
 import json
+import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from .codes import OAUTH, Verdict
 from .protocol import FEISHU, LARK, Reply
 
 __all__ = [
+    "ASSUMED_LIFETIME",
     "SCOPES",
     "TOKEN_PATH",
     "Grant",
@@ -38,6 +40,17 @@ SCOPES: Final = (
 )
 """For sending, listing and creating drafts, and for a refresh token."""
 
+ASSUMED_LIFETIME: Final = 600.0
+"""Seconds that an access token is taken to live if the server says nothing usable of it, or that it has ended.
+
+Short, because a token that is renewed too early costs one call, and one that is used too long is refused; yet no
+reason to renew it all the time.
+"""
+
+T = TypeVar("T")
+
+_LONGEST_LIFETIME: Final = 366 * 24 * 3600
+"""Seconds; more is no lifetime, but a point in time or a mistake."""
 _AUTHORIZE_PATH: Final = "/open-apis/authen/v1/authorize"
 _ACCOUNTS: Final = {FEISHU: "https://accounts.feishu.cn", LARK: "https://accounts.larksuite.com"}
 _AGAIN: Final = frozenset(
@@ -56,17 +69,17 @@ _LONGEST_TEXT: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the token endpoint granted. No token is in its repr.
+    """What the token endpoint granted: at least one of the two tokens. Neither is in its repr.
 
     Attributes:
-        access_token: the user_access_token.
+        access_token: the user_access_token; None if there is none that could be kept.
         expires_in: seconds it lives.
         refresh_token: brings the next one, once; None without offline_access.
         refresh_expires_in: seconds that one lives; None if the server did not say.
         scope: the scopes granted, with spaces between them.
     """
 
-    access_token: str = field(repr=False)
+    access_token: str | None = field(repr=False)
     expires_in: float
     refresh_token: str | None = field(default=None, repr=False)
     refresh_expires_in: float | None = None
@@ -175,43 +188,93 @@ def refresh_request(app_id: str, app_secret: str, refresh_token: str) -> dict[st
 
 
 def read_grant(reply: Reply) -> Grant | Refusal:
-    """What an answer of the token endpoint means."""
-    told = _parse(reply.body)
-    code = told.get("code")
-    if code == 0 and isinstance(told.get("access_token"), str) and told["access_token"]:
-        expires_in = _seconds(told.get("expires_in"))
-        if expires_in is not None:
-            return Grant(
-                told["access_token"],
-                expires_in,
-                _text(told.get("refresh_token")),
-                _seconds(told.get("refresh_token_expires_in")),
-                _text(told.get("scope")) or "",
-            )
-        return Refusal("the answer does not say how long the token lives", retry=False)
-    row = _BY_NUMBER.get(code) if isinstance(code, int) else None
+    """Read an answer of the token endpoint.
+
+    A refresh token works once, and so does a code: tokens that came are a grant, whatever else the answer says or
+    fails to say, because nobody can ask for them again.
+    """
+    levels = _levels(reply.body)
+    access_token = _first(levels, "access_token", _token)
+    refresh_token = _first(levels, "refresh_token", _token)
+    if access_token is not None or refresh_token is not None:
+        return Grant(
+            access_token,
+            _first(levels, "expires_in", _seconds) or ASSUMED_LIFETIME,
+            refresh_token,
+            _first(levels, "refresh_token_expires_in", _seconds),
+            _first(levels, "scope", _scope) or "",
+        )
+    code = _first(levels, "code", _whole_number)
+    row = _BY_NUMBER.get(code) if code is not None else None
     if row is not None:
         text = f"{row.number}: {row.description}"
         return Refusal(text, row.number, again=row.name in _AGAIN, retry=row.verdict is Verdict.RETRY)
-    if isinstance(code, int) and code:
-        return Refusal(f"{code}: {_text(told.get('error')) or 'no reason given'}"[:_LONGEST_TEXT], code)
+    if code:
+        return Refusal(f"{code}: {_first(levels, 'error', _text) or 'no reason given'}"[:_LONGEST_TEXT], code)
     retry = reply.status >= _SERVER_ERROR or reply.body is None
     return Refusal(f"HTTP {reply.status}: the answer is not the token endpoint's", retry=retry)
 
 
-def _parse(body: bytes | None) -> Mapping[str, Any]:
+def _levels(body: bytes | None) -> list[Mapping[str, Any]]:
+    """List the JSON object in an answer and those that lie in it as its `data`, the outermost first."""
     try:
-        parsed = json.loads(body or b"{}")
+        # A bad byte, or a number that is too long, must not hide what stands beside it.
+        text = (body or b"").decode("utf-8", "replace").removeprefix("\ufeff")
+        level = json.loads(text, parse_int=_int)
     except (ValueError, RecursionError):
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
+        return []
+    levels: list[Mapping[str, Any]] = []
+    while isinstance(level, dict):
+        levels.append(level)
+        level = level.get("data")
+    return levels
+
+
+def _first(levels: Iterable[Mapping[str, Any]], name: str, read: Callable[[object], T | None]) -> T | None:
+    """Find the first value of that name that can be read."""
+    found = (read(level.get(name)) for level in levels)
+    return next((value for value in found if value is not None), None)
+
+
+def _int(digits: str) -> float:
+    try:
+        return int(digits)
+    except ValueError:  # Python reads so many digits and no more
+        return math.inf
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _token(value: object) -> str | None:
+    """Read a token that a store can keep: no database takes NUL, or halves of characters."""
+    text = _text(value)
+    return None if text is None or "\0" in text or text != text.encode("utf-8", "ignore").decode() else text
+
+
+def _scope(value: object) -> str | None:
+    """Read scopes, from a text or a list; what cannot be the name of one is left out."""
+    words = value.split() if isinstance(value, str) else value if isinstance(value, list) else []
+    named = [word for word in words if isinstance(word, str) and word.isascii() and word.isprintable()]
+    return " ".join(named) or None
+
+
+def _number(value: object) -> float | None:
+    """Read a number, or one that stands in a text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def _seconds(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:  # noqa: PLR2004
-        return None
-    return float(value)
+    number = _number(value)
+    return float(number) if number is not None and 0 < number <= _LONGEST_LIFETIME else None
+
+
+def _whole_number(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and math.isfinite(number) else None

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import aiohttp
@@ -18,9 +19,10 @@ from .errors import LoginRequired, NotSent, UnknownUser
 from .ledger.clock import wall_clock
 from .ledger.tokens import MemoryTokens, StoredToken, TokenStore
 from .model import check_number, check_text
-from .oauth import TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
+from .oauth import ASSUMED_LIFETIME, TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
 from .protocol import FEISHU, check_base_url
-from .tasks import start_task
+from .tasks import finish, start_task
+from .tokens import check_token
 from .transport import Failure, Transport
 
 __all__ = ["RefreshingTokens"]
@@ -32,8 +34,13 @@ _TRIES: Final = 3
 _LEASE: Final = 90.0
 """Seconds after which a refresh of which nothing was heard has died: more than all its tries can take."""
 _LOOK_AGAIN: Final = 0.2
+_SAVE_AGAIN: Final = 5.0
+"""Seconds after which tokens that could not be saved are saved again, though nobody asks for them."""
+_ASK_AGAIN: Final = 1.0
+"""Seconds that a refresh takes at least which brought no access token that can be used."""
 _LONGEST_SHARE: Final = 0.5
 _NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
+_NO_ACCESS_TOKEN: Final = Refusal("the token endpoint's answer holds no access token that can be used")
 _NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
 _ADVICE: Final = "feishu-mail-async login, or your own way to log in"
 
@@ -44,6 +51,33 @@ class _Passing(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.text)
         self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """Tokens that are not saved yet: no other copy of them is anywhere.
+
+    Attributes:
+        token: the tokens.
+        before: those that they were refreshed from; None for a login's, which replace whatever is kept.
+        lease: under which they were refreshed.
+    """
+
+    token: StoredToken
+    before: StoredToken | None = None
+    lease: str | None = None
+
+    def outdated(self, kept: StoredToken | None) -> bool:
+        """Tell whether others have to be kept than these: newer ones, or none, after a logout.
+
+        A process that refreshes in vain takes the spent refresh token away; what it leaves is no newer.
+        """
+        if kept is None:
+            return True
+        if self.before is None:
+            return False
+        spent = {self.before.refresh_token, None}
+        return kept.access_token != self.before.access_token or kept.refresh_token not in spent
 
 
 class RefreshingTokens:
@@ -85,7 +119,8 @@ class RefreshingTokens:
         self._transport = Transport(check_base_url(base_url), _TIMEOUT, session)
         self._known: dict[str, StoredToken] = {}
         self._refused: dict[str, str] = {}
-        self._unsaved: dict[str, StoredToken] = {}
+        self._unsaved: dict[str, _Granted] = {}
+        self._again: dict[str, asyncio.TimerHandle] = {}
         self._finding: dict[str, asyncio.Task[StoredToken]] = {}
         self._refreshing: set[str] = set()
 
@@ -105,12 +140,7 @@ class RefreshingTokens:
         known = self._known.get(name)
         if known is not None and self._good(name, known):
             return known.access_token
-        finding = self._finding.get(name)
-        if finding is None:
-            # A task of its own: whoever waits for it may give up, and it must not be broken off for that.
-            finding = self._finding[name] = start_task(self._find(name), "feishu-mail-refresh")
-            finding.add_done_callback(lambda done: self._found(name, done))
-        return (await asyncio.shield(finding)).access_token
+        return (await asyncio.shield(self._begin(name))).access_token
 
     async def refused(self, user: str | None, token: str) -> None:
         """The server refused this token: it is not handed out again."""
@@ -135,18 +165,28 @@ class RefreshingTokens:
         granted = await self._ask(code_request(self._app_id, self._app_secret, code, login))
         if isinstance(granted, Refusal):
             raise NotSent(f"the login failed: {granted.text}")
-        token = _stored(granted, began)
-        await self._save(user, token, None)
+        token = _stored(granted, began, None)
+        await self._save(user, _Granted(token))
         self._refused.pop(user, None)
         return token
 
     async def close(self) -> None:
-        """Let refreshes under way finish: one that is broken off may lose a login."""
+        """Let refreshes under way finish, also if it is cancelled: one that is broken off may lose a login."""
+        await finish(self._close, "feishu-mail-tokens-close")
+
+    async def _close(self) -> None:
+        for again in self._again.values():
+            again.cancel()
         for name, finding in self._finding.items():
-            if name not in self._refreshing:
+            if name not in self._refreshing and name not in self._unsaved:
                 finding.cancel()  # it waits for another process
-        if self._finding:
-            await asyncio.wait(list(self._finding.values()))
+        saving = [self._begin(name) for name in self._unsaved]
+        if tasks := {*self._finding.values(), *saving}:
+            await asyncio.wait(tasks)
+        for again in self._again.values():
+            again.cancel()
+        for name in self._unsaved:
+            _log.error("the new tokens of user %s could not be saved: the user has to log in again", name)
         await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -176,10 +216,19 @@ class RefreshingTokens:
         margin = min(self._margin, token.lifetime * _LONGEST_SHARE)
         return token.access_token != self._refused.get(name) and self._clock() < token.expires - margin
 
+    def _begin(self, name: str) -> asyncio.Task[StoredToken]:
+        """Find the user's token, once for all who want it."""
+        finding = self._finding.get(name)
+        if finding is None:
+            # A task of its own: whoever waits for it may give up, and it must not be broken off for that.
+            finding = self._finding[name] = start_task(self._find(name), "feishu-mail-refresh")
+            finding.add_done_callback(lambda done: self._found(name, done))
+        return finding
+
     async def _find(self, name: str) -> StoredToken:
         """The user's token: of the store, if another process has refreshed it, or refreshed here."""
         if name in self._unsaved:
-            await self._save(name, self._unsaved[name], None)
+            await self._save(name, self._unsaved[name])
         while True:
             kept = await self._load(name)
             if self._good(name, kept):
@@ -188,7 +237,7 @@ class RefreshingTokens:
                 return self._last_resort(name, kept, _NO_SECRET if kept.refresh_token else _NO_REFRESH_TOKEN)
             lease = await self.store.lease(name, _LEASE)
             if lease is None:
-                await asyncio.sleep(_LOOK_AGAIN * random.uniform(0.5, 1.5))  # another process refreshes it
+                await _look_again()  # another process refreshes it
                 continue
             found = await self._refresh_under(lease, name)
             if found is not None:
@@ -212,22 +261,52 @@ class RefreshingTokens:
                     dead = StoredToken(kept.access_token, kept.expires, kept.lifetime, scope=kept.scope)
                     await self.store.save(name, dead, lease)
                 return self._last_resort(name, kept, granted)
-            token = _stored(granted, began, kept.scope)
+            token = _stored(granted, began, kept)
             ended = True
+            if not await self._save(name, _Granted(token, kept, lease)):
+                return None
             _log.info("the token of user %s was refreshed", name)
-            return token if await self._save(name, token, lease) else None
+            if token.access_token == kept.access_token:
+                await asyncio.sleep(_ASK_AGAIN)
+                return self._last_resort(name, token, _NO_ACCESS_TOKEN)
+            return token
         finally:
             self._refreshing.discard(name)
             if not ended:
                 await self.store.release(name, lease)
 
-    async def _save(self, name: str, token: StoredToken, lease: str | None) -> bool:
-        """Keep tokens before anybody uses them; until that has worked there is no other copy of them."""
-        self._unsaved[name] = token
-        saved = await self.store.save(name, token, lease)
-        del self._unsaved[name]
+    async def _save(self, name: str, granted: _Granted) -> bool:
+        """Save tokens before anybody uses them, whoever is cancelled; false if others have to be kept.
+
+        Where the store fails, it is tried again: by whoever asks for a token, after a while, and by `close`.
+        """
+        self._unsaved[name] = granted
+        if (again := self._again.pop(name, None)) is not None:
+            again.cancel()
+        try:
+            return await finish(lambda: self._saved(name, granted), "feishu-mail-save")
+        finally:
+            if name in self._unsaved:
+                self._again[name] = asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._begin, name)
+
+    async def _saved(self, name: str, granted: _Granted) -> bool:
+        saved = await self.store.save(name, granted.token, granted.lease)
+        while not saved:
+            # The lease has lapsed. Still these tokens are the only ones alive, unless others were saved since.
+            lease = await self.store.lease(name, _LEASE)
+            kept = await self.store.load(name)
+            if lease is None and kept is not None:
+                await _look_again()
+            elif granted.outdated(kept):
+                if lease is not None:
+                    await self.store.release(name, lease)
+                break
+            else:
+                saved = await self.store.save(name, granted.token, lease)
+        if self._unsaved.get(name) is granted:
+            del self._unsaved[name]
         if saved:
-            self._known[name] = token
+            self._known[name] = granted.token
         return saved
 
     async def _load(self, name: str) -> StoredToken:
@@ -276,14 +355,34 @@ class RefreshingTokens:
             task.exception()  # looked at, in case nobody waits for it any more
 
 
-def _stored(granted: Grant, since: float, scope: str = "") -> StoredToken:
-    """What was granted, in a request made at `since`: its lifetime is counted from there, never from too late."""
-    lives = granted.refresh_expires_in
-    return StoredToken(
-        granted.access_token,
-        since + granted.expires_in,
-        granted.expires_in,
-        granted.refresh_token,
-        None if lives is None else since + lives,
-        granted.scope or scope,
-    )
+def _stored(granted: Grant, since: float, before: StoredToken | None) -> StoredToken:
+    """Make of what was granted what is kept.
+
+    Args:
+        granted: the tokens. In place of one that did not come, or cannot be used, the one `before` stays.
+        since: when the request was made: lifetimes are counted from there, never from too late.
+        before: the tokens that were refreshed; None for a login.
+    """
+    kept = before or StoredToken("", since, ASSUMED_LIFETIME)
+    scope = granted.scope or kept.scope
+    renewed = replace(kept, scope=scope)
+    if granted.access_token is not None and _usable(granted.access_token):
+        lives = granted.expires_in
+        renewed = replace(renewed, access_token=granted.access_token, expires=since + lives, lifetime=lives)
+    if granted.refresh_token is not None:
+        lives_on = granted.refresh_expires_in
+        ends = None if lives_on is None else since + lives_on
+        renewed = replace(renewed, refresh_token=granted.refresh_token, refresh_expires=ends)
+    return renewed
+
+
+def _usable(access_token: str) -> bool:
+    try:
+        check_token(access_token, "")
+    except ValueError:
+        return False
+    return True
+
+
+async def _look_again() -> None:
+    await asyncio.sleep(_LOOK_AGAIN * random.uniform(0.5, 1.5))

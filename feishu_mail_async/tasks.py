@@ -1,12 +1,12 @@
-"""How tasks are started that go on whatever becomes of whoever wanted them."""
+"""Tasks that begin, and come to their end, whatever becomes of whoever wanted them."""
 
 import asyncio
 import inspect
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
-__all__ = ["start_task"]
+__all__ = ["finish", "start_task"]
 
 T = TypeVar("T")
 
@@ -49,3 +49,28 @@ def start_task(
         running.add(task)
         task.add_done_callback(running.discard)
     return task
+
+
+async def finish(work: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
+    """Bring work to its end, however often the caller is cancelled; that is raised afterwards.
+
+    Args:
+        work: what to do. It is begun anew if somebody cancels its own task, as a loop at its end does with all.
+        name: what its task is called.
+    """
+    broken_off = False
+    while True:
+        task = start_task(work(), name)
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                broken_off = True
+        if not (task.cancelled() and task.cancelling()):
+            break
+        broken_off = True
+    if broken_off:
+        if not task.cancelled():
+            task.exception()  # looked at: the caller does not want to know any more
+        raise asyncio.CancelledError
+    return task.result()

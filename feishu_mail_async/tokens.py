@@ -13,7 +13,7 @@ from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .model import check_text
 from .tasks import start_task
 
-__all__ = ["TokenSource", "Tokens", "UserTokens"]
+__all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
 
 _LONGEST: Final = 4096
 _FRESH: Final = 60.0
@@ -37,7 +37,7 @@ UserTokens = str | Mapping[str, str] | Callable[[str | None], Awaitable[str]] | 
 """What `FeishuMailClient(tokens)` takes."""
 
 
-def _check(token: object, whose: str) -> str:
+def check_token(token: object, whose: str) -> str:
     """Return `token` if it can stand in a header. What is said of it never quotes it."""
     name = f"tokens: the token of {whose}"
     if not isinstance(token, str):
@@ -68,7 +68,7 @@ def _number(source: object) -> int:
 
 def _good(token: object, user: str | None) -> str:
     try:
-        return _check(token, _label(user))
+        return check_token(token, _label(user))
     except (TypeError, ValueError) as error:
         raise NotSent(str(error)) from error
 
@@ -111,14 +111,14 @@ class Tokens:
         self._cache: dict[str | None, tuple[str, float]] = {}
         self._fetching: dict[str | None, asyncio.Task[str]] = {}
         if isinstance(source, str):
-            self._fixed = {None: _check(source, _label(None))}
+            self._fixed = {None: check_token(source, _label(None))}
             digest = hashlib.blake2b(source.encode(), key=_SALT, digest_size=4).hexdigest()
             self._unnamed = f"(token {digest})"
         elif isinstance(source, Mapping):
             if not source:
                 raise ValueError("tokens: the mapping is empty; give at least one user and token")
             for user, token in source.items():
-                _check(token, _label(check_text("tokens: a user's name", user)))
+                check_token(token, _label(check_text("tokens: a user's name", user)))
             self._fixed = source  # type: ignore[assignment]  # str keys serve where str | None may be asked
         elif isinstance(source, TokenSource):
             self._fetch, self._refused = source.token, source.refused

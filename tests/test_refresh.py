@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import pytest
 from conftest import run_virtual
+from loginscene import HOUR, MARGIN, USERS, Scene, now
 from support import TOKEN, chain, holds
 
 from feishu_mail_async import (
     Draft,
     FeishuMailClient,
-    InvalidToken,
     LoginRequired,
     NotSent,
     OutcomeStatus,
@@ -28,9 +28,6 @@ from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)
 
-USERS: Final = ("alice", "bob")
-HOUR: Final = 3600.0
-MARGIN: Final = 300.0
 AGAIN: Final = (
     "RefreshTokenMalformed",
     "RefreshTokenExpired",
@@ -39,61 +36,6 @@ AGAIN: Final = (
     "RefreshDisabled",
 )
 """What the token endpoint says where only the user can help."""
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def stored(issued: dict[str, Any]) -> StoredToken:
-    """What the sandbox issued, as a store keeps it."""
-    return StoredToken(
-        issued["access_token"],
-        now() + issued["expires_in"],
-        issued["expires_in"],
-        issued.get("refresh_token"),
-        scope=issued["scope"],
-    )
-
-
-class Scene:
-    """A sandbox, a store in which its users have logged in, and tokens over it."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-        self.store = MemoryTokens()
-        self.tokens = self.another()
-
-    def another(self, margin: float = MARGIN) -> RefreshingTokens:
-        """Tokens of another process, as it were, over the same store."""
-        sandbox = self.sandbox
-        return RefreshingTokens(
-            sandbox.client_id,
-            sandbox.client_secret,
-            self.store,
-            base_url=sandbox.base_url,
-            margin=margin,
-            clock=now,
-        )
-
-    async def log_in(self, user: str = "alice", **scopes: Any) -> StoredToken:
-        token = stored(self.sandbox.issue_tokens(user, **scopes))
-        await self.store.save(user, token)
-        return token
-
-    @property
-    def refreshes(self) -> Counter[str]:
-        return self.sandbox.ledger.refreshes
-
-    async def works(self, token: str, user: str = "alice") -> bool:
-        """Whether the server takes this token."""
-        (draft_id,) = self.sandbox.add_drafts(user, 1)
-        async with FeishuMailClient(token, base_url=self.sandbox.base_url) as client:
-            try:
-                await client.send_draft(draft_id)
-            except InvalidToken:
-                return False
-        return True
 
 
 @pytest.fixture

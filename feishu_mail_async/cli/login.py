@@ -143,10 +143,10 @@ def login(
     try:
         done = run_loop(_log_in(credentials, user, url, port=port, patience=patience, browse=not no_browser))
     except LedgerError as error:
-        raise CannotStart(f"{error}; or give another one with --ledger") from error
-    where = keep_secret(host, credentials.app_id, credentials.secret) if credentials.keep else None
+        raise CannotStart(f"{error}; or give another one with --ledger; then log in again") from error
     _report(credentials, user, done)
-    if where is not None:
+    if credentials.keep:
+        where = keep_secret(host, credentials.app_id, credentials.secret)
         console().print(Text(f"The app's secret is kept in {where}."), soft_wrap=True)
     return 0
 

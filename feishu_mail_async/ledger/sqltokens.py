@@ -99,7 +99,7 @@ class SqlTokens:
                 return False  # logged out meanwhile
             if lease is not None and row.lease != lease:
                 # Either it has lapsed, and somebody else has refreshed; or this is done for the second time.
-                return bool(row.access_token == token.access_token)
+                return (row.access_token, row.refresh_token) == (token.access_token, token.refresh_token)
             await self._update(connection, user, values)
             return True
 

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -68,6 +68,7 @@ class Kind(StrEnum):
     HUGE = "huge"
     DELAY = "delay"
     NORMAL = "normal"
+    GRANT = "grant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Fault:
         declared: whether a huge answer says its length beforehand.
         there: seconds of a delayed call's way to the server.
         back: seconds of its way home.
+        alter: makes another answer of what the token endpoint grants.
     """
 
     kind: Kind
@@ -91,6 +93,7 @@ class Fault:
     declared: bool = False
     there: float = 0.0
     back: float = 0.0
+    alter: Callable[[Reply], Reply] | None = None
 
     @classmethod
     def _answer(cls, reply: Reply, accepted: bool) -> Self:
@@ -131,6 +134,23 @@ class Fault:
         """Code 0, and nothing was sent: the mailbox's own setting blocked the automated send."""
         data = {"automation_send_disable": {"reason": reason, "reference": reference}}
         return cls._answer(success(data), accepted=False)
+
+    @classmethod
+    def odd_grant(cls, alter: Callable[[dict[str, Any]], object], http_status: int = 200) -> Self:
+        """Tokens are granted, and the old ones spent, but the token endpoint says so otherwise than documented.
+
+        Args:
+            alter: takes the documented answer's JSON, and returns what is answered instead: JSON, or bytes as they
+                are.
+            http_status: of the answer.
+        """
+
+        def altered(reply: Reply) -> Reply:
+            value = alter(json.loads(reply.body))
+            body = value if isinstance(value, bytes) else json.dumps(value).encode()
+            return Reply(http_status, body, reply.code)
+
+        return cls(Kind.GRANT, accepted=True, alter=altered)
 
     @classmethod
     def gateway(cls, status: int = 502, *, accepted: bool = False) -> Self:

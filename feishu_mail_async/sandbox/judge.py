@@ -35,7 +35,7 @@ _WRITES: Final = frozenset({SEND, "cancel", "create", "delete"})
 # Calls a second, from the platform's pages of these endpoints; that of "cancel" is not documented.
 _SIBLING_LIMITS: Final = {"list": 10, "read": 10, "create": 5, "delete": 5}
 
-_AS_USUAL: Final = frozenset({Kind.DELAY, Kind.NORMAL})
+_AS_USUAL: Final = frozenset({Kind.DELAY, Kind.NORMAL, Kind.GRANT})
 
 
 class _RefusedError(Exception):

@@ -393,7 +393,7 @@ class Sandbox:
 
         Args:
             *faults: names from `codes.OAUTH`; or faults, of which those that are `accepted` renew the tokens
-                and then lose the answer.
+                and then lose the answer, or give another one (`odd_grant`).
         """
         for fault in faults:
             if isinstance(fault, str):
@@ -467,6 +467,8 @@ class Sandbox:
             )
         if fault is not None and fault.reply is not None:
             reply = fault.reply
+        if fault is not None and fault.alter is not None and reply.code == 0:
+            reply = fault.alter(reply)
         await _pass(back)
         return await self._answer(request, reply, fault, self._log_id())
 
