@@ -27,6 +27,7 @@ __all__ = [
     "postgres_database",
     "postgres_server",
     "postgres_url",
+    "read_only",
     "run_server",
 ]
 
@@ -231,6 +232,24 @@ def run_server(**settings: str) -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def read_only(url: str) -> Iterator[None]:
+    """New connections meanwhile are those of a server that can only be read, and stay so."""
+    import psycopg  # noqa: PLC0415 - only for tests that want a database
+
+    head, _, name = url.rpartition("/")
+
+    def execute(statement: str) -> None:
+        with psycopg.connect(f"{head}/postgres", autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    try:
+        yield
+    finally:
+        execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
 
 
 @pytest.fixture(scope="session")

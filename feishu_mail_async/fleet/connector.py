@@ -14,6 +14,8 @@ from procrastinate.manager import JobManager
 from procrastinate.utils import utcnow
 from psycopg_pool import AsyncConnectionPool
 
+from feishu_mail_async.ledger.failures import passes, reason, stale
+
 from .jobs import CONNECTION, conninfo
 
 __all__ = ["PAUSE", "Connector", "Jobs", "loop_time"]
@@ -42,10 +44,10 @@ class Connector(procrastinate.PsycopgConnector):
 
     Args:
         database: its URL.
-        tell: called with False when the database goes away, and with True when it is back.
+        tell: called with what is wrong when the database goes away, and with None when it is back.
     """
 
-    def __init__(self, database: str, tell: Callable[[bool], None]) -> None:
+    def __init__(self, database: str, tell: Callable[[str | None], None]) -> None:
         super().__init__(
             pool_factory=_make_pool,
             conninfo=conninfo(database),
@@ -59,6 +61,10 @@ class Connector(procrastinate.PsycopgConnector):
         )
         self._tell = tell
         self._places = asyncio.Semaphore(_POOL)
+        self._used = False
+        self._listening: asyncio.Timeout | None = None
+        self._failing: set[object] = set()
+        self._told: set[str] = set()
         self._gone: float | None = None
         self._patience: float | None = None
         self._until = 0.0
@@ -94,31 +100,59 @@ class Connector(procrastinate.PsycopgConnector):
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
         while True:
-            with contextlib.suppress(ConnectorException):
-                await super().listen_notify(on_notification=on_notification, channels=channels)
+            with contextlib.suppress(ConnectorException, TimeoutError):
+                async with asyncio.timeout(None) as self._listening:
+                    await super().listen_notify(on_notification=on_notification, channels=channels)
             await asyncio.sleep(PAUSE)  # meanwhile jobs are found by looking for them
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        while not self.given_up():
-            try:
-                # Thousands may ask at once: they wait here, where nothing times out.
-                async with self._places:
-                    if self.given_up():
-                        break
-                    answer = await ask()
-            except ConnectorException as error:
-                if not _will_pass(error):
-                    raise
-                if self._gone is None:
-                    self._gone = loop_time()
-                    self._tell(False)
-                await asyncio.sleep(PAUSE)
-            else:
-                if self._gone is not None:
-                    self._gone = None
-                    self._tell(True)
-                return answer
+        failing = object()
+        try:
+            while not self.given_up():
+                try:
+                    # Thousands may ask at once: they wait here, where nothing times out.
+                    async with self._places:
+                        if self.given_up():
+                            break
+                        answer = await ask()
+                except ConnectorException as error:
+                    if not _will_pass(error, opened=self._used):
+                        raise
+                    self._failing.add(failing)
+                    self._go_away(reason(error.__cause__ or error))
+                    await self._give_up_connections(error)
+                    await asyncio.sleep(PAUSE)
+                else:
+                    self._failing.discard(failing)
+                    self._come_back()
+                    return answer
+        finally:
+            self._failing.discard(failing)
         raise ConnectorException
+
+    def _go_away(self, why: str) -> None:
+        if self._gone is None:
+            self._gone = loop_time()
+        if why not in self._told:
+            self._told.add(why)
+            self._tell(why)
+
+    def _come_back(self) -> None:
+        self._used = True
+        # Of a server that can only be read some answers are good, and the database is away all the same.
+        if self._gone is not None and not self._failing:
+            self._gone = None
+            self._told.clear()
+            self._tell(None)
+
+    async def _give_up_connections(self, error: ConnectorException) -> None:
+        """Replace all connections where one is of no use: they lead to the same server."""
+        if error.__cause__ is None or not stale(error.__cause__):
+            return
+        await self.pool.drain()
+        if self._listening is not None and self._listening.when() is None:
+            with contextlib.suppress(RuntimeError):  # it ends of itself just now
+                self._listening.reschedule(loop_time())
 
 
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -130,17 +164,25 @@ def _make_pool(**arguments: Any) -> AsyncConnectionPool[Any]:
     return AsyncConnectionPool(**arguments | {"check": None})
 
 
-def _will_pass(error: ConnectorException) -> bool:
+def _will_pass(error: ConnectorException, *, opened: bool) -> bool:
     # A worker that slept for a day has lost its row; the next sign of life brings it back.
-    return isinstance(error.__cause__, psycopg.OperationalError | psycopg.errors.ForeignKeyViolation)
+    cause = error.__cause__
+    return isinstance(cause, psycopg.errors.ForeignKeyViolation) or (
+        isinstance(cause, psycopg.Error) and passes(cause, opened=opened)
+    )
 
 
 class Jobs(JobManager):
-    """The jobs, where what another worker has done with one in the meantime stands."""
+    """The jobs, where what another worker has done with one in the meantime stands.
 
-    def __init__(self, connector: Connector) -> None:
+    Args:
+        connector: the connections.
+        failed: called with the error when a job cannot be ended, now or later.
+    """
+
+    def __init__(self, connector: Connector, failed: Callable[[ConnectorException], None]) -> None:
         super().__init__(connector)
-        self._connector = connector
+        self._failed = failed
 
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
         """A job whose task is given all it says as one value, whatever that is: the task reads it."""
@@ -182,6 +224,5 @@ class Jobs(JobManager):
         try:
             yield
         except ConnectorException as error:
-            gone = isinstance(error.__cause__, psycopg.errors.RaiseException)
-            if not gone and not self._connector.given_up():
-                raise
+            if not isinstance(error.__cause__, psycopg.errors.RaiseException):
+                self._failed(error)

@@ -144,11 +144,10 @@ async def _connected(database: str) -> AsyncIterator[psycopg.AsyncConnection[Any
             conninfo(database), autocommit=True, **CONNECTION
         ) as connection:
             yield connection
-    except psycopg.OperationalError as error:
-        raise QueueTrouble(f"the database cannot be used: {said(error)}") from None
-    except psycopg.ProgrammingError as error:
+    except psycopg.Error as error:
         # Of a URL that cannot be read psycopg quotes parts, and the password may be among them.
-        why = said(error) if error.sqlstate else "its URL cannot be read"
+        unread = isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None
+        why = "its URL cannot be read" if unread else said(error)
         raise QueueTrouble(f"the database cannot be used: {why}") from None
 
 

@@ -168,7 +168,7 @@ class DraftWorker:
         self._strays: set[int] = set()
         self._connector = Connector(database, self._database)
         app = procrastinate.App(connector=self._connector)
-        app.job_manager = Jobs(self._connector)
+        app.job_manager = Jobs(self._connector, self._fail)
         app.task(name=TASK, retry=_Retry(), pass_context=True)(self._work)
         self._app = app
         self._worker = Worker(
@@ -218,10 +218,8 @@ class DraftWorker:
             await self._rescue()
             if not self._halted:
                 await self._worker.run()  # type: ignore[no-untyped-call]
-        except ConnectorException:
-            # It gave up waiting for a database that is away: others will rescue what it had.
-            if not self._connector.given_up():
-                raise
+        except ConnectorException as error:
+            self._fail(error)
         finally:
             for task in tasks:
                 task.cancel()
@@ -240,19 +238,25 @@ class DraftWorker:
 
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
         """Without its signs of life a worker must not go on."""
-        if not task.cancelled() and task.exception() is not None and not self._connector.given_up():
-            self._trouble = task.exception()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Go on no longer. It is no failure to give up waiting for a database: others rescue what we had."""
+        if self._trouble is None and not self._connector.given_up():
+            self._trouble = error.__cause__ if isinstance(error, ConnectorException) else error
             self.stop()
 
     def _halt(self) -> None:
         self._halted = True
         self._worker.stop()  # type: ignore[no-untyped-call]  # procrastinate says nothing of its type
 
-    def _database(self, there: bool) -> None:
+    def _database(self, trouble: str | None) -> None:
         self._note(
             "the database is reachable again"
-            if there
-            else "the database is not reachable: waiting until it is, and no drafts are lost"
+            if trouble is None
+            else f"the database is not reachable ({trouble}): waiting until it is, and no drafts are lost"
         )
 
     # -- one job -----------------------------------------------------------------------------------------

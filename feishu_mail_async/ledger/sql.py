@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import random
 import shlex
 import socket
 import stat
@@ -23,15 +22,16 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from feishu_mail_async.errors import LedgerError
+from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
 
 from . import schema
 from .clock import HostClock, Reading
-from .failures import TROUBLE, busy, final, told
+from .failures import TROUBLE, busy, passes, reason, stale, told
 from .home import Overview
+from .patience import LONG_LOCKED, LONGEST, Patience, pause
 from .sqlbook import SqlBook, limit_of, permits_of, standing_of
 from .sqltokens import SqlTokens
 
@@ -42,10 +42,6 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-_LONGEST: Final = 20.0
-"""Seconds after which a transaction on a database far away is taken to hang."""
-_LONG_LOCKED: Final = 5.0
-"""Seconds after which a SQLite file is not just in use by others, but kept locked."""
 _MOST_LOST: Final = 1.0
 """Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
@@ -91,6 +87,7 @@ class SqlLedger:
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
         self._opened = False
+        self._used = False
         self._closing: asyncio.Future[None] | None = None
         self._struggling = False
         self._books: WeakSet[SqlBook] = WeakSet()
@@ -170,7 +167,7 @@ class SqlLedger:
 
     async def _close(self) -> None:
         await asyncio.gather(*(book.abandon() for book in list(self._books)))
-        engine, self._engine, self._opened = self._engine, None, False
+        engine, self._engine, self._opened, self._used = self._engine, None, False, False
         self._opening = asyncio.Lock()  # the next one to open it may run in another event loop
         if engine is not None:
             await engine.dispose()
@@ -197,16 +194,19 @@ class SqlLedger:
         def again(state: RetryCallState) -> None:
             assert state.outcome is not None
             error = state.outcome.exception()
-            locked = error is not None and busy(error)
-            if not locked or (state.seconds_since_start or 0.0) > _LONG_LOCKED:
+            assert error is not None
+            locked = busy(error)
+            if not locked or (state.seconds_since_start or 0.0) > LONG_LOCKED:
                 self._struggle(error)
             if failed is not None and not locked:
                 failed()
 
         retrying = AsyncRetrying(
-            retry=retry_if_exception(lambda error: isinstance(error, TROUBLE) and final(error) is None),
-            wait=_wait,
-            stop=stop_after_delay(self._patience),
+            retry=retry_if_exception(
+                lambda error: isinstance(error, TROUBLE) and passes(error, opened=self._used)
+            ),
+            wait=pause,
+            stop=Patience(self._patience),
             before_sleep=again,
             reraise=True,
         )
@@ -217,29 +217,30 @@ class SqlLedger:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
             failed_for_good = told(self.where, error)
-            if not isinstance(error, TROUBLE) and final(error) is None:
+            if not isinstance(error, TROUBLE) and not isinstance(failed_for_good, RecordRefused):
                 _log.error("%s", failed_for_good, exc_info=error)
         if failed_for_good is not None:
             # Not from within the handler: what went wrong would be its context, with all it knows.
             raise failed_for_good
+        self._used = True
         if self._struggling:
             self._struggling = False
             _log.warning("ledger: %s: it answers again", self.where)
         return done
 
     async def _transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with asyncio.timeout(None if self._sqlite else _LONGEST):
+        async with asyncio.timeout(None if self._sqlite else LONGEST):
             engine = await self._open()
             async with engine.begin() as connection:
                 return await work(connection)
 
-    def _struggle(self, error: BaseException | None) -> None:
+    def _struggle(self, error: BaseException) -> None:
         if not self._struggling:
             self._struggling = True
             _log.warning(
-                "ledger: %s: it does not answer (%s); no calls are made until it does, for up to %.0f s",
+                "ledger: %s: %s; no calls are made until that has passed, for up to %.0f s",
                 self.where,
-                type(error).__name__,
+                reason(error),
                 self._patience,
             )
 
@@ -282,6 +283,7 @@ class SqlLedger:
         async with self._opening:
             if self._engine is None:
                 self._engine = self._sqlite_engine() if self._sqlite else self._postgresql_engine()
+                event.listen(self._engine.sync_engine, "handle_error", _give_up)
             if not self._opened:
                 async with self._engine.begin() as connection:
                     await self._check_schema(connection)
@@ -324,7 +326,7 @@ class SqlLedger:
             hide_parameters=True,
             pool_size=2,
             max_overflow=2,
-            pool_timeout=_LONGEST,
+            pool_timeout=LONGEST,
             pool_recycle=1800,
             connect_args={name: value for name, value in _POSTGRESQL.items() if name not in self._url.query},
         )
@@ -344,15 +346,11 @@ class SqlLedger:
             )
 
 
-_exponential: Final = wait_random_exponential(multiplier=0.1, max=2.0)
-
-
-def _wait(state: RetryCallState) -> float:
-    """Seconds to the next try. SQLite's own waiting grows with each try, and leaves whoever waits long behind."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    if error is not None and busy(error) and (state.seconds_since_start or 0.0) <= _LONG_LOCKED:
-        return random.uniform(0.001, 0.008)
-    return _exponential(state)
+def _give_up(context: sa.engine.ExceptionContext) -> None:
+    """Throw away a connection that is of no use any more, and all from before it."""
+    # What is broken off was waiting for a server that does not answer.
+    if context.is_disconnect or stale(context.original_exception):
+        context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
 _DATABASE_TIME: Final = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
