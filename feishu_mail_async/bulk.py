@@ -22,15 +22,13 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from .errors import ApiError, FeishuMailError, NotSent, RecordRefused, UnknownUser, decisive
+from .ledger.record import UNREAD, Record
 from .model import Draft, OutcomeStatus, Priority, SendResult
-from .sending import Call, Job, Sender, unsettled
+from .sending import Call, Job, Sender, early
 from .tasks import start_task
-
-if TYPE_CHECKING:
-    from .ledger.record import Record
 
 __all__ = ["BulkRun", "DraftSource", "Outcome", "Summary"]
 
@@ -104,12 +102,12 @@ class _Entry:
 
     __slots__ = ("call", "draft", "duplicate", "record", "run")
 
-    def __init__(self, run: "BulkRun", draft: Draft, call: Call) -> None:
+    def __init__(self, run: "BulkRun", draft: Draft, call: Call, record: Record | None) -> None:
         self.run = run
         self.draft = draft
         self.call = call
         self.duplicate = False
-        self.record: Record | None = None
+        self.record = record
 
     @property
     def wants_calls(self) -> bool:
@@ -151,6 +149,8 @@ class BulkRun:
         self._jobs: dict[Job, None] = {}
         self._recalling: dict[_Entry, None] = {}
         self._preparing: dict[str | None, list[_Entry]] = {}
+        self._recaller: asyncio.Task[None] | None = None
+        self._unreadable = False  # nobody waits for the ledger any more
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque()
         self._fetched = 0
@@ -178,18 +178,17 @@ class BulkRun:
     def stop(self) -> None:
         """Make no new calls: those in flight are finished, and the rest is skipped.
 
-        Of an input that has a length the unread rest is skipped too; any other is not read further.
+        Of an input that has a length the unread rest is skipped too; any other is not read further. What is
+        skipped is still looked up in the ledger, which may have it that it was sent.
         """
         if self._stopping:
             return
         self._stopping = True
         if self._reader is not None and self._reading:
             self._reader.cancel()
-        for entry in self._recalling:
-            self._fail(entry, _stopped(entry.draft))
         for waiting in self._preparing.values():
             for entry in waiting:
-                self._fail(entry, _stopped(entry.draft))
+                self._fail(entry, _stopped())
         for job in list(self._jobs):
             job.reconsider()
         self._changed()
@@ -232,7 +231,7 @@ class BulkRun:
             if job is not None:
                 job.leave(entry)
             else:
-                gone = NotSent("not sent: its run was left before its turn came", draft=entry.draft)
+                gone = early(NotSent("its run was left before its turn came"), entry.draft, entry.record)
                 self._sender.ended_early(entry.draft, entry.call.key.user, gone)
         self._entries.clear()
         self._outcomes.clear()
@@ -241,19 +240,24 @@ class BulkRun:
         jobs = [job.task for job in self._jobs if not job.listeners]
         for task in self._tasks:
             task.cancel()
-        tasks = [task for task in (self._reader, *jobs, *self._tasks) if task is not None]
+        if self._recaller is not None:
+            self._recaller.cancel()
+        tasks = [task for task in (self._reader, self._recaller, *jobs, *self._tasks) if task is not None]
         self._jobs.clear()
         if tasks:
             await asyncio.wait(tasks)
 
-    async def finish(self) -> None:
-        """Wait until the input has been read; with `stop` before it, until every draft has its outcome."""
-        if self._stopping:
-            for task in self._tasks:
-                task.cancel()
-        tasks = [*self._tasks] if self._reader is None else [self._reader, *self._tasks]
-        if tasks:
-            await asyncio.wait(tasks)
+    async def finish(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
+        """After `stop`, wait until every draft has its outcome; the ledger is given up after `timeout` seconds."""
+        for task in self._tasks:
+            task.cancel()
+        await _end_of(self._reader, timeout)
+        await _end_of(self._recaller, timeout)
+        self._unreadable = True
+        if self._recaller is not None:
+            self._recaller.cancel()
+        for last in (self._reader, self._recaller, *self._tasks):
+            await _end_of(last, None)
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -333,48 +337,58 @@ class BulkRun:
 
     def _start(self, draft: Draft, user: str | None) -> None:
         """Let one draft go on its way, which begins with a look at what the ledger knows of it."""
-        entry = _Entry(self, draft, self._sender.sending(draft, user))
+        call = self._sender.sending(draft, user)
+        entry = _Entry(self, draft, call, self._sender.unread(call))
         self._entries[entry] = None
-        if self._stopping:
-            self._fail(entry, _stopped(draft))
-        elif not self._sender.scheduler.book.shared:
+        if entry.record is not UNREAD:
             self._await_token(entry)
+        elif self._unreadable:
+            self._fail(entry, _stopped())
         else:
-            if not self._recalling:
-                start_task(self._recall(), "feishu-mail-recall", self._tasks)
             self._recalling[entry] = None
+            if self._recaller is None:
+                self._recaller = start_task(self._recall(), "feishu-mail-recall")
 
     async def _recall(self) -> None:
         """Look up what has been read: while the ledger is asked for some, the next ones gather."""
-        while self._recalling:
-            batch = list(itertools.islice(self._recalling, _LOOKED_UP))
-            try:
+        broken_off: FeishuMailError = NotSent("its look-up in the ledger was broken off")
+        try:
+            while self._recalling:
+                batch = list(itertools.islice(self._recalling, _LOOKED_UP))
                 records = await self._sender.recall([entry.call for entry in batch])
-            except FeishuMailError as error:
-                # Whatever has been read so far shares it: a ledger that is away is not waited for again and again.
-                failed, self._recalling = self._recalling, {}
-                for entry in failed:
-                    self._fail(entry, type(error)(str(error), draft=entry.draft), error.__cause__)
-                return
-            for entry in batch:
-                del self._recalling[entry]
-                record = records.get(entry.call.key)
-                if isinstance(record, RecordRefused):
-                    self._fail(entry, RecordRefused(str(record), draft=entry.draft), record.__cause__)
-                    continue
-                entry.record = record
-                if entry not in self._entries:
-                    continue  # it has its outcome already
-                if record is not None and record.state.settled:
-                    self._sender.recorded(entry.call, record, entry)
-                else:
-                    self._await_token(entry)
-            await asyncio.sleep(0)
+                for entry in batch:
+                    del self._recalling[entry]
+                    self._looked_up(entry, records.get(entry.call.key))
+                await asyncio.sleep(0)
+        except FeishuMailError as error:
+            # Whatever has been read so far shares it: a ledger that is away is not waited for again and again.
+            broken_off = error
+            self._unreadable = self._stopping
+        finally:
+            self._recaller = None
+            failed, self._recalling = self._recalling, {}
+            for entry in failed:
+                self._fail(entry, type(broken_off)(str(broken_off)), broken_off.__cause__)
+
+    def _looked_up(self, entry: _Entry, known: Record | RecordRefused | None) -> None:
+        if isinstance(known, RecordRefused):
+            entry.record = None  # nor can an earlier call have one
+            self._fail(entry, RecordRefused(str(known)), known.__cause__)
+            return
+        entry.record = known
+        if entry not in self._entries:
+            return  # its run was left
+        if entry.record is not None and entry.record.state.settled:
+            self._sender.recorded(entry.call, entry.record, entry)
+        else:
+            self._await_token(entry)
 
     def _await_token(self, entry: _Entry) -> None:
         """Let a draft wait for its turn, or for its user's token: that must not hold up the other users."""
         user = entry.call.user
-        if user in self._preparing:
+        if self._stopping:
+            self._fail(entry, _stopped())
+        elif user in self._preparing:
             self._preparing[user].append(entry)
         elif self._sender.tokens.at_hand(user):
             self._offer(entry)
@@ -393,7 +407,7 @@ class BulkRun:
             if error is None:
                 self._offer(entry)
             else:
-                self._fail(entry, type(error)(str(error), draft=entry.draft), error.__cause__)
+                self._fail(entry, type(error)(str(error)), error.__cause__)
 
     def _offer(self, entry: _Entry) -> None:
         if entry not in self._entries:
@@ -416,8 +430,7 @@ class BulkRun:
         """A draft that never was a job has its outcome."""
         if cause is not None:
             error.__cause__ = cause
-        if entry.record is not None and entry.record.uncertain:
-            error = unsettled(error, entry.draft, 0)
+        error = early(error, entry.draft, entry.record)
         if self._entries.pop(entry, self) is not self:
             self._sender.ended_early(entry.draft, entry.call.key.user, error)
             self._add(Outcome(entry.draft, error.status, None, error))
@@ -459,5 +472,10 @@ class BulkRun:
             self._news.set()
 
 
-def _stopped(draft: Draft) -> NotSent:
-    return NotSent("not sent: the run was stopped before its turn came", draft=draft)
+async def _end_of(task: asyncio.Task[None] | None, timeout: float | None) -> None:  # noqa: ASYNC109
+    if task is not None:
+        await asyncio.wait([task], timeout=timeout)
+
+
+def _stopped() -> NotSent:
+    return NotSent("the run was stopped before its turn came")

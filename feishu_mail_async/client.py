@@ -185,7 +185,8 @@ class FeishuMailClient:
         Raises:
             ApiError: the server refused it; the class tells why.
             AutomatedSendDisabled: the mailbox does not allow automated sending; nothing was sent.
-            OutcomeUnknown: it may have been sent, and no answer settled it.
+            OutcomeUnknown: it may have been sent, and no answer settled it; or an earlier call may have sent it,
+                and its record in the ledger could not be read in time.
             NotSent: certainly not sent: the deadline passed first, or there is no token.
             TransportError: nothing was reachable for `RetryPolicy.outage` seconds.
             ScopeClosed: not attempted: its user, mailbox or app is closed.
@@ -404,7 +405,7 @@ class FeishuMailClient:
             if self._sender is not None and self._lister is not None:
                 await asyncio.gather(self._sender.close(timeout), self._lister.close(timeout))
             for run in runs:
-                await run.finish()
+                await run.finish(timeout)
             await self._tokens.close()
         finally:
             if self._shared is not None:

@@ -282,8 +282,9 @@ class AutomatedSendDisabled(FeishuMailError):
 
 
 class OutcomeUnknown(FeishuMailError):
-    """The draft may have been sent: an attempt got no answer that settles it. `__cause__` says what came last.
+    """The draft may have been sent: an attempt got no answer that settles it, or its record could not be read.
 
+    `__cause__` says what came last. Where `attempts` is 0, it is an earlier call that may have sent it.
     Sending it again is safe: a draft that went out is answered with "already sent".
     """
 
@@ -291,7 +292,10 @@ class OutcomeUnknown(FeishuMailError):
 
 
 class NotSent(FeishuMailError):
-    """Certainly not sent: the deadline or a stop came first, or no token was to be had."""
+    """Certainly not sent: the deadline or a stop came first, or no token was to be had.
+
+    With a ledger: and its record, read before that, says that no earlier call may have sent it.
+    """
 
     status = OutcomeStatus.SKIPPED
 
@@ -305,7 +309,10 @@ class LoginRequired(NotSent):
 
 
 class LedgerError(NotSent):
-    """The ledger cannot be used, and without a record no call is made. The message says what to do."""
+    """The ledger cannot be used, and without a record no call is made. The message says what to do.
+
+    If the draft's own record could not be read, it is the cause of an `OutcomeUnknown`.
+    """
 
 
 class RecordRefused(LedgerError):

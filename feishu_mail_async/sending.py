@@ -38,7 +38,7 @@ from .events import (
 )
 from .lanes import Ask, Stream, Turn, mailbox_key
 from .ledger.book import of
-from .ledger.record import DraftKey, Record
+from .ledger.record import UNREAD, DraftKey, Record
 from .model import Draft, Priority, RetryPolicy, SendResult
 from .protocol import CallEnd, Judgement, Page, Reply, judge, list_path, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
@@ -47,7 +47,7 @@ from .tasks import start_task
 from .tokens import Tokens
 from .transport import Failure, Transport
 
-__all__ = ["Call", "Job", "Listener", "Sender", "unsettled"]
+__all__ = ["Call", "Job", "Listener", "Sender", "early"]
 
 _CLOSED: Final = "the client was closed before the draft was sent"
 _SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
@@ -92,10 +92,10 @@ class Listener(Protocol):
 class _Caller:
     """A listener that waits."""
 
-    def __init__(self, draft: Draft | None) -> None:
+    def __init__(self, draft: Draft | None, record: Record | None) -> None:
         self.draft = draft
         self.job: Job | None = None
-        self.record: Record | None = None
+        self.record = record
         self.gone = "its caller gave it up"
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -145,21 +145,21 @@ class Sender:
 
     async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
         """Make a call and wait for its job to end; the parameters are those of `send`."""
-        caller = _Caller(call.draft)
+        caller = _Caller(call.draft, self.unread(call))
         try:
             if deadline is None:
                 await self._fulfil(call, priority, caller)
             else:
                 await self._fulfil_within(deadline, call, priority, caller)
-        except FeishuMailError as error:
-            if caller.job is None:
-                self.ended_early(call.draft, call.key.user, error)
-            raise
+        except NotSent as error:
+            if caller.job is not None:
+                raise
+            told = early(error, call.draft, caller.record)
+            self.ended_early(call.draft, call.key.user, told)
+            raise told from told.__cause__
         except asyncio.CancelledError:
             if caller.job is None:
-                gone: FeishuMailError = NotSent("cancelled before it could wait for its turn", draft=call.draft)
-                if caller.record is not None and caller.record.uncertain:
-                    gone = unsettled(gone, call.draft, 0)
+                gone = early(NotSent("cancelled before it could wait for its turn"), call.draft, caller.record)
                 self.ended_early(call.draft, call.key.user, gone)
             raise
         finally:
@@ -169,22 +169,17 @@ class Sender:
         return caller.job
 
     async def _fulfil(self, call: Call, priority: Priority, caller: _Caller) -> None:
-        try:
-            if self.scheduler.book.shared:
-                record = (await self.recall([call])).get(call.key)
-                if isinstance(record, RecordRefused):
-                    raise copy.copy(record) from record.__cause__
-                caller.record = record
-                if record is not None and record.state.settled:
-                    caller.job = self.recorded(call, record, caller)
-                    return
-            await self.prepare(call)
-            caller.job = self.start(call, priority, caller, record=caller.record)
-        except NotSent as error:
-            error.draft = error.draft or call.draft
-            if caller.record is not None and caller.record.uncertain:
-                raise unsettled(error, call.draft, 0) from error
-            raise
+        if caller.record is UNREAD:
+            record = (await self.recall([call])).get(call.key)
+            if isinstance(record, RecordRefused):
+                caller.record = None  # nor can an earlier call have one
+                raise copy.copy(record) from record.__cause__
+            caller.record = record
+            if record is not None and record.state.settled:
+                caller.job = self.recorded(call, record, caller)
+                return
+        await self.prepare(call)
+        caller.job = self.start(call, priority, caller, record=caller.record)
         await caller.done
 
     async def _fulfil_within(self, deadline: float, call: Call, priority: Priority, caller: _Caller) -> None:
@@ -198,7 +193,7 @@ class Sender:
                 caller.gone = (
                     f"the deadline of {deadline:g} s passed{f': {why}' if why else ' before its turn came'}"
                 )
-                raise _late(call, caller, deadline) from None
+                raise _late(caller, deadline) from None
 
     def ended_early(self, draft: Draft | None, user: str, error: FeishuMailError) -> None:
         """Tell of a draft that has ended before it could wait for a turn.
@@ -237,6 +232,10 @@ class Sender:
     def _key(self, user: str | None, mailbox: str, name: str) -> DraftKey:
         key = self.tokens.key(user)
         return DraftKey(key, mailbox_key(key, mailbox), name)
+
+    def unread(self, call: Call) -> Record | None:
+        """What is known of a call's draft before its record is read; None where there are no records."""
+        return UNREAD if self.scheduler.book.shared and call.draft is not None else None
 
     async def recall(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record | RecordRefused]:
         """What the ledger knows of the drafts that these calls send, or why it can know nothing of one.
@@ -820,7 +819,7 @@ class Job:
         error.draft, error.attempts = self.call.draft, self._tries.calls
         if self._tries.conclusive or isinstance(error, OutcomeUnknown):
             return error
-        return unsettled(error, self.call.draft, self._tries.calls)
+        return _unsettled(error, self.call.draft, self._tries.calls)
 
 
 class _Recorded(Exception):
@@ -832,10 +831,25 @@ def _error(judgement: Judgement) -> FeishuMailError:
     return judgement.error
 
 
-def unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> OutcomeUnknown:
+def early(error: FeishuMailError, draft: Draft | None, record: Record | None) -> FeishuMailError:
+    """What to tell of a draft that ended before there was a job for it.
+
+    Args:
+        error: what ended it.
+        draft: the draft; None for a call that sends none.
+        record: what is known of it. If that is doubtful, or not read yet, an earlier call may have sent it.
+    """
+    error.draft = draft
+    return error if record is None or not record.uncertain else _unsettled(error, draft, 0)
+
+
+def _unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> OutcomeUnknown:
     """What to tell of a draft that ended in an error after a call that may have sent it."""
+    doubt = "it may have been sent: an attempt had no clear answer, and then"
+    if not attempts:
+        doubt = "an earlier call may have sent it, and this one made none"
     unknown = OutcomeUnknown(
-        f"it may have been sent: an attempt had no clear answer, and then: {sentence(error)} {_SAFE}",
+        f"{doubt}: {sentence(error)} {_SAFE}",
         draft=draft,
         log_id=error.log_id,
         attempts=attempts,
@@ -844,13 +858,14 @@ def unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> Out
     return unknown
 
 
-def _late(call: Call, caller: _Caller, deadline: float) -> FeishuMailError:
-    job, record = caller.job, caller.record
-    attempts = 0 if job is None else job.calls
-    if job.uncertain if job is not None else record is not None and record.uncertain:
+def _late(caller: _Caller, deadline: float) -> FeishuMailError:
+    job = caller.job
+    if job is None:
+        return NotSent(caller.gone)
+    if job.uncertain:
         return OutcomeUnknown(
             f"it may have been sent: the deadline of {deadline:g} s passed before a clear answer came. {_SAFE}",
-            draft=call.draft,
-            attempts=attempts,
+            draft=caller.draft,
+            attempts=job.calls,
         )
-    return NotSent(f"not sent: {caller.gone}", draft=call.draft, attempts=attempts)
+    return NotSent(f"not sent: {caller.gone}", draft=caller.draft, attempts=job.calls)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
-__all__ = ["finish", "start_task"]
+__all__ = ["being_cancelled", "finish", "start_task"]
 
 T = TypeVar("T")
 
@@ -26,6 +26,12 @@ class _Task(asyncio.Task[T]):
             self.get_loop().call_soon(self.cancel, msg)  # its first step stands before that in the loop's queue
             return True
         return super().cancel(msg)
+
+
+def being_cancelled() -> bool:
+    """Tell whether a CancelledError is meant for the current task, and not for something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def start_task(

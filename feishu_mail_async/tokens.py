@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .model import check_text
-from .tasks import start_task
+from .tasks import being_cancelled, start_task
 
 __all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
 
@@ -71,11 +71,6 @@ def _good(token: object, user: str | None) -> str:
         return check_token(token, _label(user))
     except (TypeError, ValueError) as error:
         raise NotSent(str(error)) from error
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _nobody(_: str) -> None:
@@ -254,7 +249,7 @@ class Tokens:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if _being_cancelled():
+            if being_cancelled():
                 raise
             raise ClientClosed("the client was closed while a token was fetched; nothing was sent") from None
 
@@ -272,7 +267,7 @@ class Tokens:
         except LoginRequired:
             raise
         except asyncio.CancelledError as error:
-            if _being_cancelled():
+            if being_cancelled():
                 raise
             raise self._failed(user, error) from error  # something within the source was cancelled, not we
         except Exception as error:

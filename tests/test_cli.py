@@ -22,6 +22,7 @@ from feishu_mail_async import (
     ClientClosed,
     Draft,
     FeishuMailError,
+    NotSent,
     Outcome,
     OutcomeStatus,
     OutcomeUnknown,
@@ -611,8 +612,12 @@ ERRORS: list[tuple[FeishuMailError, list[str]]] = [
     ),
     (caused(ScopeClosed("-", scope="app", until=None), QUOTA), ["because of the whole app: "]),
     (
-        caused(OutcomeUnknown("-"), BadReply("no answer came back: reset")),
+        caused(OutcomeUnknown("-", attempts=1), BadReply("no answer came back: reset")),
         ["it may have been sent. Last: no answer came back: reset. Sending it again is safe"],
+    ),
+    (
+        caused(OutcomeUnknown("-"), NotSent("the run was stopped before its turn came")),
+        ["an earlier call may have sent it. This one made none: stopped before its turn came. Sending it again"],
     ),
     (OutcomeUnknown("it may have been sent"), ["it may have been sent."]),
     (

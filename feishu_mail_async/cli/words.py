@@ -51,6 +51,7 @@ _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice
 _NOT_ALLOWED: Final = "the mailbox does not allow automated sending"
 _STOPPED: Final = "stopped before its turn came"
 _BROKEN_OFF: Final = "a call had no answer when it was stopped"
+_EARLIER: Final = "an earlier call may have sent it"
 _SHORT: Final[dict[type[FeishuMailError], str]] = {
     AutomatedSendDisabled: "automated sending not allowed",
     AppQuotaSpent: "monthly quota of calls used up",
@@ -94,6 +95,8 @@ def brief(error: BaseException) -> str:
             words = _NOT_ALLOWED
         case ScopeClosed() if error.__cause__ is not None:
             words = f"{name_scope(error.scope)}: {brief(error.__cause__)}"
+        case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
+            words = f"{_EARLIER}; this one: {brief(cause)}"
         case OutcomeUnknown() if _was_stopped(error.__cause__):
             words = _BROKEN_OFF
         case OutcomeUnknown() if error.__cause__ is not None:
@@ -148,6 +151,8 @@ def explain(error: FeishuMailError) -> str:
     match error:
         case ScopeClosed():
             words = f"not tried, because of {name_scope(error.scope)}: {_because(error)}{_again(error)}"
+        case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
+            words = f"{_EARLIER}. This one made none: {_sentence(brief(cause))} {advise(error)}"
         case OutcomeUnknown() if _was_stopped(error.__cause__):
             words = f"it may have been sent: {_BROKEN_OFF}. {_SAFE}"
         case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 from feishu_mail_async.codes import Until
-from feishu_mail_async.errors import FeishuMailError, RecordRefused
+from feishu_mail_async.errors import FeishuMailError, LedgerError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 from feishu_mail_async.protocol import Judgement
+from feishu_mail_async.tasks import being_cancelled
 
 from .record import DraftKey, Record
 from .standing import Delays, Grant, Settled, Standing
@@ -26,8 +27,19 @@ Later: TypeAlias = T | asyncio.Future[T]
 
 
 async def of(later: Later[T]) -> T:
-    """The answer, waited for where it takes a while. Whoever gives up waiting does not break it off."""
-    return await asyncio.shield(later) if isinstance(later, asyncio.Future) else later
+    """Wait for the answer, where it takes a while. Whoever gives up waiting does not break it off.
+
+    Raises:
+        LedgerError: the ledger was closed before it answered.
+    """
+    if not isinstance(later, asyncio.Future):
+        return later
+    try:
+        return await asyncio.shield(later)
+    except asyncio.CancelledError:
+        if being_cancelled():
+            raise
+    raise LedgerError("ledger: it was closed before it answered")
 
 
 _turns: Final = itertools.count(1)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["DraftKey", "DraftState", "Record"]
+__all__ = ["UNREAD", "DraftKey", "DraftState", "Record"]
 
 
 class DraftKey(NamedTuple):
@@ -66,3 +66,7 @@ class Record:
     def uncertain(self) -> bool:
         """Whether the mail may have gone out though it is not on record as sent."""
         return self.doubtful or self.state is DraftState.IN_FLIGHT
+
+
+UNREAD: Final = Record(DraftState.UNKNOWN, doubtful=True)
+"""Stands for a record until it has been read: an earlier call may have sent the draft."""
