@@ -10,6 +10,7 @@ seconds of the loop's clock.
 """
 
 import asyncio
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Coroutine, Iterable
@@ -18,7 +19,7 @@ from typing import Final
 
 from .budget import Spacing
 from .codes import Scope, Verdict
-from .errors import FeishuMailError, ScopeClosed, TransportError
+from .errors import FeishuMailError, LedgerError, ScopeClosed, TransportError
 from .events import AppPaused, AppResumed, ClosureEnded, ClosureStarted, EventHub, UserCooled
 from .lanes import OWN, Ask, Lanes, Stream, Turn
 from .ledger.book import Book, Taken, of
@@ -192,7 +193,8 @@ class Scheduler:
             return
         ask, grant = taken.granted
         if ask.lane is None:  # given up while the ledger was asked
-            await of(self.book.give_back(grant))
+            with contextlib.suppress(LedgerError):  # then it lapses
+                await of(self.book.give_back(grant))
             return
         await self._spacing.take()  # `_not_before` has seen that this does not suspend
         user, mailbox = self._lanes.serve(ask, now)

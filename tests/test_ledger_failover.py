@@ -20,7 +20,7 @@ from ledgersupport import client_of, nothing_held, until
 from sqlalchemy.ext.asyncio import AsyncConnection
 from support import holds
 
-from feishu_mail_async import Draft, LedgerError, OutcomeStatus, RateLimit
+from feishu_mail_async import Draft, LedgerError, OutcomeStatus, OutcomeUnknown, RateLimit
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
 
@@ -257,10 +257,13 @@ async def test_a_server_that_can_only_be_read_for_good(postgres_url: str, sandbo
     await ledger.close()
     with read_only(postgres_url), failures() as seen:
         async with client_of(sandbox, ledger) as client:
-            with pytest.raises(LedgerError, match="can only be read: give the address of the one that is") as it:
+            with pytest.raises(
+                OutcomeUnknown, match="can only be read: give the address of the one that is"
+            ) as it:
                 await client.send_draft(drafts[0])
+        assert isinstance(it.value.__cause__, LedgerError)
         assert seen.count("25006") > 1
-        assert await send_all(sandbox, ledger, drafts) == {OutcomeStatus.SKIPPED}
+        assert await send_all(sandbox, ledger, drafts) == {OutcomeStatus.UNKNOWN}
     assert not holds(it.value, DATABASE_PASSWORD)
     assert sandbox.ledger.sends == []
     assert await send_all(sandbox, ledger, drafts) == {OutcomeStatus.SENT}
@@ -280,7 +283,7 @@ async def test_what_is_wrong_with_a_statement_is_told_at_once(
         "CREATE TRIGGER fail BEFORE INSERT ON feishu_mail_permit FOR EACH ROW EXECUTE FUNCTION fail()",
     )
     async with client_of(sandbox, ledger) as client:
-        with pytest.raises(LedgerError, match=r"^ledger: "):
+        with pytest.raises(LedgerError, match=r"\bledger: "):
             await asyncio.wait_for(client.send_draft(drafts_of(sandbox, 1)[0]), 60)
     await ledger.close()
     assert sandbox.ledger.sends == []
