@@ -657,6 +657,9 @@ class Job:
     def _judged(self, answer: Reply | Failure, token: str) -> Judgement:
         if isinstance(answer, Reply):
             judgement = judge(answer, token)
+        elif answer.end is CallEnd.NEVER_LEFT and self._sender.transport.closed:
+            # Closed by the caller while the call was to connect: that is no outage, and concerns nobody else.
+            judgement = Judgement(Verdict.RETRY, answer.end, error=ClientClosed(_SESSION_CLOSED))
         else:
             judgement = (lost if answer.end is CallEnd.LOST else never_left)(answer.reason)
         if self.call.draft is None and not judgement.conclusive:

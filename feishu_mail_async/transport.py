@@ -1,5 +1,8 @@
 """One HTTP exchange over aiohttp, with its time and size limits. It knows no policy.
 
+A connection carries one exchange. An answer nobody asked for may lie on a connection that has been used, and it
+may also come when the next request is under way already, so no look at such a connection tells that it is good.
+
 Whatever happens on the wire comes back as a value: a `Reply`, or a `CallEnd` with the reason. That keeps
 aiohttp's exceptions, some of which hold the request's headers and so the token, inside this room.
 """
@@ -9,13 +12,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import errorcode
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from .protocol import LONGEST_REPLY, REDACTED, CallEnd, Reply, is_loopback
+
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
 
 __all__ = ["Failure", "Transport"]
 
@@ -29,6 +36,8 @@ _BEFORE_THE_REQUEST: Final = (
     aiohttp.ClientHttpProxyError,
     aiohttp.InvalidURL,
 )
+
+_MARK: Final = "X-Feishu-Mail-Async"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class Transport:
             total=attempt_timeout, connect=min(_LONGEST_CONNECT, attempt_timeout / 2), ceil_threshold=math.inf
         )
         # aiohttp refuses our header beside credentials that the session brings, its own or those of ~/.netrc.
-        # Set after that check, by a middleware, it takes their place.
+        # Set after that check, by the middleware, it takes their place.
         self._late_header = session is not None and (session.auth is not None or session.trust_env)
         if session is None:
             self._set_proxy()
@@ -79,13 +88,14 @@ class Transport:
             body: goes into the request as JSON, and nowhere else.
         """
         session = self._session or self._open()
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
+        bearer = f"Bearer {token}" if token else None
+        if bearer and not self._late_header:
+            headers["Authorization"] = bearer
+        only = _OnlyRequest(bearer if self._late_header else None)
         try:
             # The caller's session may have settings of its own; these are the ones that would turn an answer
             # into an exception, make several calls of one, or carry the token to another host.
-            headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-            bearer = f"Bearer {token}" if token else None
-            if bearer and not self._late_header:
-                headers["Authorization"] = bearer
             async with session.request(
                 method,
                 URL(self._base_url + path, encoded=True),
@@ -94,18 +104,17 @@ class Transport:
                 timeout=self._timeout,
                 allow_redirects=False,
                 raise_for_status=False,
-                middlewares=(self._middleware(bearer),) if bearer and self._late_header else (),
+                middlewares=(only,),
                 auto_decompress=True,
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers,
             ) as response:
                 return await _read(response)
-        except _BEFORE_THE_REQUEST as error:
-            return Failure(CallEnd.NEVER_LEFT, _reason(error, token))
-        except TimeoutError:
-            return Failure(CallEnd.LOST, self._reason_timeout)
         except Exception as error:  # noqa: BLE001 - a caller's trace hook may raise anything, after the call
-            return Failure(CallEnd.LOST, _reason(error, token))
+            if not only.left or isinstance(error, _BEFORE_THE_REQUEST):
+                return Failure(CallEnd.NEVER_LEFT, _reason(error, token))
+            reason = self._reason_timeout if isinstance(error, TimeoutError) else _reason(error, token)
+            return Failure(CallEnd.LOST, reason)
 
     @property
     def closed(self) -> bool:
@@ -117,23 +126,12 @@ class Transport:
         if self._own and self._session is not None:
             await self._session.close()
 
-    def _middleware(self, bearer: str) -> aiohttp.ClientMiddlewareType:
-        async def authorize(
-            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-        ) -> aiohttp.ClientResponse:
-            request.headers["Authorization"] = bearer
-            if is_loopback(request.url.host):
-                request.proxy = None  # an environment's proxy would carry the token over a network, in the clear
-            return await handler(request)
-
-        return authorize
-
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
-            # How many calls run at once is the scheduler's business, not the pool's.
-            connector=aiohttp.TCPConnector(limit=0),
+            # How many calls run at once is the scheduler's business, and there is no pool.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,  # True asks ~/.netrc, in a thread, on every call; it conflicts with our header
+            trust_env=False,  # True asks ~/.netrc, in a thread, on every call
         )
         return self._session
 
@@ -169,6 +167,64 @@ class Transport:
         await self.close()
 
 
+class _OnlyRequest:
+    """A client middleware for the one request of an exchange.
+
+    Args:
+        bearer: the request's Authorization, where it has none yet.
+
+    Attributes:
+        left: whether any of the request may have been written.
+    """
+
+    def __init__(self, bearer: str | None) -> None:
+        self.left = True  # where nothing of aiohttp's is under it, nothing is known
+        self._bearer = bearer
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if self._bearer is not None:
+            request.headers["Authorization"] = self._bearer
+        if is_loopback(request.url.host):
+            request.proxy = None  # an environment's proxy would carry the token over a network, in the clear
+        self._give_own_connection(request)
+        self.left = False
+        try:
+            return await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            # Of these aiohttp would make a GET anew, but one turn is one call.
+            raise _BrokenOff from error
+
+    def _give_own_connection(self, request: aiohttp.ClientRequest) -> None:
+        """Have a request take a connection that has carried nothing yet, and give it to nobody afterwards.
+
+        Publicly this is a connector's setting for all its requests (`force_close`), and the connector may be the
+        caller's. So two ways of aiohttp's are relied on that it does not promise: a pooled connection is found by
+        its proxy's headers, too, proxy or none, so that under a mark of ours there is none; and a connection's
+        `force_close` keeps it out of the pool, if called before the answer, of which a small one puts it there at
+        once. tests/test_one_exchange.py fails if either ends.
+        """
+        request.proxy_headers = CIMultiDict(request.proxy_headers or {}, **{_MARK: "1"})
+        send = request.send
+
+        async def send_on(conn: "Connection") -> aiohttp.ClientResponse:
+            protocol = conn.protocol
+            if protocol is None or protocol.should_close:
+                raise aiohttp.ClientConnectionError("the connection was closed, or answered, before it was asked")
+            protocol.force_close()
+            self.left = True
+            return await send(conn)
+
+        request.send = send_on  # type: ignore[method-assign]
+
+
+class _BrokenOff(aiohttp.ClientError):
+    """A connection ended; the cause tells how. Not one of the errors on which aiohttp repeats a request."""
+
+
 async def _read(response: aiohttp.ClientResponse) -> Reply:
     """Read an answer up to its bound. From here on the call has been answered, whatever becomes of the body."""
     body: bytes | None
@@ -176,8 +232,6 @@ async def _read(response: aiohttp.ClientResponse) -> Reply:
         body = await _read_body(response)
     except (aiohttp.ClientError, TimeoutError, OSError):
         body = None
-    if body is None:
-        response.close()  # the rest is never read, so the connection cannot be used again
     return Reply(
         response.status,
         body,
@@ -216,6 +270,8 @@ def _reason(error: Exception, token: str | None) -> str:
 
 def _described(error: Exception) -> str:
     match error:
+        case _BrokenOff(__cause__=Exception() as cause):
+            return _described(cause)
         case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said)):
             # asyncio tells which call failed; the number tells why.
             return f"{error.host}:{error.port}: {os.strerror(number) if number in errorcode else said}"

@@ -74,10 +74,11 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
 
 @dataclass
 class RawServer:
-    """What a raw server saw."""
+    """What a raw server saw, and how many of its connections are open."""
 
     base_url: str
     port: int
+    open: int = 0
     requests: list[Request] = field(default_factory=list)
 
 
@@ -90,6 +91,7 @@ async def raw_server(handler: Handler) -> AsyncIterator[RawServer]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        server.open += 1
         try:
             while (request := await read_request(reader)) is not None:
                 server.requests.append(request)
@@ -100,6 +102,7 @@ async def raw_server(handler: Handler) -> AsyncIterator[RawServer]:
             pass
         finally:
             tasks.discard(task)
+            server.open -= 1
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()

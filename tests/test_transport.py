@@ -101,23 +101,6 @@ async def test_a_long_token_goes_through() -> None:
         assert server.requests[0].headers["authorization"] == f"Bearer {token}"
 
 
-async def test_one_connection_serves_many_calls() -> None:
-    connections = 0
-
-    async def handler(request: Request, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        ports.add(writer.get_extra_info("peername")[1])
-        writer.write(SENT)
-
-    ports: set[int] = set()
-    async with raw_server(handler) as server:
-        async with FeishuMailClient(TOKEN, base_url=server.base_url) as client:
-            for number in range(5):
-                await client.send_draft(f"d{number}")
-        assert len(server.requests) == 5
-        assert len(ports) == 1
-
-
 async def test_cookies_are_not_kept() -> None:
     answer = SENT.replace(b"\r\n\r\n", b"\r\nSet-Cookie: session=1; Path=/\r\n\r\n", 1)
     async with talking_to(answer) as (server, client):
