@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from children import obey
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
 
 USERS: Final = 50
 """As many as there are calls at once, for a user makes one call at a time."""
@@ -27,10 +30,25 @@ Send = Callable[[str, int], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def with_aiohttp(base_url: str) -> AsyncIterator[Send]:
-    """The plain call, by which the others are measured."""
+    """The plain call, by which the others are measured: a connection for each, as ours has, too."""
     import aiohttp  # noqa: PLC0415 - only what is measured is imported
 
-    async with aiohttp.ClientSession() as session:
+    async with _plain(base_url, aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))) as send:
+        yield send
+
+
+@contextlib.asynccontextmanager
+async def with_pool(base_url: str) -> AsyncIterator[Send]:
+    """The plain call with aiohttp's own pool, where an answer can be taken for another call's."""
+    import aiohttp  # noqa: PLC0415 - as above
+
+    async with _plain(base_url, aiohttp.ClientSession()) as send:
+        yield send
+
+
+@contextlib.asynccontextmanager
+async def _plain(base_url: str, session: "ClientSession") -> AsyncIterator[Send]:
+    async with session:
 
         async def send(draft_id: str, user: int) -> None:
             headers = {"Authorization": f"Bearer {TOKENS[user]}"}
@@ -91,6 +109,7 @@ async def with_lark_oapi(base_url: str) -> AsyncIterator[Send]:
 
 CONTESTANTS: Final[dict[str, Callable[[str], AbstractAsyncContextManager[Send]]]] = {
     "aiohttp": with_aiohttp,
+    "aiohttp-pool": with_pool,
     "ours": with_ours,
     "httpx": with_httpx,
     "lark-oapi": with_lark_oapi,

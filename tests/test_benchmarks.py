@@ -118,16 +118,17 @@ def check_cost(lines: list[str], result: dict[str, Any], contestants: list[str])
             assert ratio["lower"] <= ratio["median"] <= ratio["upper"]
             assert (set(ratio.values()) == {1}) == (contestant == "aiohttp")
     assert result["target"]["times"] == rows["ours", 1]["wall_ratio"]["median"]
-    assert set(result["machine"]["versions"]) == set(contestants) - {"ours"}
+    assert result["target"]["pool_times"] > 0
+    assert set(result["machine"]["versions"]) == set(contestants) - {"ours", "aiohttp-pool"}
 
 
 def test_cost(smoke_here: Smoke) -> None:
-    check_cost(*smoke_here("cost"), ["aiohttp", "ours"])
+    check_cost(*smoke_here("cost"), ["aiohttp", "aiohttp-pool", "ours"])
 
 
 @pytest.mark.soak
 def test_cost_of_all(tmp_path: Path) -> None:
-    check_cost(*smoke("cost", tmp_path, "--full"), ["aiohttp", "ours", "httpx", "lark-oapi"])
+    check_cost(*smoke("cost", tmp_path, "--full"), ["aiohttp", "aiohttp-pool", "ours", "httpx", "lark-oapi"])
 
 
 def test_scale(smoke_here: Smoke) -> None:
