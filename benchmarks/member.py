@@ -13,7 +13,9 @@ from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.lanes import Ask, Gate, Turn
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger.book import Book, MemoryBook, of
+from feishu_mail_async.ledger.book import Book, of
+from feishu_mail_async.ledger.memorybook import MemoryBook
+from feishu_mail_async.ledger.store import Store
 from feishu_mail_async.model import RetryPolicy
 from feishu_mail_async.protocol import FEISHU, Judgement
 from feishu_mail_async.retry import PolicyDelays
@@ -56,7 +58,7 @@ async def turns(book: Book, whose: str, *, seconds: float) -> list[float]:
 async def take_turns(url: str | None, user: str, seconds: float) -> list[float]:
     """The same on a ledger, which is opened first; None: in memory."""
     if url is None:
-        return await turns(MemoryBook(LIFTED), user, seconds=seconds)
+        return await turns(MemoryBook(Store(LIFTED)), user, seconds=seconds)
     ledger = open_ledger(url)
     try:
         book = ledger.book(FEISHU, APP, LIFTED)

@@ -15,7 +15,8 @@ from .errors import BadReply, ClientClosed, UnknownUser
 from .events import Event, EventHub, EventReader, Subscription, TokenRefreshed
 from .lanes import mailbox_key
 from .ledger import Ledger, Record, check_url, open_ledger
-from .ledger.book import MemoryBook
+from .ledger.book import Book, mutex
+from .ledger.memorybook import memory_book
 from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_count, check_number, check_text
 from .protocol import FEISHU, check_base_url
 from .scheduler import Scheduler, Snapshot
@@ -40,9 +41,9 @@ _LISTING: Final = RateLimit(calls=10, per=1.0, spacing=0.0)
 
 @dataclass(slots=True)
 class _App:
-    """What all clients of one app share in one event loop: its limit, who may go when, and who hears of it.
+    """What all clients of one app share in one event loop: who may go when, and who hears of it.
 
-    It outlives its clients: the calls they made still count in the server's window.
+    The limit is kept beneath it, by the process or by a database: calls still count when their loop has ended.
     """
 
     events: EventHub
@@ -71,14 +72,27 @@ class _App:
 
 
 AppKey = tuple[str, str | None, "str | Ledger | None"]
-"""What clients in one loop share a limit by: base_url, app and ledger."""
+"""What clients share a limit by: base_url, app and ledger."""
 _apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[AppKey, _App]]] = WeakKeyDictionary()
 
 
+def _apps_of(loop: asyncio.AbstractEventLoop) -> dict[AppKey, _App]:
+    with mutex:
+        ended = [_apps.pop(other) for other in list(_apps) if other.is_closed()]
+        apps = _apps.setdefault(loop, {})
+    del ended  # not under the mutex: it may hold anything of a user's
+    return apps
+
+
+def _open_in(key: AppKey) -> bool:
+    """Whether a client of this key is open in any loop."""
+    with mutex:
+        apps = [app for loop, apps in _apps.items() if not loop.is_closed() and (app := apps.get(key)) is not None]
+    return any(app.clients for app in apps)
+
+
 def _app(loop: asyncio.AbstractEventLoop, key: AppKey, limit: RateLimit) -> _App:
-    for ended in [other for other in _apps if other.is_closed()]:
-        del _apps[ended]
-    apps = _apps.setdefault(loop, {})
+    apps = _apps_of(loop)
     if key not in apps:
         for other in [other for other, app in apps.items() if app.at_rest()]:
             del apps[other]
@@ -91,9 +105,13 @@ def _new_app(key: AppKey, limit: RateLimit) -> _App:
     own = open_ledger(ledger) if isinstance(ledger, str) else None
     kept = own if isinstance(ledger, str) else ledger
     assert kept is None or app is not None
-    book = MemoryBook(limit) if kept is None or app is None else kept.book(base_url, app, limit)
+    if kept is None or app is None:
+        book: Book = memory_book((base_url, app, "send"), limit)
+    else:
+        book = kept.book(base_url, app, limit)
+    listing = memory_book((base_url, app, "list"), _LISTING)
     events = EventHub()
-    return _App(events, Scheduler(book, events), Scheduler(MemoryBook(_LISTING), events, "list"), own)
+    return _App(events, Scheduler(book, events), Scheduler(listing, events, "list"), own)
 
 
 class FeishuMailClient:
@@ -102,8 +120,8 @@ class FeishuMailClient:
     Args:
         tokens: where a user_access_token comes from: a string (one user), a mapping of users to tokens, an
             async callable that takes the user, or a `TokenSource`.
-        app: names the budget, for example the app id. All clients of one `base_url` and `app` in a running
-            event loop share one limit. Required with a ledger on a database.
+        app: names the budget, for example the app id. All clients of one `base_url` and `app` in this process
+            share one limit, in whatever event loops and threads. Required with a ledger on a database.
         base_url: the API's host; https, or http on a loopback host.
         rate_limit: what the server allows.
         retry: when to try again.
@@ -471,7 +489,7 @@ class FeishuMailClient:
     def _join(self, app: _App) -> None:
         in_force = app.scheduler.limit
         if self._limit != in_force:
-            if app.clients:
+            if _open_in(self._key):
                 raise ValueError(
                     f"rate_limit: another client of {self._key[0]} and app {self._key[1]!r} is open with "
                     f"{in_force}; give the same, or change it with set_rate_limit"

@@ -254,6 +254,7 @@ class Lanes:
         self._count = itertools.count(1)
         self._turns = 0
         self._unfinished: dict[Gate, None] = {}
+        self._elsewhere: list[Gate] = []  # gates that are shut by calls of other loops
         self.more = False
 
     # -- asks ------------------------------------------------------------------------------------------
@@ -397,10 +398,25 @@ class Lanes:
             self._wake(lane.stream, now)  # it is still open, and another lane has to stand in
         return user, mailbox
 
-    def shut(self, gate: Gate | None, until: float) -> None:
-        """Let nothing pass a gate before that time; the lanes that stand ready behind it are moved when found."""
-        if gate is not None:
+    def shut(self, gate: Gate, until: float) -> None:
+        """Let nothing pass a gate before that time; the lanes that stand ready behind it are moved when found.
+
+        Args:
+            gate: the gate.
+            until: the time; infinity: a call of another loop shuts it, until `look_anew`.
+        """
+        if until < math.inf:
             gate.open_at = max(gate.open_at, until)
+        else:
+            gate.busy = True
+            self._elsewhere.append(gate)
+
+    def look_anew(self, now: float) -> None:
+        """Open the gates that calls of other loops shut; one that is still shut is found so when it is passed."""
+        elsewhere, self._elsewhere = self._elsewhere, []
+        for gate in elsewhere:
+            gate.busy = False
+            self._opened(gate, now)
 
     def release(self, user: Gate, mailbox: Gate, now: float) -> None:
         """The call that shut these gates has ended."""

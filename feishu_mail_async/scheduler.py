@@ -5,8 +5,9 @@ then for any pause, then for a permit, and only then picks an ask; nothing is aw
 dispatch, so a late, urgent ask never stands behind one picked earlier. Every turn ends in `settle`, which takes
 the judgement on the call and says who waits and who is closed.
 
-The scheduler is shared by all clients of one app in one event loop, and knows nothing of HTTP. Times are
-seconds of the loop's clock.
+The scheduler is shared by all clients of one app in one event loop, and knows nothing of HTTP. What its book keeps
+may be shared by more: by other loops, which tell it of what they change (`_look_anew`), and by other processes.
+Times are the book's, which are the loop's and an offset; events have the loop's.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from .codes import Scope, Verdict
 from .errors import FeishuMailError, LedgerError, ScopeClosed, TransportError
 from .events import AppPaused, AppResumed, ClosureEnded, ClosureStarted, EventHub, UserCooled
 from .lanes import OWN, Ask, Lanes, Stream, Turn
-from .ledger.book import Book, Taken, of
+from .ledger.book import Book, Taken, mutex, of
 from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
 from .model import Priority, RateLimit
 from .protocol import Judgement
@@ -36,11 +37,11 @@ _SAME: Final = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How an app's calls stand at one moment, over all its clients in this loop.
+    """How an app's calls stand at one moment.
 
     Attributes:
-        waiting: drafts that wait for a turn, by priority.
-        in_flight: calls that have been made and not answered.
+        waiting: drafts of this loop that wait for a turn, by priority.
+        in_flight: calls that have been made and not answered, over all loops of the process.
         permits: calls that could be made now, as far as the window goes.
         limit: the limit in force.
         next_permit: seconds until a permit is free (0: now); None while that depends on calls in flight.
@@ -71,6 +72,7 @@ class _Told:
         paused_until: the end that was told of it.
         closed: the scopes of the closures that last.
         closings: the count of changes of what is closed when they were told last.
+        outages: the probes that found nothing reachable when the last of them was told to those that wait.
     """
 
     pauses: int = 0
@@ -78,6 +80,7 @@ class _Told:
     paused_until: float = -math.inf
     closed: set[str] = field(default_factory=set)
     closings: int = 0
+    outages: int = 0
 
 
 class Scheduler:
@@ -96,7 +99,8 @@ class Scheduler:
         self._told = _Told()
         self._spacing = Spacing()
         self._lanes = Lanes()
-        self._time: Callable[[], float] | None = None  # the loop's, once there is one
+        self._time: Callable[[], float] | None = None  # the book's, once there is a loop
+        self._offset = 0.0  # what it is ahead of the loop's
         self._rung = -math.inf
         self._dispatcher: asyncio.Task[None] | None = None
         self._sleeper: asyncio.Future[None] | None = None
@@ -180,6 +184,8 @@ class Scheduler:
         offered = self.book.take(asks, now)
         if isinstance(offered, Taken):
             taken = offered
+            if taken.granted is None:
+                self._heard(asks, taken, now)
         else:
             try:
                 taken = await of(offered)
@@ -201,10 +207,12 @@ class Scheduler:
         ask.taker.granted(Turn(user, mailbox, ask, grant))
 
     def _heard(self, asks: list[Ask], taken: Taken, now: float) -> None:
-        """What a shared ledger knows of asks that were offered to it, beside whose turn it is."""
-        for kind, key, until in taken.shut:
-            gates = self._lanes.users if kind == "user" else self._lanes.mailboxes
-            self._lanes.shut(gates.get(key), until)
+        """What a book knows of asks that were offered to it, beside whose turn it is."""
+        for kind, key, until, cooling in taken.shut:
+            gate = (self._lanes.users if kind == "user" else self._lanes.mailboxes).get(key)
+            if gate is not None:
+                gate.cooling = cooling
+                self._lanes.shut(gate, until)
         for ask, record in taken.recorded:
             if ask.lane is not None:
                 self.cancel(ask)
@@ -218,26 +226,33 @@ class Scheduler:
 
     def _not_before(self, now: float) -> float:
         """The earliest moment of the next dispatch, as far as no ask's own obstacles go."""
-        standing = self._standing
-        at = standing.not_before(now)
-        return at if at > now else self._spacing.ready_at(now, standing.spacing(now))
+        with mutex:
+            standing = self._standing
+            at, spacing = standing.not_before(now), standing.spacing(now)
+        return at if at > now else self._spacing.ready_at(now, spacing)
 
     def _next_change(self, now: float) -> float:
         """When to look again though a call could be made now: an alarm, or a permit beyond the reserve."""
         alarm = self._lanes.next_alarm()
-        budget = self._standing.budget
-        return min(alarm, budget.next_at(now, budget.limit.reserve)) if self._reserved(now) else alarm
+        if not self._reserved(now):
+            return alarm
+        with mutex:
+            budget = self._standing.budget
+            return min(alarm, budget.next_at(now, budget.limit.reserve))
 
     def _reserved(self, now: float) -> bool:
         budget = self._standing.budget
-        reserve = budget.limit.reserve
-        return reserve > 0 and budget.free(now) <= reserve
+        if not budget.limit.reserve:
+            return False
+        with mutex:
+            return budget.free(now) <= budget.limit.reserve
 
     async def _sleep(self, until: float) -> None:
         """Sleep until that moment, or until something has changed."""
         loop = asyncio.get_running_loop()
+        until = min(until, self.book.look_again(self._now()))
         self._sleeper = loop.create_future()
-        timer = loop.call_at(until, self._wake_up, until) if until < math.inf else None
+        timer = loop.call_at(until - self._offset, self._wake_up, until) if until < math.inf else None
         try:
             await self._sleeper
         finally:
@@ -255,9 +270,30 @@ class Scheduler:
 
     def _now(self) -> float:
         # A timer may fire before its time by as much as the clock's resolution: then its time is the time.
-        if self._time is None:
-            self._time = asyncio.get_running_loop().time
-        return max(self._time(), self._rung)
+        return max((self._time or self._join())(), self._rung)
+
+    def _join(self) -> Callable[[], float]:
+        loop = asyncio.get_running_loop()
+        offset = self._offset = self.book.join(loop, self._look_anew)
+        self._time = (lambda: loop.time() + offset) if offset else loop.time
+        loop.call_soon(self._look_anew)  # at what others have done before
+        return self._time
+
+    def _look_anew(self) -> None:
+        """Others of the process have changed something: what kept our asks may keep them no longer."""
+        now = self._now()
+        before = self._told.closed
+        self._tell_changes(now)
+        for scope in self._told.closed - before:
+            self._refuse_scope(scope, now)
+        with mutex:
+            standing = self._standing
+            outages, lasted, pause = standing.unreachable_times, standing.unreachable_lasted, standing.pause
+        if outages != self._told.outages and pause is not None:
+            self._refuse_unreachable(pause.reason, lasted)
+        self._told.outages = outages
+        self._lanes.look_anew(now)
+        self._nudge()
 
     # -- the end of a turn -----------------------------------------------------------------------------
 
@@ -295,16 +331,19 @@ class Scheduler:
     def _settled(self, turn: Turn, settled: Settled, judgement: Judgement, now: float) -> None:
         if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
             user = turn.user
-            self.events.publish(UserCooled(now, user.key, user.cooling - now, user.strikes))
+            self.events.publish(UserCooled(now - self._offset, user.key, user.cooling - now, user.strikes))
         self._tell_changes(now)
         if settled.outage is not None:
-            lasted = settled.outage
-            error = TransportError(f"{judgement.error}; this has lasted {lasted:.0f} s")
-            self._refuse_all((ask for ask in self._lanes.asks() if ask.outage <= lasted), error)
+            self._told.outages = self._standing.unreachable_times
+            self._refuse_unreachable(str(judgement.error), settled.outage)
         if settled.closed is not None:
             self._refuse_scope(settled.closed, now)
         self._lanes.release(turn.user, turn.mailbox, now)
         self._nudge()
+
+    def _refuse_unreachable(self, reason: str, lasted: float) -> None:
+        error = TransportError(f"{reason}; this has lasted {lasted:.0f} s")
+        self._refuse_all((ask for ask in self._lanes.asks() if ask.outage <= lasted), error)
 
     def give_back(self, turn: Turn) -> asyncio.Task[None] | None:
         """No call was made in this turn; what is returned is as for `settle`."""
@@ -370,12 +409,14 @@ class Scheduler:
 
     def obstacle(self, user: str) -> str | None:
         """What keeps a user's drafts from having their turn, in words; None if others just come first."""
-        now, standing, gate = self._now(), self._standing, self._lanes.users.get(user)
-        limit = standing.budget.limit
-        if standing.pause is not None:
-            return standing.pause.reason
-        if standing.budget.free(now) <= 0:
-            back = standing.budget.next_at(now)
+        now, gate = self._now(), self._lanes.users.get(user)
+        with mutex:
+            standing = self._standing
+            limit, pause = standing.budget.limit, standing.pause
+            free, back = standing.budget.free(now), standing.budget.next_at(now)
+        if pause is not None:
+            return pause.reason
+        if free <= 0:
             when = f", the next may go in {math.ceil(back - now)} s" if back < math.inf else ""
             return f"all {limit.calls} calls of {limit.per:g} s are made{when}"
         if gate is not None and gate.cooling > now:
@@ -399,8 +440,14 @@ class Scheduler:
         kind, _, key = scope.partition(":")
         gates = {"user": self._lanes.users, "mailbox": self._lanes.mailboxes}.get(kind)
         asks = self._lanes.asks() if gates is None else self._lanes.asks_at(gates.get(key))
-        if scope in self._standing.closed:  # else whoever was told of its closing has reopened it
-            self._refuse_all(asks, self._standing.refusal(scope, now))
+        refusal = self._refusal(scope, now)
+        if refusal is not None:
+            self._refuse_all(asks, refusal)
+
+    def _refusal(self, scope: str, now: float) -> ScopeClosed | None:
+        """What those are told whose scope this is; None if whoever was told of its closing has reopened it."""
+        with mutex:
+            return self._standing.refusal(scope, now) if scope in self._standing.closed else None
 
     def _closed_for(self, ask: Ask, now: float) -> ScopeClosed | None:
         """Why this ask would be skipped; None if nothing that concerns it is closed."""
@@ -408,7 +455,7 @@ class Scheduler:
             return None
         scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
         self._tell_changes(now)
-        return None if scope is None else self._standing.refusal(scope, now)
+        return None if scope is None else self._refusal(scope, now)
 
     def refused_mark(self, user: str) -> str | None:
         """The mark of the token because of which the user is closed; None if that is not so."""
@@ -444,23 +491,27 @@ class Scheduler:
             self._tell_closures(standing, now)
 
     def _tell_pause(self, standing: Standing, now: float) -> None:
-        told, since, pause = self._told, self._told.paused_since, standing.pause
-        told.pauses = standing.pauses
+        told, since, at = self._told, self._told.paused_since, now - self._offset
+        with mutex:
+            told.pauses = standing.pauses
+            pause = None if standing.pause is None else copy.copy(standing.pause)
         if pause is not None:
             if since is None or pause.until > told.paused_until + _SAME:
                 told.paused_since, told.paused_until = now if since is None else since, pause.until
-                self.events.publish(AppPaused(now, self.endpoint, max(0.0, pause.until - now), pause.reason))
+                self.events.publish(AppPaused(at, self.endpoint, max(0.0, pause.until - now), pause.reason))
         elif since is not None:
             told.paused_since = None
-            self.events.publish(AppResumed(now, self.endpoint, now - since))
+            self.events.publish(AppResumed(at, self.endpoint, now - since))
 
     def _tell_closures(self, standing: Standing, now: float) -> None:
-        before, closed = self._told.closed, set(standing.closed)
-        self._told.closed, self._told.closings = closed, standing.closings
+        before, at = self._told.closed, now - self._offset
+        with mutex:
+            closed, news = set(standing.closed), standing.closed_scopes(now, before)
+            self._told.closed, self._told.closings = closed, standing.closings
         for scope in sorted(before - closed):
-            self.events.publish(ClosureEnded(now, self.endpoint, scope))
-        for new in standing.closed_scopes(now, before):
-            self.events.publish(ClosureStarted(now, self.endpoint, new.scope, new.seconds, new.until, new.reason))
+            self.events.publish(ClosureEnded(at, self.endpoint, scope))
+        for new in news:
+            self.events.publish(ClosureStarted(at, self.endpoint, new.scope, new.seconds, new.until, new.reason))
 
     # -- the limit, and how things stand ---------------------------------------------------------------
 
@@ -472,15 +523,9 @@ class Scheduler:
     def at_rest(self) -> bool:
         """Whether there is nothing to remember: no call that counts, nothing that waits, is paused or closed."""
         now = self._now()
-        standing = self._standing
-        return (
-            standing.budget.free(now) >= standing.budget.limit.calls
-            and not self._lanes.any_waiting()
-            and standing.pause is None
-            # When the app's closure is over, one call has to probe; a user's and a mailbox's just ends.
-            and not any(closure.ends > now or scope == APP for scope, closure in standing.closed.items())
-            and not self._lanes.any_shut(now)
-        )
+        with mutex:
+            rests = self._standing.at_rest(now)
+        return rests and not self._lanes.any_waiting() and not self._lanes.any_shut(now)
 
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit; the calls of the current window count against the new one."""
@@ -490,18 +535,20 @@ class Scheduler:
     def snapshot(self) -> Snapshot:
         """How things stand now."""
         now = self._now()
-        standing = self._standing
-        budget, pause = standing.budget, standing.pause
-        free = max(0, budget.free(now))
-        next_permit = max(0.0, budget.next_at(now) - now)
-        return Snapshot(
-            waiting=dict(self._lanes.waiting),
-            in_flight=budget.in_flight,
-            permits=free,
-            limit=budget.limit,
-            next_permit=next_permit if next_permit < math.inf else None,
-            paused=None if pause is None else max(0.0, pause.until - now),
-            pause_reason=None if pause is None else pause.reason,
-            cooling={user.key: user.cooling - now for user in self._lanes.users.values() if user.cooling > now},
-            closed=standing.closed_scopes(now),
-        )
+        users = self._lanes.users.values()
+        with mutex:
+            standing = self._standing
+            budget, pause = standing.budget, standing.pause
+            free = max(0, budget.free(now))
+            next_permit = max(0.0, budget.next_at(now) - now)
+            return Snapshot(
+                waiting=dict(self._lanes.waiting),
+                in_flight=budget.in_flight,
+                permits=free,
+                limit=budget.limit,
+                next_permit=next_permit if next_permit < math.inf else None,
+                paused=None if pause is None else max(0.0, pause.until - now),
+                pause_reason=None if pause is None else pause.reason,
+                cooling={user.key: user.cooling - now for user in users if user.cooling > now},
+                closed=standing.closed_scopes(now),
+            )

@@ -14,8 +14,11 @@ import pytest
 from databases import own_postgres, postgres_database, postgres_server, postgres_url
 from hypothesis import HealthCheck, settings
 
+from feishu_mail_async.testing import forget_calls
+
 __all__ = [
     "SEEDED",
+    "each_its_own_limit",
     "end_nursery",
     "log_as_before",
     "own_postgres",
@@ -74,6 +77,12 @@ def log_as_before() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def each_its_own_limit() -> None:
+    """What the clients of one test have used up is nothing to those of the next one."""
+    forget_calls()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,8 @@ from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, TransportError
 from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger.book import MemoryBook
+from feishu_mail_async.ledger.memorybook import MemoryBook
+from feishu_mail_async.ledger.store import Store
 from feishu_mail_async.model import Priority, RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
 from feishu_mail_async.scheduler import Scheduler
@@ -495,7 +496,7 @@ class World:
         self.loop = VirtualLoop()
         self.loop.before_moving = self._before_moving
         self.delays = FixedDelays()
-        self.scheduler = Scheduler(MemoryBook(limit))
+        self.scheduler = Scheduler(MemoryBook(Store(limit)))
         self.model = Model(limit, self.delays)
         self.streams = {name: self.scheduler.stream() for name in ("s1", "s2")}
         self.askers: dict[Want, Asker] = {}

@@ -171,7 +171,7 @@ BRIEF = RateLimit(calls=100, per=0.2, spacing=0, margin=0, grace=0)
 @pytest.fixture
 def no_slack(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases lapse a moment after the call has timed out."""
-    monkeypatch.setattr("feishu_mail_async.ledger.sqlbook._SLACK", 0.3)
+    monkeypatch.setattr("feishu_mail_async.ledger.sqlbook.SLACK", 0.3)
 
 
 @pytest.mark.usefixtures("no_slack")
@@ -341,8 +341,8 @@ async def test_locks_are_shared(url: str) -> None:
         same_user = await two.take(ask(user="a", mailbox="other@x"))
         same_box = await two.take(ask(user="b", mailbox="TEAM@x"))
         assert same_user.granted is same_box.granted is None
-        assert [(kind, key) for kind, key, _ in same_user.shut] == [("user", "a")]
-        assert [(kind, key) for kind, key, _ in same_box.shut] == [("mailbox", "team@x")]
+        assert [(kind, key) for kind, key, *_ in same_user.shut] == [("user", "a")]
+        assert [(kind, key) for kind, key, *_ in same_box.shut] == [("mailbox", "team@x")]
         await two.send(ask(user="b", mailbox="other@x"))
         await one.settle(turn)
         await two.send(ask(user="b", mailbox="team@x"))
@@ -505,7 +505,7 @@ async def test_the_first_that_may_go_is_taken(url: str) -> None:
         assert taken.granted[0].draft_id == "third"
         [(known, record)] = taken.recorded
         assert (known.draft_id, record.message_id, record.log_id) == ("sent", "m1", "log1")
-        assert {(kind, key) for kind, key, _ in taken.shut} == {("user", "a"), ("mailbox", "me/a")}
+        assert {(kind, key) for kind, key, *_ in taken.shut} == {("user", "a"), ("mailbox", "me/a")}
 
 
 async def test_only_urgent_ones_take_what_is_reserved(url: str) -> None:

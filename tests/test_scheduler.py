@@ -26,7 +26,8 @@ from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, OutcomeUnknown, ScopeClosed, TransportError
 from feishu_mail_async.lanes import USERS_REMEMBERED, Ask, Turn, mailbox_key
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger.book import MemoryBook
+from feishu_mail_async.ledger.memorybook import MemoryBook
+from feishu_mail_async.ledger.store import Store
 from feishu_mail_async.model import Draft, Priority, RateLimit, RetryPolicy
 from feishu_mail_async.protocol import CallEnd, Judgement, Reply, lost, never_left
 from feishu_mail_async.retry import PolicyDelays
@@ -378,7 +379,7 @@ class Crowd:
 
     def __init__(self, limit: RateLimit, judgement: Judgement = SENT) -> None:
         self.loop = VirtualLoop()
-        self.scheduler = Scheduler(MemoryBook(limit))
+        self.scheduler = Scheduler(MemoryBook(Store(limit)))
         self.lines = Lines()
         self.judgement = judgement
         self.costs: list[int] = []
@@ -1020,7 +1021,7 @@ class GivesUp:
 def test_an_ask_that_is_given_up_while_others_are_refused_is_told_nothing(end: Judgement) -> None:
     loop = VirtualLoop()
     try:
-        scheduler = Scheduler(MemoryBook(RateLimit(1)))
+        scheduler = Scheduler(MemoryBook(Store(RateLimit(1))))
         flying, first, second = (GivesUp(scheduler) for _ in range(3))
         with loop.current():
             scheduler.submit(Ask("A", "a", Priority.BULK, flying))
@@ -1060,7 +1061,7 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
 ) -> None:
     # Its deadline passes in the very pass in which its permit comes back, or in which the app is closed.
     loop = VirtualLoop()
-    scheduler = Scheduler(MemoryBook(RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0)))
+    scheduler = Scheduler(MemoryBook(Store(RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0))))
     transport: Any = Wire()
     with loop.current():
         tokens, policy = Tokens({"A": "u-a", "B": "u-b"}), RetryPolicy(initial=1.0, maximum=1.0)

@@ -1,12 +1,11 @@
-"""What the scheduler asks of a ledger: one protocol, and its default, the memory of the process."""
+"""What the scheduler asks of a ledger: one protocol, which memory and a database fulfil."""
 
 import asyncio
-import itertools
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from feishu_mail_async.codes import Until
 from feishu_mail_async.errors import FeishuMailError, LedgerError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 from feishu_mail_async.protocol import Judgement
@@ -18,7 +17,7 @@ from .standing import Delays, Grant, Settled, Standing
 if TYPE_CHECKING:
     from feishu_mail_async.lanes import Ask, Turn
 
-__all__ = ["Book", "Later", "MemoryBook", "Taken", "of"]
+__all__ = ["SLACK", "Book", "Later", "Shut", "Taken", "mutex", "of"]
 
 T = TypeVar("T")
 
@@ -42,7 +41,30 @@ async def of(later: Later[T]) -> T:
     raise LedgerError("ledger: it was closed before it answered")
 
 
-_turns: Final = itertools.count(1)
+SLACK: Final = 5.0
+"""Seconds that may pass between taking a turn and making its call."""
+
+mutex: Final = threading.RLock()
+"""Held while a standing is read or changed, which other threads may use too: see `memorybook`.
+
+Reentrant, because a finalizer of a user's may call us while it is held, in the midst of anything.
+"""
+
+
+class Shut(NamedTuple):
+    """What calls of others keep shut.
+
+    Attributes:
+        kind: "user" or "mailbox".
+        key: its key.
+        until: when to look again; infinity: when the book tells of a change.
+        cooling: the end of its cool-down.
+    """
+
+    kind: str
+    key: str
+    until: float
+    cooling: float
 
 
 @dataclass(slots=True)
@@ -53,23 +75,24 @@ class Taken:
         granted: the ask whose turn it is, and what it was granted with; None if no call may go now.
         recorded: asks whose drafts were sent before, with what is known of them.
         refused: asks of whose drafts no record can be made, and why.
-        shut: what calls of other processes keep shut: "user" or "mailbox", its key, and until when.
+        shut: what calls of other processes or loops keep shut.
     """
 
     granted: "tuple[Ask, Grant] | None" = None
     recorded: "list[tuple[Ask, Record]]" = field(default_factory=list)
     refused: "list[tuple[Ask, RecordRefused]]" = field(default_factory=list)
-    shut: list[tuple[str, str, float]] = field(default_factory=list)
+    shut: list[Shut] = field(default_factory=list)
 
 
 class Book(Protocol):
     """The permits, locks, pauses, closures and drafts of one app.
 
-    Times are seconds of the running loop's clock. What a method changes it changes in `standing` too, at the
-    latest when its answer is there; one that has nothing to wait for answers at once.
+    Times are seconds of the running loop's clock and the offset that `join` tells. What a method changes it
+    changes in `standing` too, at the latest when its answer is there; one that has nothing to wait for answers at
+    once.
 
     Attributes:
-        standing: how the app stands, as far as this process knows.
+        standing: how the app stands, as far as this process knows; read under `mutex`, but for single numbers.
         shared: whether other processes, or a later one, see what this one does.
         most: asks worth offering at once.
     """
@@ -77,6 +100,21 @@ class Book(Protocol):
     standing: Standing
     shared: bool
     most: int
+
+    def join(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> float:
+        """Its scheduler is bound to this loop.
+
+        Args:
+            loop: the loop.
+            changed: a method that is called in this loop when others of the process have changed something; it
+                keeps nobody alive.
+
+        Returns:
+            what the book's time is ahead of the loop's.
+        """
+
+    def look_again(self, now: float) -> float:
+        """When to look again, at the latest, if nothing is told before."""
 
     def take(self, asks: "Sequence[Ask]", now: float) -> Later[Taken]:
         """Take a permit, the locks and the intent to send for the first of these asks that may go."""
@@ -109,51 +147,3 @@ class Book(Protocol):
 
     async def written(self) -> None:
         """Wait until all that was begun so far is written."""
-
-
-class MemoryBook:
-    """The book of an app in the memory of its process: exact, at once, and gone with the process.
-
-    Drafts are not remembered in it: the server says of one that was sent that it was.
-
-    Args:
-        limit: the rate limit to keep.
-    """
-
-    shared = False
-    most = 1
-
-    def __init__(self, limit: RateLimit) -> None:
-        self.standing = Standing(limit)
-
-    def take(self, asks: "Sequence[Ask]", now: float) -> Taken:
-        """The scheduler has seen to it that the first one may go."""
-        return Taken((asks[0], self.standing.grant(str(next(_turns)), now)))
-
-    def settle(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
-        return self.standing.end(turn, judgement, delays, now, renewing=renewing)
-
-    def give_back(self, grant: Grant) -> None:
-        self.standing.refund(grant)
-
-    def close_user(self, user: str, error: FeishuMailError, mark: str | None, now: float) -> None:
-        self.standing.close(f"user:{user}", error, Until.TOKEN, now, mark)
-
-    def closed(self, names: Sequence[str], now: float) -> str | None:
-        self.standing.lapse(names, now)
-        return self.standing.closed_of(names, now)
-
-    def reopen(self, scope: str) -> None:
-        self.standing.reopen(scope)
-
-    def set_limit(self, limit: RateLimit) -> None:
-        self.standing.budget.limit = limit
-
-    def recall(self, keys: Sequence[DraftKey]) -> Mapping[DraftKey, Record | RecordRefused]:  # noqa: ARG002
-        return {}
-
-    def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
-        pass
-
-    async def written(self) -> None:
-        pass

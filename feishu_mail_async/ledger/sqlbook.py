@@ -32,7 +32,7 @@ from feishu_mail_async.protocol import CallEnd, Judgement
 from feishu_mail_async.tasks import start_task
 
 from . import reasons, schema
-from .book import Taken
+from .book import SLACK, Shut, Taken
 from .record import DraftKey, DraftState, Record
 from .standing import Closure, Delays, Grant, Pause, Settled, Standing, scopes
 from .texts import storable, stored
@@ -49,8 +49,6 @@ _Recalled = Mapping[DraftKey, Record | RecordRefused]
 
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
-_SLACK: Final = 5.0
-"""Seconds that may pass between taking a turn and making its call."""
 _LEAST_LOOK: Final = 0.05
 _MOST_LOOK: Final = 1.0
 _RECALLED: Final = 1000
@@ -294,6 +292,12 @@ class SqlBook:
         self._noting: asyncio.Task[None] | None = None
         self._recalling: tuple[list[DraftKey], asyncio.Task[_Recalled]] | None = None
 
+    def join(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> float:  # noqa: ARG002
+        return 0.0
+
+    def look_again(self, now: float) -> float:  # noqa: ARG002
+        return math.inf
+
     # -- turns -----------------------------------------------------------------------------------------
 
     def take(self, asks: Sequence[Ask], now: float) -> asyncio.Future[Taken]:  # noqa: ARG002
@@ -332,7 +336,7 @@ class SqlBook:
             failed()
             raise
         shift = _loop_time() - now
-        taken.shut = [(kind, key, until + shift) for kind, key, until in taken.shut]
+        taken.shut = [Shut(kind, key, until + shift, cooling + shift) for kind, key, until, cooling in taken.shut]
         return taken
 
     async def _choose(self, transaction: _Transaction, asks: Sequence[Ask], turn: str) -> Taken:
@@ -354,7 +358,11 @@ class SqlBook:
             if standing.closed_of(scopes(ask.user, ask.mailbox), now) is not None:
                 continue
             pair = locks["user", ask.user], locks["mailbox", ask.mailbox]
-            shut = [(lock.kind, lock.key, lock.free_at(now)) for lock in pair if lock.free_at(now) > now]
+            shut = [
+                Shut(lock.kind, lock.key, until, lock.cooling)
+                for lock in pair
+                if (until := lock.free_at(now)) > now
+            ]
             taken.shut += shut
             urgent = ask.priority is Priority.INTERACTIVE
             if not shut and may_go and taken.granted is None and (urgent or not reserved):
@@ -370,7 +378,7 @@ class SqlBook:
         record: Record | None,
     ) -> Grant:
         now = transaction.now
-        lapses = now + ask.timeout + transaction.standing.budget.limit.grace + _SLACK
+        lapses = now + ask.timeout + transaction.standing.budget.limit.grace + SLACK
         grant = transaction.standing.dispatch(turn, now, lapses)
         row = {"turn": turn, "app_id": transaction.app_id, "holder": self._holder, "taken": now, "lapses": lapses}
         await transaction.run(sa.insert(schema.permit), row)
@@ -394,7 +402,7 @@ class SqlBook:
                 },
             )
         began = transaction.began
-        return grant._replace(at=began, doubtful=doubtful, good_until=began + _SLACK)
+        return grant._replace(at=began, doubtful=doubtful, good_until=began + SLACK)
 
     def settle(
         self,
@@ -434,7 +442,7 @@ class SqlBook:
         except LedgerError as error:
             # The call is over and its outcome is true all the same; the lease keeps what it held until it lapses.
             _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
-            return self.standing.end(turn, judgement, delays, at, renewing=renewing)
+            return self.standing.end(turn.grant, judgement, delays, at, turn.user, turn.mailbox, renewing=renewing)
         finally:
             self._live.discard(name)
         shift = _loop_time() - now

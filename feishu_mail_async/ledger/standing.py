@@ -8,16 +8,13 @@ knows until the next transaction.
 import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from feishu_mail_async.budget import Budget
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, without_traceback
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
-
-if TYPE_CHECKING:
-    from feishu_mail_async.lanes import Turn
 
 __all__ = ["APP", "ClosedScope", "Closure", "Delays", "Grant", "Lock", "Pause", "Settled", "Standing", "scopes"]
 
@@ -164,6 +161,7 @@ class Standing:
         smooth_until: the end of the minute after a pause, in which calls go at the even pace.
         unreachable_since: when nothing was reachable for the first time; None while all is well.
         unreachable_times: probes that found nothing reachable.
+        unreachable_lasted: for how long nothing had been reachable at the last of them.
         closed: what is closed, by scope.
         closings: how often that has changed.
     """
@@ -176,6 +174,7 @@ class Standing:
         "pause",
         "pauses",
         "smooth_until",
+        "unreachable_lasted",
         "unreachable_since",
         "unreachable_times",
     )
@@ -188,6 +187,7 @@ class Standing:
         self.smooth_until = -math.inf
         self.unreachable_since: float | None = None
         self.unreachable_times = 0
+        self.unreachable_lasted = 0.0
         self.closed: dict[str, Closure] = {}
         self.closings = 0
 
@@ -207,29 +207,49 @@ class Standing:
             at = max(at, self.pause.next_probe)
         return max(at, self.budget.next_at(now))
 
-    def grant(self, turn: str, now: float) -> Grant:
-        """Count a dispatch that `not_before` allows."""
-        self.budget.take()
-        return self.dispatch(turn, now)
+    def at_rest(self, now: float) -> bool:
+        """Whether there is nothing to remember: no call that counts, nothing that is paused or closed."""
+        return (
+            self.budget.free(now) >= self.budget.limit.calls
+            and self.pause is None
+            # When the app's closure is over, one call has to probe; a user's and a mailbox's just ends.
+            and not any(closure.ends > now or scope == APP for scope, closure in self.closed.items())
+        )
 
-    def dispatch(self, turn: str, now: float, lapses: float = math.inf) -> Grant:
+    def grant(self, turn: str, now: float, good_until: float) -> Grant:
+        """Count a dispatch that `not_before` allows, of a call that is made until `good_until`."""
+        self.budget.take()
+        return self.dispatch(turn, now, good_until=good_until)
+
+    def dispatch(self, turn: str, now: float, lapses: float = math.inf, good_until: float = math.inf) -> Grant:
         """Note a dispatch whose permit is counted elsewhere.
 
         Args:
             turn: the turn's name.
             now: the time.
             lapses: when a probe of which nothing was heard counts for nothing.
+            good_until: the last moment for its call, by the loop's clock.
         """
         self.last = now
         if self.pause is not None:
             self.pause.probe, self.pause.probe_lapses = turn, lapses
-        return Grant(turn, now, self.pauses, self.pause is not None)
+        return Grant(turn, now, self.pauses, self.pause is not None, good_until=good_until)
 
     # -- the end of a call -----------------------------------------------------------------------------
 
-    def end(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
-        """The call of a turn whose permit is counted here has ended; the parameters are those of `settle`."""
-        settled = self.settle(turn.grant, judgement, delays, now, turn.user, turn.mailbox, renewing=renewing)
+    def end(  # noqa: PLR0917 - one for each thing concerned
+        self,
+        grant: Grant,
+        judgement: Judgement,
+        delays: Delays,
+        now: float,
+        user: Lock,
+        mailbox: Lock,
+        *,
+        renewing: bool,
+    ) -> Settled:
+        """A call has ended whose permit is counted here; the parameters are those of `settle`."""
+        settled = self.settle(grant, judgement, delays, now, user, mailbox, renewing=renewing)
         if settled.ended is None:
             self.budget.refund()
         else:
@@ -267,10 +287,7 @@ class Standing:
         if judgement.end is CallEnd.NEVER_LEFT:
             ended = None
         elif judgement.end is CallEnd.LOST:
-            # It may still arrive, and be counted, and run into the next call of the same user.
-            ended = now + self.budget.limit.grace
-            for lock in (user, mailbox):
-                lock.open_at = max(lock.open_at, ended)
+            ended = self.lost(now, user, mailbox)
         outage = self._settle_app(grant, judgement, delays, now)
         _settle_user(user, judgement, delays, now)
         closed = None
@@ -278,6 +295,14 @@ class Standing:
             closed = _scope(judgement.scope, user, mailbox)
             self.close(closed, judgement.error, judgement.until, now)
         return Settled(ended, closed, outage)
+
+    def lost(self, at: float, user: Lock, mailbox: Lock) -> float:
+        """When a call counts as ended that ended without an answer; until then its locks are shut."""
+        # It may still arrive, and be counted, and run into the next call of the same user.
+        ended = at + self.budget.limit.grace
+        for lock in (user, mailbox):
+            lock.open_at = max(lock.open_at, ended)
+        return ended
 
     def give_back(self, turn: str) -> None:
         """No call is made in the turn of this name (any more): another may probe. Its permit is the caller's."""
@@ -314,7 +339,7 @@ class Standing:
         unwatched = self.pause is not None and grant.at > self.pause.until + _UNWATCHED
         if self.unreachable_since is None or unwatched:
             self.unreachable_since, self.unreachable_times = now, 0
-        lasted = now - self.unreachable_since
+        lasted = self.unreachable_lasted = now - self.unreachable_since
         self.unreachable_times += 1
         self.pause_app(now + delays.outage(self.unreachable_times, lasted), str(judgement.error))
         return lasted

@@ -43,6 +43,10 @@ _CHUNK: Final = 64 * 1024
 _LINGER_NOT: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 """SO_LINGER with zero seconds: closing resets the connection. Windows has shorter fields."""
 
+_had: Final[set[int]] = set()
+_MANY: Final = 10_000
+"""Ports after which there may soon be none left that is new."""
+
 
 class Sandbox:
     """A server on loopback that behaves as the platform's documents say, in the running loop.
@@ -64,7 +68,7 @@ class Sandbox:
         client_secret: the app's.
         auto_approve: let the authorization page agree without asking.
         host: an IP address of this machine; nothing is looked up by name.
-        port: 0 takes a free one.
+        port: 0 takes a free one, which no other sandbox of this process had.
         seed: of the latencies and the ids.
 
     Attributes:
@@ -140,7 +144,7 @@ class Sandbox:
         """Listen; nothing happens if it listens already."""
         if self._server is not None:
             return
-        listening = self._bind(self._wanted_port)
+        listening = self._bind(self._wanted_port) if self._wanted_port else self._bind_new()
         self._server = web.Server(
             self._handle,
             request_factory=_make_request,
@@ -207,6 +211,19 @@ class Sandbox:
             bound.close()
             raise
         return bound
+
+    def _bind_new(self) -> socket.socket:
+        """Bind to a free port that no sandbox of this process had before.
+
+        What a client remembers of an address, such as a user that may not send, is of another server.
+        """
+        while True:
+            bound = self._bind(0)
+            port = bound.getsockname()[1]
+            if port not in _had or len(_had) >= _MANY:
+                _had.add(port)
+                return bound
+            bound.close()
 
     async def _listen(self, bound: socket.socket) -> None:
         if self._server is None:
