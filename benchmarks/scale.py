@@ -68,7 +68,7 @@ MOST_MEGABYTES: Final = 60.0
 MOST_TIMES: Final = 1.2
 
 OURS: Final = "feishu-mail-async"
-MODULES: Final = {OURS: "feishu_mail_async", LARK: "lark_oapi"}
+MODULES: Final = {OURS: "feishu_mail_async._public", LARK: "lark_oapi"}  # with all it brings when it is used
 
 ANSWER: Final = Reply(200, b'{"code":0,"msg":"success","data":{"message_id":"m","thread_id":"t"}}')
 

@@ -1,108 +1,11 @@
 """Send Feishu and Lark mail drafts from asyncio: within the rate limit, nothing lost, nothing sent twice."""
 
-from .bulk import BulkRun, Outcome, Summary
-from .client import FeishuMailClient
-from .errors import (
-    AccessDenied,
-    ApiError,
-    AppQuotaSpent,
-    AutomatedSendDisabled,
-    BadReply,
-    ClientClosed,
-    ConcurrentWrite,
-    ContentRisk,
-    DraftNotFound,
-    DraftRejected,
-    FeishuMailError,
-    FrequencyLimited,
-    InvalidRequest,
-    InvalidToken,
-    LedgerError,
-    LoginRequired,
-    MailboxNotFound,
-    MailThrottled,
-    NotSent,
-    OutcomeUnknown,
-    PermissionDenied,
-    QuotaSpent,
-    ReceiverCheckFailed,
-    RecordRefused,
-    ScopeClosed,
-    ScopeMissing,
-    SenderCheckFailed,
-    ServerError,
-    TenantExternalQuota,
-    TenantStorageFull,
-    Throttled,
-    TooManyAttachments,
-    TooManyRecipients,
-    TransportError,
-    UnknownUser,
-    UserDailyQuota,
-    UserExternalQuota,
-)
-from .ledger import DraftState, Ledger, Overview, Record, open_ledger
-from .ledger.standing import ClosedScope
-from .model import Draft, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
-from .refresh import RefreshingTokens
-from .scheduler import Snapshot
-from .tokens import TokenSource
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AccessDenied",
-    "ApiError",
-    "AppQuotaSpent",
-    "AutomatedSendDisabled",
-    "BadReply",
-    "BulkRun",
-    "ClientClosed",
-    "ClosedScope",
-    "ConcurrentWrite",
-    "ContentRisk",
-    "Draft",
-    "DraftNotFound",
-    "DraftRejected",
-    "DraftState",
-    "FeishuMailClient",
-    "FeishuMailError",
-    "FrequencyLimited",
-    "InvalidRequest",
-    "InvalidToken",
-    "Ledger",
-    "LedgerError",
-    "LoginRequired",
-    "MailThrottled",
-    "MailboxNotFound",
-    "NotSent",
-    "Outcome",
-    "OutcomeStatus",
-    "OutcomeUnknown",
-    "Overview",
-    "PermissionDenied",
-    "Priority",
-    "QuotaSpent",
-    "RateLimit",
-    "ReceiverCheckFailed",
-    "Record",
-    "RecordRefused",
-    "RefreshingTokens",
-    "RetryPolicy",
-    "ScopeClosed",
-    "ScopeMissing",
-    "SendResult",
-    "SenderCheckFailed",
-    "ServerError",
-    "Snapshot",
-    "Summary",
-    "TenantExternalQuota",
-    "TenantStorageFull",
-    "Throttled",
-    "TokenSource",
-    "TooManyAttachments",
-    "TooManyRecipients",
-    "TransportError",
-    "UnknownUser",
-    "UserDailyQuota",
-    "UserExternalQuota",
-    "open_ledger",
-]
+if TYPE_CHECKING:
+    from ._public import *  # noqa: F403 - it lists them
+    from ._public import __all__ as __all__
+else:
+    from ._lazy import lazily
+
+    __getattr__, __dir__ = lazily(__name__)

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -45,21 +46,39 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("module", ["feishu_mail_async", "feishu_mail_async.sandbox"])
 def test_an_import_loads_no_extra(module: str) -> None:
-    loaded = loaded_by(f"import {module}")
+    loaded = loaded_by(f"from {module} import *")
     assert module in loaded
     assert {name.partition(".")[0] for name in loaded} & EXTRAS == set()
 
 
 def test_the_library_loads_neither_its_sandbox_nor_its_command_line() -> None:
-    loaded = loaded_by("import feishu_mail_async")
+    loaded = loaded_by("from feishu_mail_async import *")
     rooms = {".".join(name.split(".")[:2]) for name in loaded}
     assert rooms & {"feishu_mail_async.sandbox", "feishu_mail_async.cli"} == set()
 
 
-def test_the_plugin_loads_nothing_of_the_package_but_itself() -> None:
-    """pytest loads it in every project that has the package installed."""
-    loaded = loaded_by("import feishu_mail_async.sandbox.pytest_plugin")
-    assert "pytest_asyncio" not in loaded
+@pytest.mark.parametrize("package", ["feishu_mail_async", "feishu_mail_async.sandbox"])
+def test_a_package_alone_loads_none_of_its_rooms(package: str) -> None:
+    """What lies in it, the command line and the pytest plugin, begins without them."""
+    loaded = loaded_by(f"import {package}")
+    assert {name for name in loaded if name.startswith("feishu_mail_async.")} <= {
+        package,
+        "feishu_mail_async._lazy",
+    }
+    assert loaded & {"asyncio", "aiohttp"} == set()
+
+
+@pytest.mark.parametrize("package", ["feishu_mail_async", "feishu_mail_async.sandbox"])
+def test_a_package_has_its_public_names_whichever_way_they_are_asked_for(package: str) -> None:
+    names = importlib.import_module(package).__all__
+    for statement in (
+        f"from {package} import {names[0]}",
+        f"import {package}; {package}.{names[-1]}",
+        f"from {package} import *; {names[0]}, {names[-1]}",
+        f"import {package}; assert {set(names)!r} <= set(dir({package}))",
+        f"import {package}; assert not hasattr({package}, 'nothing') and not hasattr({package}, '__nothing__')",
+    ):
+        loaded_by(statement)
 
 
 @pytest.mark.parametrize("module", ["model", "codes", "errors", "protocol"])

@@ -976,43 +976,6 @@ async def test_the_fixture_gives_a_running_sandbox(feishu_sandbox: Sandbox) -> N
     assert feishu_sandbox.ledger.sent.total() == 1
 
 
-USE = """
-import pytest
-{mark}
-async def test_it(feishu_sandbox):
-    assert feishu_sandbox.users == {{"alice": "alice@example.com"}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("mode", "mark", "options", "expected"),
-    [
-        ("strict", "@pytest.mark.asyncio", (), "1 passed"),
-        ("auto", "", (), "1 passed"),
-        ("", "", ("-p", "no:asyncio"), "pip install pytest-asyncio"),
-    ],
-)
-def test_the_fixture_in_a_project_of_someone_elses(
-    tmp_path: Any, mode: str, mark: str, options: tuple[str, ...], expected: str
-) -> None:
-    # The second setting is what pytest-asyncio itself warns about where it is missing.
-    setting = f"asyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\n" if mode else ""
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\nfilterwarnings = error\n{setting}")
-    (tmp_path / "test_use.py").write_text(USE.format(mark=mark))
-    # Other plugins of this environment are not the user's.
-    plugins = ("-p", "no:randomly", "-p", "no:looptime", "-p", "no:xdist", "-p", "no:cacheprovider")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *plugins, *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert expected in done.stdout, done.stdout + done.stderr
-    assert "warning" not in done.stdout.lower()
-
-
 async def test_many_calls_leave_nothing_behind() -> None:
     async with running(calls=1000, per=1.0, latency=0.0) as (sandbox, caller):
         for draft in sandbox.add_drafts("alice", 300):

@@ -8,10 +8,12 @@ async with Sandbox() as sandbox:
     assert sandbox.ledger.sent[draft_id] == 1
 """
 
-from .faults import Fault
-from .ledger import Arrival, Ledger
-from .process import serve
-from .server import Sandbox
-from .window import Window
+from typing import TYPE_CHECKING
 
-__all__ = ["Arrival", "Fault", "Ledger", "Sandbox", "Window", "serve"]
+if TYPE_CHECKING:
+    from ._public import *  # noqa: F403 - it lists them
+    from ._public import __all__ as __all__
+else:
+    from feishu_mail_async._lazy import lazily
+
+    __getattr__, __dir__ = lazily(__name__)
