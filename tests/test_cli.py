@@ -83,12 +83,16 @@ class Server:
         return list(self.told["drafts"]["alice"][self.used - count : self.used])
 
     def script(self, draft_id: str, *faults: dict[str, Any]) -> None:
-        body = json.dumps({"draft_id": draft_id, "faults": faults}).encode()
-        urllib.request.urlopen(f"{self.base_url}/_sandbox/script", body).close()
+        self.control("script", json.dumps({"draft_id": draft_id, "faults": faults}).encode())
 
     def calls(self, draft_id: str) -> int:
-        with urllib.request.urlopen(f"{self.base_url}/_sandbox/ledger") as reply:
-            return sum(call["draft_id"] == draft_id for call in json.load(reply)["arrivals"])
+        return sum(call["draft_id"] == draft_id for call in self.control("ledger")["arrivals"])
+
+    def control(self, what: str, body: bytes | None = None) -> Any:
+        token = {"X-Sandbox-Token": self.told["control_token"]}
+        request = urllib.request.Request(f"{self.base_url}/_sandbox/{what}", body, token)
+        with urllib.request.urlopen(request) as reply:
+            return json.load(reply)
 
     def arguments(self, *arguments: str) -> list[str]:
         return ["send", "--base-url", self.base_url, *arguments]
@@ -690,6 +694,9 @@ def test_sandbox_says_what_to_do_and_ends_with_its_ledger(tmp_path: Path) -> Non
         text += line
     assert "9 send calls in 30 s (token bucket window)" in text
     assert re.search(r"alice\n    token   u-\S+\n    drafts  \S+\n +\S+\n +\S+  and 2 more\n", text)
+    address, header, value = re.search(r"GET (\S+) .*\n  (\S+): (\S+)\n", text).groups()  # type: ignore[union-attr]
+    with urllib.request.urlopen(urllib.request.Request(address, headers={header: value})) as reply:
+        assert json.load(reply)["totals"]["arrivals"] == 0
     copied = re.search(rf"  {TOKEN_VARIABLE}=(?:.*\\\n)+.*", text)
     assert copied is not None
     (tmp_path / "feishu-mail-async").write_text(f'#!/bin/sh\nexec {sys.executable} -m feishu_mail_async "$@"\n')

@@ -909,17 +909,18 @@ async def test_what_the_page_refuses(wrong: dict[str, str]) -> None:
 
 async def test_it_can_be_controlled_from_outside() -> None:
     async with running() as (sandbox, caller):
+        token = {"X-Sandbox-Token": sandbox.control_token}
 
         async def post(what: str, **value: Any) -> Answer:
-            return await caller.call("POST", f"/_sandbox/{what}", user=None, json=value)
+            return await caller.call("POST", f"/_sandbox/{what}", user=None, json=value, headers=token)
 
-        token = (await post("users", name="carol", address="c@example.com")).json["token"]
-        assert token == sandbox.token("carol")
+        told = (await post("users", name="carol", address="c@example.com")).json["token"]
+        assert told == sandbox.token("carol")
         (draft,) = (await post("drafts", user="carol", count=1)).json["ids"]
         await post("script", draft_id=draft, faults=[{"kind": "code", "name": "ContentRisk"}])
         assert (await caller.send(draft, user="carol")).code == number("ContentRisk")
         await caller.send(draft, user="carol")
-        ledger = (await caller.call("GET", "/_sandbox/ledger", user=None)).json
+        ledger = (await caller.call("GET", "/_sandbox/ledger", user=None, headers=token)).json
         assert ledger["sent"] == {draft: 1}
         assert ledger["totals"] == {"arrivals": 2, "sends": 2, "sent": 1}
         assert (ledger["busiest_window"], ledger["refusals"], ledger["conflicts"]) == (2, 0, 0)
@@ -934,8 +935,8 @@ async def test_it_can_be_controlled_from_outside() -> None:
             wrong = await post(what, **value)
             assert wrong.status == 400
             assert wrong.json["error"]
-        assert (await caller.call("POST", "/_sandbox/users", user=None, data=b"[]")).status == 400
-        assert (await caller.call("GET", "/_sandbox/users", user=None)).status == 404
+        assert (await caller.call("POST", "/_sandbox/users", user=None, data=b"[]", headers=token)).status == 400
+        assert (await caller.call("GET", "/_sandbox/users", user=None, headers=token)).status == 404
 
 
 @pytest.mark.parametrize(("text", "latency"), [("0.2", 0.2), ("0.1-0.5", (0.1, 0.5))])

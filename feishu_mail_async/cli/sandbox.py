@@ -13,6 +13,8 @@ from rich.text import Text
 
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.sandbox import Ledger, Sandbox, Window
+from feishu_mail_async.sandbox.control import CONTROL
+from feishu_mail_async.sandbox.guard import TOKEN_HEADER
 from feishu_mail_async.sandbox.process import read_latency
 
 from .account import ENVIRONMENT
@@ -119,6 +121,7 @@ def _as_json(server: Sandbox, ids: Mapping[str, Sequence[str]], limit: RateLimit
         "drafts": {name: list(listed) for name, listed in ids.items()},
         "client_id": server.client_id,
         "client_secret": server.client_secret,
+        "control_token": server.control_token,
     }
 
 
@@ -160,6 +163,9 @@ def _print_start(
         shown = ids[sender][:_SHOWN]
         for place, draft_id in enumerate(shown):
             line(f"    {shlex.quote(draft_id)}" + (" \\" if place < len(shown) - 1 else ""))
+    line()
+    line(f"Its own endpoints (GET {server.base_url}{CONTROL}ledger and others) take this header:")
+    line(f"  {TOKEN_HEADER}: {server.control_token}")
     line()
     line("Ctrl-C ends it.", "dim")
     # Whoever started it may wait for these lines.

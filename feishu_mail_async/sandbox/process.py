@@ -37,8 +37,9 @@ async def serve(
         latency: seconds on the way.
         users: names of users to make up.
         drafts: drafts to put into each one's mailbox.
-        announce: told once, when the sandbox listens, what a client needs: base_url, tokens, client_id and
-            client_secret. If not given, that is printed as one line of JSON.
+        announce: told once, when the sandbox listens, what a client needs: base_url, tokens, client_id,
+            client_secret, and control_token for the sandbox's own endpoints. If not given, that is printed as one
+            line of JSON.
         until: ends it too, when set.
     """
     stop = until or asyncio.Event()
@@ -62,6 +63,7 @@ async def serve(
                     "tokens": sandbox.tokens,
                     "client_id": sandbox.client_id,
                     "client_secret": sandbox.client_secret,
+                    "control_token": sandbox.control_token,
                 }
             )
             await stop.wait()

@@ -21,7 +21,8 @@ from aiohttp import web
 
 from .control import CONTROL, control
 from .endpoints import Endpoints, now
-from .faults import JSON, Fault, Kind, Reply
+from .faults import JSON, Fault, Kind, Reply, json_reply
+from .guard import TOKEN_HEADER, Guard
 from .judge import Judge
 from .ledger import Arrival, Ledger
 from .oauth import OAuth, read_form, refuse
@@ -98,6 +99,7 @@ class Sandbox:
     ) -> None:
         self._family = _family(host)
         self._host = host
+        self._guard = Guard(host)
         self._wanted_port = port
         self._random = random.Random(seed)
         self._lock_until_answered = lock_until_answered
@@ -288,6 +290,11 @@ class Sandbox:
         return self._oauth.client_secret
 
     @property
+    def control_token(self) -> str:
+        """What the sandbox's own endpoints want in the header X-Sandbox-Token."""
+        return self._guard.token
+
+    @property
     def users(self) -> dict[str, str]:
         """User -> address of the user's own mailbox."""
         return {name: user.address for name, user in self._world.users.items()}
@@ -434,6 +441,8 @@ class Sandbox:
             except ConnectionError:
                 # The client has gone before it had said everything: nothing arrives.
                 return web.Response()
+            if (refusal := self._refuse(request)) is not None:
+                return _respond(json_reply(403, {"error": refusal}), self._log_id())
             if (call := read_call(request.method, target)) is not None:
                 return await self._mail(request, call, body)
             match request.method, target.partition("?")[0]:
@@ -442,12 +451,21 @@ class Sandbox:
                 case "GET", path if path == _AUTHORIZE_PATH:
                     reply = self._oauth.authorize(target, now())
                 case method, path if path.startswith(CONTROL):
-                    reply = control(self, request.remote, method, path, body)
+                    reply = control(self, method, path, body)
                 case _:
                     reply = Reply(404, b"404 page not found", content_type="text/plain")
             return _respond(reply, self._log_id())
         finally:
             self._handlers.discard(task)
+
+    def _refuse(self, request: web.BaseRequest) -> str | None:
+        """Why a request is not for this sandbox, or not for its caller to make; None if it is."""
+        headers = request.headers
+        hosts = headers.getall("Host", [])
+        refusal = self._guard.stranger(self._port, hosts, headers.getall("Origin", []))
+        if refusal is None and request.raw_path.startswith(CONTROL):
+            refusal = self._guard.intruder(request.remote, self._port, hosts, headers.getall(TOKEN_HEADER, []))
+        return refusal
 
     async def _mail(self, request: web.BaseRequest, call: Call, body: bytes) -> web.StreamResponse:
         delay = self._judge.claim_delay(call)
