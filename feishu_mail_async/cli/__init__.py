@@ -3,13 +3,16 @@
 import sys
 from typing import NoReturn
 
+from feishu_mail_async._signals import end_at_once
+
 __all__ = ["main"]
 
 _EXTRAS = ("rich", "typer")
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 all sent, 1 some not, 2 wrong usage, 3 cannot start."""
+    """Run the command line and exit: 0 all sent, 1 some not, 2 wrong usage, 3 cannot start, 130 interrupted."""
+    end_at_once()
     try:
         from .app import run  # noqa: PLC0415 - what it imports may be missing
     except ModuleNotFoundError as error:

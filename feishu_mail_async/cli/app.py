@@ -8,10 +8,13 @@ from typing import Annotated, Final
 
 import typer
 
+from feishu_mail_async._signals import heard
+
 from .bulk import bulk
 from .demo import demo
 from .doctor import doctor
 from .enqueue import enqueue
+from .interrupts import stop_seconds
 from .listing import list_drafts
 from .login import login
 from .problems import INTERRUPTED, SOME_NOT, Problem
@@ -99,8 +102,9 @@ def run(arguments: list[str] | None = None) -> int:
         arguments: those after the program's name; the process's own if not given.
     """
     try:
-        code = app(arguments, prog_name=_NAME, standalone_mode=False)
-        sys.stdout.flush()
+        with heard(stop_seconds()):
+            code = app(arguments, prog_name=_NAME, standalone_mode=False)
+            sys.stdout.flush()
     except Problem as problem:
         _say(str(problem))
         return problem.exit_code

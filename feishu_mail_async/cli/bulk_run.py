@@ -13,7 +13,7 @@ from feishu_mail_async.events import AppPaused, AppResumed, DraftDone, Event
 from feishu_mail_async.model import Draft
 
 from .board import Board
-from .interrupts import STOPPING, Interrupts
+from .interrupts import STOPPING, UNDER_WAY, Interrupts
 from .problems import INTERRUPTED, SOME_NOT
 from .results import Results
 from .verbose import Verbose
@@ -89,7 +89,7 @@ async def run_bulk(
             else:
                 ending.add(asyncio.ensure_future(client.close(0.0)))
 
-        with board, Interrupts(interrupted):
+        with board, Interrupts(interrupted, UNDER_WAY):
             ticks = asyncio.ensure_future(_tick(client, run, board))
             try:
                 async for outcome in run:

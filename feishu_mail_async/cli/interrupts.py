@@ -1,61 +1,70 @@
-"""Ctrl-C: the first asks to stop, the second ends at once. SIGTERM counts as one."""
+"""Ctrl-C: the first asks to stop, the second ends what it can, the third ends at once. SIGTERM counts as one."""
 
 import asyncio
-import signal
+import math
+import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-__all__ = ["STOPPING", "Interrupts"]
+from feishu_mail_async._signals import Hearer
+
+from .problems import WrongUsage
+
+__all__ = ["STOPPING", "UNDER_WAY", "Interrupts", "stop_seconds"]
 
 STOPPING: Final = "stopping: no new calls, those under way are finished (again: stop at once)"
 """What people are told at the first one."""
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_ENOUGH: Final = 2
+UNDER_WAY: Final = "a draft whose call was under way has no outcome; the same command again settles it"
+"""What people are told when a run of drafts is broken off."""
+
+_STOP_SECONDS: Final = "FEISHU_MAIL_STOP_SECONDS"
+_LONGEST_STOP: Final = 50.0
+"""Seconds for a stop: ten less than containers are commonly given before they are killed."""
+_MOST: Final = 2
+
+
+def stop_seconds() -> float:
+    """Seconds that a stop may take, as the environment gives them.
+
+    Raises:
+        WrongUsage: it gives none.
+    """
+    text = os.environ.get(_STOP_SECONDS, "").strip() or str(_LONGEST_STOP)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise WrongUsage(_STOP_SECONDS, f"give the seconds that a stop may take, such as 50, not {text!r}")
+    return seconds
 
 
 class Interrupts:
-    """While it is open, signals are counted instead of ending the program; a third one ends it after all.
+    """While it is open, signals are counted in the running loop.
 
     Args:
-        hear: called with the count, in the loop.
+        hear: called with the count, once or twice.
+        left: a sentence about what remains to be done if the process is ended meanwhile.
     """
 
-    def __init__(self, hear: Callable[[int], None]) -> None:
+    def __init__(self, hear: Callable[[int], None], left: str = "") -> None:
         self.count = 0
         self._hear = hear
         self._loop = asyncio.get_running_loop()
-        self._handled: list[signal.Signals] = []
-        self._before: dict[signal.Signals, Any] = {}
+        self._hearer = Hearer(lambda: self._loop.call_soon_threadsafe(self._signalled), left)
 
     def __enter__(self) -> Self:
-        for number in _SIGNALS:
-            try:
-                self._loop.add_signal_handler(number, self._signalled)
-                self._handled.append(number)
-            except NotImplementedError:
-                # Windows: the handler runs in between, and has to wake the loop.
-                self._before[number] = signal.signal(
-                    number, lambda *_: self._loop.call_soon_threadsafe(self._signalled)
-                )
-            except (RuntimeError, ValueError):
-                pass  # not the main thread, where signals do not come
+        self._hearer.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._handled:
-            self._loop.remove_signal_handler(self._handled.pop())
-        while self._before:
-            signal.signal(*self._before.popitem())
+        self._hearer.close()
 
     def _signalled(self) -> None:
         self.count += 1
-        if self.count == _ENOUGH:
-            self._restore()
-        self._hear(self.count)
+        if self.count <= _MOST:
+            self._hear(self.count)

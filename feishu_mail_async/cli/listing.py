@@ -1,5 +1,6 @@
 """`feishu-mail-async list`: the drafts of a mailbox."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Annotated
@@ -102,4 +103,7 @@ async def _list(account: Account, mailbox: str, tell: Callable[[Draft], None]) -
                 number += 1
         except FeishuMailError as error:
             raise Problem(f"the drafts of the mailbox {mailbox} cannot be listed: {explain(error)}") from error
+        except asyncio.CancelledError:
+            await client.close(0.0)  # nobody misses an answer that nobody waits for
+            raise
     return number

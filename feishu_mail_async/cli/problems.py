@@ -3,12 +3,13 @@
 import re
 from typing import ClassVar, Final
 
+from feishu_mail_async._signals import INTERRUPTED
+
 __all__ = ["CANNOT_START", "INTERRUPTED", "SOME_NOT", "USAGE", "CannotStart", "Problem", "WrongUsage"]
 
 SOME_NOT: Final = 1
 USAGE: Final = 2
 CANNOT_START: Final = 3
-INTERRUPTED: Final = 130
 
 _PARAMETER: Final = re.compile(r"\A\w+: ")
 

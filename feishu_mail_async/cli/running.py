@@ -11,7 +11,7 @@ from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, OutcomeStatus
 
-from .interrupts import STOPPING, Interrupts
+from .interrupts import STOPPING, UNDER_WAY, Interrupts
 from .problems import INTERRUPTED, SOME_NOT
 from .screen import Screen
 from .waiting import why_waiting
@@ -57,7 +57,7 @@ async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: 
         ending.add(asyncio.ensure_future(client.close(None if times == 1 else 0.0)))
 
     async with client:
-        with screen, Interrupts(hear):
+        with screen, Interrupts(hear, UNDER_WAY):
             sends = [asyncio.ensure_future(_send(client, draft)) for draft in drafts]
             clock = asyncio.ensure_future(_tell_time(client, sends, screen))
             try:

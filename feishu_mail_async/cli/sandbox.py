@@ -19,6 +19,7 @@ from feishu_mail_async.sandbox.process import read_latency
 
 from .account import ENVIRONMENT
 from .interrupts import Interrupts
+from .loop import run_loop
 from .options import DEFAULT_RATE, JsonOption, RateOption, read_rate
 from .problems import CannotStart, WrongUsage
 from .screen import console, print_rows
@@ -78,7 +79,7 @@ def sandbox(
     except ValueError:
         raise WrongUsage("--host", f"give an IP address of this machine, not {host!r}") from None
     ids = {name: server.add_drafts(name, drafts) for name in names}
-    return asyncio.run(_serve(server, ids, limit=limit, shape=shape, latency=latency, as_json=as_json))
+    return run_loop(_serve(server, ids, limit=limit, shape=shape, latency=latency, as_json=as_json))
 
 
 async def _serve(

@@ -163,7 +163,7 @@ async def _run(
                     report.note(STOPPING)
                 working.stop(at_once=times > 1)
 
-            with Interrupts(hear):
+            with Interrupts(hear, "other workers take over its drafts"):
                 report.started(at_once)
                 await working.run(until_empty=until_empty)
     except fleet.QueueTrouble as error:

@@ -1,15 +1,18 @@
 """`python -m feishu_mail_async.sandbox`: a sandbox in a process of its own, without any extra installed."""
 
-import argparse
-import asyncio
-import contextlib
-
-from .process import read_latency, serve
-from .window import Window
+from feishu_mail_async._signals import end_at_once
 
 
 def main() -> None:
     """Read the command line, and run a sandbox until SIGINT or SIGTERM."""
+    end_at_once()
+    import argparse  # noqa: PLC0415 - all this takes a while, in which signals are heard
+    import asyncio  # noqa: PLC0415
+    import contextlib  # noqa: PLC0415
+
+    from .process import read_latency, serve  # noqa: PLC0415
+    from .window import Window  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(
         prog="python -m feishu_mail_async.sandbox",
         description="A Feishu to try against. The first line printed is JSON: base_url and tokens.",

@@ -1,0 +1,167 @@
+"""SIGINT and SIGTERM, heard from a program's first line to its last, and the end that every stop has.
+
+    from the first line   end at once: nothing has begun
+    within `heard`        whoever hears it is told, or there is a KeyboardInterrupt
+    from then on          end at once: all is done
+
+Within `heard` a thread watches. Nothing that hangs holds it up: no event loop, no call that the main thread makes,
+no thread that the interpreter waits for in the end. When four fifths of the time for a stop have passed, it acts
+as if a second signal had come; when all of it has passed, it ends the process.
+"""
+
+import contextlib
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+__all__ = ["INTERRUPTED", "Hearer", "end_at_once", "heard"]
+
+INTERRUPTED: Final = 130
+"""The exit code of a process that signals have ended."""
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_LAST: Final = 0.2
+"""The part of the time for a stop that there is from the second signal on."""
+_PATIENCE: Final = 1.0
+"""Seconds for a line to be written: whoever should read it may have stopped."""
+
+
+class Hearer:
+    """One who hears signals while it is open, instead of those that were opened before.
+
+    Args:
+        hear: called with each signal, in any thread.
+        left: a sentence about what remains to be done if the process is ended meanwhile.
+    """
+
+    def __init__(self, hear: Callable[[], object], left: str = "") -> None:
+        self.hear = hear
+        self.left = left
+
+    def open(self) -> None:
+        """Begin to hear."""
+        _hearers.append(self)
+
+    def close(self) -> None:
+        """Hear no more."""
+        _hearers.remove(self)
+
+
+_hearers: Final[list[Hearer]] = []
+
+
+def end_at_once() -> None:
+    """End the process with the next signal, silently. This is the first thing that a program does."""
+    _install(lambda *_: os._exit(INTERRUPTED))
+
+
+@contextlib.contextmanager
+def heard(limit: float) -> Iterator[None]:
+    """Hear signals, and end the process when a stop takes too long; outside of the main thread there are none.
+
+    Args:
+        limit: seconds from the first signal to the end of the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    woken, waking = socket.socketpair()  # on Windows it cannot be a pipe
+    waking.setblocking(False)
+    _Watch(woken, limit).start()
+    with waking:
+        before = _install(_signalled)
+        woken_before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(woken_before)
+
+
+def _install(handler: Callable[..., object]) -> dict[signal.Signals, Any]:
+    """Install a handler of the signals; those that were there before."""
+    return {number: signal.signal(number, handler) for number in _SIGNALS}
+
+
+def _signalled(*_: object) -> None:
+    if not _hearers:
+        raise KeyboardInterrupt
+    _hearers[-1].hear()
+
+
+class _Watch(threading.Thread):
+    """The thread that watches.
+
+    Args:
+        woken: gets the number of each signal as a byte, and ends when no more are heard.
+        limit: seconds from the first signal to the end of the process.
+    """
+
+    def __init__(self, woken: socket.socket, limit: float) -> None:
+        super().__init__(name="feishu-mail-stop", daemon=True)
+        self._woken = woken
+        self._limit = limit
+        self._times = (limit, limit * _LAST, 0.0)
+        self._count = 0
+        self._end = math.inf
+
+    def run(self) -> None:
+        """Count the signals, and end the process in the end if there were any."""
+        with self._woken:
+            while self._count < len(self._times) and self._wait():
+                pass
+        if self._count:
+            time.sleep(max(0.0, self._end - time.monotonic()))
+            self._end_process()
+
+    def _wait(self) -> bool:
+        """Wait for the next signal, or until it is time to act without one; whether there is more to wait for."""
+        due = self._end - (self._limit * _LAST if self._count == 1 else 0.0)
+        wait = max(0.0, due - time.monotonic()) if self._count else None
+        if select.select([self._woken], [], [], wait)[0]:
+            numbers = self._woken.recv(64)
+            for _ in filter(_SIGNALS.__contains__, numbers):
+                self._take()
+            return bool(numbers)
+        if self._count > 1:
+            return False
+        _tell(f"note: stopping has taken {self._limit * (1 - _LAST):g} s: what is under way is broken off\n")
+        self._take()
+        for hearer in _hearers[-1:]:
+            hearer.hear()
+        return True
+
+    def _take(self) -> None:
+        self._end = min(self._end, time.monotonic() + self._times[min(self._count, len(self._times) - 1)])
+        self._count += 1
+
+    def _end_process(self) -> None:
+        why = "stopped at once"
+        if self._count < len(self._times):
+            why = (
+                f"it did not end within {self._limit:g} s of being asked to, so it was broken off: no answer came"
+            )
+        left = next((f"; {hearer.left}" for hearer in reversed(_hearers) if hearer.left), "")
+        _tell(f"error: {why}{left}\n")
+        os._exit(INTERRUPTED)
+
+
+def _tell(line: str) -> None:
+    """Write a line, and what is still to be written; but do not wait for long where nobody reads."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.write(2, line.encode())
+            sys.stdout.flush()
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(_PATIENCE)
