@@ -11,16 +11,20 @@ from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import Draft
 
 from .loop import run_loop
-from .options import read_ledger
+from .options import LEDGER_VARIABLE, read_ledger
 from .problems import CannotStart
 
 if TYPE_CHECKING:
     from .account import Account
 
-__all__ = ["default_ledger", "find_ledger", "may_be_there", "own_directory", "sent_before"]
+__all__ = ["default_ledger", "find_ledger", "find_own_directory", "may_be_there", "own_directory", "sent_before"]
 
 _FILE = "sqlite:///"
 _REMEDY = "; or give --ledger PATH, or --no-ledger to keep none"
+_HOMELESS = (
+    "this user has no home directory to keep a ledger in: set HOME or XDG_STATE_HOME to an absolute path, "
+    f"or give --ledger PATH (or {LEDGER_VARIABLE})"
+)
 
 
 def find_ledger(ledger: str | None, *, none: bool) -> str | None:
@@ -38,20 +42,42 @@ def find_ledger(ledger: str | None, *, none: bool) -> str | None:
         return None
     if ledger is not None:
         return read_ledger(ledger)
+    directory = own_directory()
     try:
-        own_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotStart(f"ledger: {own_directory()}: it cannot be made ({error.strerror}){_REMEDY}") from None
+        raise CannotStart(f"ledger: {directory}: it cannot be made ({error.strerror}){_REMEDY}") from None
     return default_ledger()
 
 
+def find_own_directory() -> Path | None:
+    """Where what outlives a command is kept, unless its user says otherwise; None: the user has no home."""
+    try:
+        directory = user_state_path("feishu-mail-async", appauthor=False)
+    except RuntimeError:
+        return None
+    # Some versions of platformdirs take a home that is not known, or not absolute, for a directory named ~.
+    return directory if directory.is_absolute() else None
+
+
 def own_directory() -> Path:
-    """Where what outlives a command is kept, unless its user says otherwise."""
-    return user_state_path("feishu-mail-async", appauthor=False)
+    """As `find_own_directory`.
+
+    Raises:
+        CannotStart: the user has no home.
+    """
+    directory = find_own_directory()
+    if directory is None:
+        raise CannotStart(_HOMELESS)
+    return directory
 
 
 def default_ledger() -> str:
-    """The URL of the ledger that is kept where nothing else is said; it need not be there."""
+    """The URL of the ledger that is kept where nothing else is said; it need not be there.
+
+    Raises:
+        CannotStart: the user has no home.
+    """
     return f"{_FILE}{own_directory() / 'ledger.db'}"
 
 

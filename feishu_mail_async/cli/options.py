@@ -163,7 +163,10 @@ def read_ledger(text: str | None) -> str | None:
         raise WrongUsage(_LEDGER, "give a path, sqlite:///PATH or postgresql://USER@HOST/NAME") from None
     hide(password)
     hide(unquote(password))
-    url = text if "://" in text else f"sqlite:///{Path(text).expanduser().absolute()}"
+    try:
+        url = text if "://" in text else f"sqlite:///{Path(text).expanduser().absolute()}"
+    except (RuntimeError, OSError):  # there is no home for ~, or no working directory
+        raise WrongUsage(_LEDGER, f"where {text} is cannot be told here; give a path that begins with /") from None
     try:
         check_url(url)
     except ValueError as error:

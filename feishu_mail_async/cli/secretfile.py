@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from feishu_mail_async.model import check_text
 
-from .keeping import own_directory
+from .keeping import find_own_directory, own_directory
 from .problems import CannotStart
 from .verbose import hide
 
@@ -40,7 +40,7 @@ def find_secret(base_url: str, app_id: str) -> tuple[str | None, str]:
     # With another app's id beside it, the secret in the environment is that app's.
     secret = _variable(APP_SECRET, "the app's secret") if named_app_id() in {None, app_id} else None
     source = APP_SECRET
-    if secret is None:
+    if secret is None and find_own_directory() is not None:
         path = _path(base_url, app_id)
         kept = _read(path)
         secret, source = None if kept is None else kept["secret"], str(path)
@@ -81,6 +81,8 @@ def forget_secret(base_url: str, app_id: str) -> bool:
     Raises:
         CannotStart: it cannot be deleted.
     """
+    if find_own_directory() is None:
+        return False
     path = _path(base_url, app_id)
     try:
         path.unlink()
@@ -93,7 +95,10 @@ def forget_secret(base_url: str, app_id: str) -> bool:
 
 def kept_apps(base_url: str) -> list[str]:
     """The apps at a host of which a secret is kept."""
-    kept = [_parse(path) for path in own_directory().glob(f"{_PREFIX}*.json")]
+    directory = find_own_directory()
+    if directory is None:
+        return []
+    kept = [_parse(path) for path in directory.glob(f"{_PREFIX}*.json")]
     return sorted(one["app"] for one in kept if one is not None and one["base_url"] == base_url)
 
 
