@@ -207,6 +207,7 @@ class FeishuMailClient:
                 and its record in the ledger could not be read in time.
             NotSent: certainly not sent: the deadline passed first, or there is no token.
             TransportError: nothing was reachable for `RetryPolicy.outage` seconds.
+            Misconfigured: nothing will be reachable before a setting is changed; the message names it.
             ScopeClosed: not attempted: its user, mailbox or app is closed.
             UnknownUser: there is no such user.
             ClientClosed: the client is closed.

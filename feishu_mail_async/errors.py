@@ -30,6 +30,7 @@ __all__ = [
     "LoginRequired",
     "MailThrottled",
     "MailboxNotFound",
+    "Misconfigured",
     "NotSent",
     "OutcomeUnknown",
     "PermissionDenied",
@@ -323,6 +324,13 @@ class RecordRefused(LedgerError):
 
 class TransportError(FeishuMailError):
     """Nothing reached the server: the name did not resolve, or no connection came about."""
+
+
+class Misconfigured(TransportError):
+    """Nothing reached the API, and nothing will until a setting is changed; the message names which.
+
+    A certificate that is not trusted, a proxy that refuses, an address that is not the API's.
+    """
 
 
 class BadReply(FeishuMailError):

@@ -17,7 +17,14 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from .codes import Code, Scope, Until, Verdict, lookup, named
-from .errors import AutomatedSendDisabled, BadReply, FeishuMailError, TransportError, api_error
+from .errors import (
+    AutomatedSendDisabled,
+    BadReply,
+    FeishuMailError,
+    Misconfigured,
+    TransportError,
+    api_error,
+)
 from .model import Draft, check_text
 
 __all__ = [
@@ -190,10 +197,17 @@ class Judgement(NamedTuple):
         return _text(self.data.get(name))
 
 
-def never_left(reason: str) -> Judgement:
-    """The judgement on a call that provably did not reach the server."""
-    error = TransportError(f"the server cannot be reached: {reason}")
-    return Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT, scope=Scope.APP, error=error)
+def never_left(reason: str, *, lasting: bool = False) -> Judgement:
+    """The judgement on a call that provably did not reach the server.
+
+    Args:
+        reason: why.
+        lasting: whether it will be so until a setting is changed.
+    """
+    said = f"the server cannot be reached: {reason}"
+    if lasting:
+        return Judgement(Verdict.FATAL, CallEnd.NEVER_LEFT, error=Misconfigured(said))
+    return Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT, scope=Scope.APP, error=TransportError(said))
 
 
 def lost(reason: str) -> Judgement:

@@ -343,7 +343,10 @@ class RefreshingTokens:
     async def _ask_once(self, request: dict[str, str]) -> Grant | Refusal:
         answer = await self._transport.exchange("POST", TOKEN_PATH, None, request)
         if isinstance(answer, Failure):
-            raise _Passing(Refusal(f"the token endpoint did not answer: {answer.reason}", retry=True))
+            refusal = Refusal(f"the token endpoint did not answer: {answer.reason}", retry=not answer.lasting)
+            if answer.lasting:
+                return refusal
+            raise _Passing(refusal)
         granted = read_grant(answer)
         if isinstance(granted, Refusal) and granted.retry:
             raise _Passing(granted)

@@ -15,6 +15,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -429,6 +430,10 @@ class Scheduler:
         return 0.0 if since is None else self._now() - since
 
     # -- closed scopes ---------------------------------------------------------------------------------
+
+    def refuse(self, takers: AbstractSet[object], error: FeishuMailError) -> None:
+        """End what waits for these takers."""
+        self._refuse_all((ask for ask in self._lanes.asks() if ask.taker in takers), error)
 
     def _refuse_all(self, asks: Iterable[Ask], error: FeishuMailError) -> None:
         for ask in list(asks):

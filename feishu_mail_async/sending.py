@@ -21,6 +21,7 @@ from .errors import (
     FeishuMailError,
     LedgerError,
     LoginRequired,
+    Misconfigured,
     NotSent,
     OutcomeUnknown,
     RecordRefused,
@@ -321,6 +322,10 @@ class Sender:
         job.begin(ask)
         return job
 
+    def end_waiting(self, error: Misconfigured) -> None:
+        """End all calls that wait: what kept one from the API would keep each of them from it."""
+        self.scheduler.refuse(set(self.jobs.values()), error)
+
     async def close(self, timeout: float | None) -> None:  # noqa: ASYNC109 - part of the promised signature
         """End what waits, and let calls in flight finish, for `timeout` seconds at most (None: till they end)."""
         self.closing = True
@@ -620,7 +625,10 @@ class Job:
         else:
             again = judgement.verdict is Verdict.RETRY and not self._outage_over(judgement)
         if not again:
-            raise _error(judgement)
+            error = _error(judgement)
+            if isinstance(error, Misconfigured):
+                sender.end_waiting(error)
+            raise error
         self._check_wanted()
         raise Again(judgement)
 
@@ -660,8 +668,10 @@ class Job:
         elif answer.end is CallEnd.NEVER_LEFT and self._sender.transport.closed:
             # Closed by the caller while the call was to connect: that is no outage, and concerns nobody else.
             judgement = Judgement(Verdict.RETRY, answer.end, error=ClientClosed(_SESSION_CLOSED))
+        elif answer.end is CallEnd.LOST:
+            judgement = lost(answer.reason)
         else:
-            judgement = (lost if answer.end is CallEnd.LOST else never_left)(answer.reason)
+            judgement = never_left(answer.reason, lasting=answer.lasting)
         if self.call.draft is None and not judgement.conclusive:
             # Where nothing can have been changed, nothing is left open.
             judgement = judgement._replace(conclusive=True)

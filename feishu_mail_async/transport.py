@@ -9,9 +9,12 @@ aiohttp's exceptions, some of which hold the request's headers and so the token,
 
 import math
 import os
+import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import errorcode
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -39,13 +42,33 @@ _BEFORE_THE_REQUEST: Final = (
 
 _MARK: Final = "X-Feishu-Mail-Async"
 
+# Of OpenSSL (x509_vfy.h). A certificate is out of its time where the clock is wrong, or until it is renewed.
+_OUT_OF_ITS_TIME: Final = {9, 10}
+_ANOTHER_NAME: Final = {62, 64}
+# What OpenSSL calls it where the two sides never come to terms.
+_NO_TLS: Final = {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}
+_NO_TERMS: Final = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+    "UNSUPPORTED_PROTOCOL",
+}
+# A proxy's answers that another attempt may change, though they are of the kinds that say no.
+_PROXY_MAY_PASS: Final = {408, 425, 429}
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call without an answer: `end` is LOST or NEVER_LEFT, `reason` says why."""
+    """A call without an answer.
+
+    Attributes:
+        end: LOST or NEVER_LEFT.
+        reason: says why, and what to do if it is lasting.
+        lasting: whether it never leaves until a setting is changed.
+    """
 
     end: CallEnd
     reason: str
+    lasting: bool = False
 
 
 class Transport:
@@ -112,7 +135,7 @@ class Transport:
                 return await _read(response)
         except Exception as error:  # noqa: BLE001 - a caller's trace hook may raise anything, after the call
             if not only.left or isinstance(error, _BEFORE_THE_REQUEST):
-                return Failure(CallEnd.NEVER_LEFT, _reason(error, token))
+                return Failure(CallEnd.NEVER_LEFT, _reason(error, token), _lasts(error))
             reason = self._reason_timeout if isinstance(error, TimeoutError) else _reason(error, token)
             return Failure(CallEnd.LOST, reason)
 
@@ -272,10 +295,64 @@ def _described(error: Exception) -> str:
     match error:
         case _BrokenOff(__cause__=Exception() as cause):
             return _described(cause)
-        case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said)):
-            # asyncio tells which call failed; the number tells why.
-            return f"{error.host}:{error.port}: {os.strerror(number) if number in errorcode else said}"
+        case aiohttp.ClientConnectorError(os_error=ssl.SSLError() as failed):
+            return f"{error.host}:{error.port}: {_no_tls(failed)}"
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said) as failed):
+            # asyncio tells which call failed; the number tells why, if it is one of the system's.
+            system = number in errorcode and not isinstance(failed, socket.gaierror)
+            return f"{error.host}:{error.port}: {os.strerror(number) if system else said}"
+        case aiohttp.ClientHttpProxyError():
+            return _refused_by_proxy(error.status, f"HTTP {error.status} {error.message}")
         case aiohttp.ClientResponseError():
             return f"HTTP {error.status} {error.message}"
         case _:
             return f"{type(error).__name__}: {error}"
+
+
+def _no_tls(wrong: ssl.SSLError) -> str:
+    """Why no TLS connection came about, and what to do."""
+    if not isinstance(wrong, ssl.SSLCertVerificationError):
+        why = "no TLS is spoken there" if wrong.reason in _NO_TLS else "no TLS connection came about"
+        return f"{why} ({(wrong.reason or str(wrong)).lower().replace('_', ' ')})"
+    if wrong.verify_code in _OUT_OF_ITS_TIME:
+        return f"its certificate is not valid by this machine's clock ({wrong.verify_message}): check the clock"
+    if wrong.verify_code in _ANOTHER_NAME:
+        return (
+            f"its certificate is another host's ({wrong.verify_message}): check base_url, and the proxy or the "
+            "network's login page that may answer in its place"
+        )
+    return (
+        f"its certificate is not trusted ({wrong.verify_message}): no authority known here has signed it. If a "
+        "proxy or a company signs for it, name the file with that authority's certificate in SSL_CERT_FILE"
+    )
+
+
+def _refused_by_proxy(status: int, said: str) -> str:
+    """What a proxy's refusal of the tunnel means, and what to do."""
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return f"the proxy wants credentials ({said}): put them in HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT"
+    if status == HTTPStatus.FORBIDDEN:
+        return f"the proxy forbids this host ({said}): have it allowed, or go without the proxy, by NO_PROXY"
+    if _proxy_may_pass(status):
+        return f"the proxy could not connect ({said})"
+    return f"the proxy refuses to connect ({said}): check that HTTPS_PROXY names a proxy"
+
+
+def _proxy_may_pass(status: int) -> bool:
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PROXY_MAY_PASS
+
+
+def _lasts(error: Exception) -> bool:
+    """Whether what keeps calls from leaving lasts until somebody changes a setting."""
+    match error:
+        case aiohttp.ClientConnectorError(os_error=ssl.SSLCertVerificationError() as wrong):
+            return wrong.verify_code not in _OUT_OF_ITS_TIME
+        case aiohttp.ClientConnectorError(os_error=ssl.SSLError(reason=said)):
+            return said in _NO_TLS | _NO_TERMS
+        case aiohttp.ClientHttpProxyError():
+            return not _proxy_may_pass(error.status)
+        case aiohttp.ServerFingerprintMismatch() | aiohttp.InvalidURL():
+            return True
+        case _:
+            # What is no trouble of the network is a mistake in the session's settings or hooks.
+            return not isinstance(error, aiohttp.ClientError | OSError)

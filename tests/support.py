@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import pickle
 import re
+import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ class RawServer:
 
 
 @contextlib.asynccontextmanager
-async def raw_server(handler: Handler) -> AsyncIterator[RawServer]:
+async def raw_server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     """A server on loopback in this loop, which hands every request to `handler` and knows nothing of HTTP."""
     tasks: set[asyncio.Task[Any]] = set()
 
@@ -107,9 +108,9 @@ async def raw_server(handler: Handler) -> AsyncIterator[RawServer]:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = listener.sockets[0].getsockname()[1]
-    server = RawServer(f"http://127.0.0.1:{port}", port)
+    server = RawServer(f"{'http' if tls is None else 'https'}://127.0.0.1:{port}", port)
     try:
         yield server
     finally:

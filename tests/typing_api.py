@@ -32,6 +32,7 @@ from feishu_mail_async import (
     LoginRequired,
     MailboxNotFound,
     MailThrottled,
+    Misconfigured,
     NotSent,
     Outcome,
     OutcomeStatus,
@@ -265,6 +266,8 @@ async def every_error(client: FeishuMailClient) -> str:
         assert_type(error.until, float | None)
     except UnknownUser as error:
         assert_type(error.users, tuple[str, ...])
+    except Misconfigured as error:
+        return str(error)
     except BadReply as error:
         assert_type(error.http_status, int | None)
     except (OutcomeUnknown, ClientClosed, NotSent, TransportError) as error:

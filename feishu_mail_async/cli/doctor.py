@@ -215,8 +215,8 @@ async def _reach(findings: _Findings, transport: Transport) -> bool:
     answer = await transport.exchange("GET", list_path("me", None, 1), None)
     took = time.monotonic() - began
     if isinstance(answer, Failure):
-        advice = "check the network, the proxy (HTTPS_PROXY) and --base-url"
-        findings.problem("host", f"it cannot be reached: {answer.reason}; {advice}")
+        advice = "" if answer.lasting else "; check the network, the proxy (HTTPS_PROXY) and --base-url"
+        findings.problem("host", f"it cannot be reached: {answer.reason}{advice}")
         return False
     judgement = judge(answer)
     if isinstance(judgement.error, BadReply):
