@@ -224,6 +224,15 @@ async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> 
     await reader.read()
 
 
+@pytest.mark.parametrize("act", [hang_up, reset, say_nothing])
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_handshake_that_breaks_off_never_left_and_may_pass(act: Any, method: str) -> None:
+    async with listening(act) as base_url:
+        found = await failure(base_url, method)
+    assert (found.end, found.lasting) == (CallEnd.NEVER_LEFT, False)
+    assert now() <= 10
+
+
 async def test_where_no_tls_is_spoken_is_told_at_once() -> None:
     async def act(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(http(400, b"The plain HTTP request was sent to HTTPS port"))
@@ -291,3 +300,32 @@ async def test_a_proxy_that_signs_for_the_host_is_told_at_once(
     assert (found.end, found.lasting) == (CallEnd.NEVER_LEFT, True)
     for word in ("certificate", "authority", "SSL_CERT_FILE", "open.feishu.cn:443"):
         assert word in found.reason
+
+
+def breaking(start: bytes, end: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> Handler:
+    """A proxy that says this much, and then ends in this way."""
+
+    async def handler(_: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(start)
+        await writer.drain()
+        if start.endswith(b"\r\n\r\n"):
+            await reader.read(1)  # there is a tunnel, and the handshake begins
+        await end(reader, writer)
+
+    return handler
+
+
+@pytest.mark.parametrize("end", [hang_up, reset, say_nothing])
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"HTTP/1.1 200 Conn", b"no HTTP at all\r\n", b"HTTP/1.1 200 Connection established\r\n\r\n"],
+    ids=["nothing", "half an answer", "no HTTP", "a tunnel"],
+)
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_proxy_that_breaks_off_before_there_is_tls_never_left(
+    start: bytes, end: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, server = await through(breaking(start, end), monkeypatch, method)
+    assert (found.end, found.lasting) == (CallEnd.NEVER_LEFT, False)
+    assert len(server.requests) == 1
+    assert now() <= 10
