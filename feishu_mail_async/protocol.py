@@ -62,6 +62,12 @@ _LONGEST_HEADER: Final = 200
 REDACTED: Final = "***"
 """Stands where an answer repeated the token."""
 _TOO_MANY_REQUESTS: Final = 429
+_NO_SUCH_CALL: Final = {301, 308, 404, 405, 410}
+"""With these a server says that it has not done what it was asked for, because that is not here.
+
+It may also be so with other pages of gateways (302, 403), but they may come after a call was passed on, too.
+"""
+_API_PATH: Final = "open-apis"
 _URL: Final = re.compile(r"[!-~]+")
 
 
@@ -103,7 +109,18 @@ def check_base_url(base_url: object) -> str:
         host = f"[{host}]"
     ordinary = 443 if parts.scheme == "https" else 80
     authority = host if port in {None, ordinary} else f"{host}:{port}"
-    return f"{parts.scheme}://{authority}{parts.path.rstrip('/')}"
+    path, inside = _before_api_path(parts.path.rstrip("/"))
+    taken = f"{parts.scheme}://{authority}{path}"
+    if inside:
+        raise ValueError(f"base_url: {text!r} holds a part of the API's path; leave /{_API_PATH} out: {taken}")
+    return taken
+
+
+def _before_api_path(path: str) -> tuple[str, bool]:
+    """The path up to where the API's begins, and whether it does begin in it."""
+    segments = path.split("/")
+    known = [segment.lower() == _API_PATH for segment in segments]
+    return ("/".join(segments[: known.index(True)]), True) if any(known) else (path, False)
 
 
 def _segment(text: str) -> str:
@@ -217,18 +234,19 @@ def lost(reason: str) -> Judgement:
     )
 
 
-def judge(reply: Reply, token: str | None = None) -> Judgement:
+def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Judgement:
     """What an answer means. The body's code decides; the HTTP status only where there is none.
 
     Args:
         reply: the answer.
         token: the token of the call. Where the answer repeats it, it is taken out.
+        base_url: where the call went.
     """
     log_id = _shown(reply.log_id, token)
     body = _parse(reply.body, token)
     code = body.get("code")
     if isinstance(code, bool) or not isinstance(code, int):
-        return _not_the_api(reply, log_id)
+        return _not_the_api(reply, log_id, base_url)
     row = lookup(code, reply.status)
     if row.verdict is Verdict.SENT:
         return _sent(body.get("data"), code, reply.status, log_id)
@@ -336,10 +354,17 @@ def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg:
     )
 
 
-def _not_the_api(reply: Reply, log_id: str | None) -> Judgement:
+def _not_the_api(reply: Reply, log_id: str | None, base_url: str) -> Judgement:
     if reply.status == _TOO_MANY_REQUESTS:
         # A gateway that refuses without a body refuses for the reason gateways have.
         return _refused(named("FrequencyLimited"), None, reply, log_id, "HTTP 429 without a JSON body")
+    if reply.status in _NO_SUCH_CALL and reply.body is not None:
+        wrong = Misconfigured(
+            f"HTTP {reply.status}: base_url {base_url} is not the API's address, for there is no such call; give "
+            f"one like {FEISHU}",
+            log_id=log_id,
+        )
+        return Judgement(Verdict.FATAL, error=wrong, http_status=reply.status, log_id=log_id)
     what = "was cut off or too long" if reply.body is None else "is not the API's (a gateway's page, perhaps)"
     error = BadReply(f"HTTP {reply.status}: the answer {what}", http_status=reply.status, log_id=log_id)
     return Judgement(Verdict.RETRY, conclusive=False, error=error, http_status=reply.status, log_id=log_id)

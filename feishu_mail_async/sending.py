@@ -664,7 +664,7 @@ class Job:
 
     def _judged(self, answer: Reply | Failure, token: str) -> Judgement:
         if isinstance(answer, Reply):
-            judgement = judge(answer, token)
+            judgement = judge(answer, token, self._sender.transport.base_url)
         elif answer.end is CallEnd.NEVER_LEFT and self._sender.transport.closed:
             # Closed by the caller while the call was to connect: that is no outage, and concerns nobody else.
             judgement = Judgement(Verdict.RETRY, answer.end, error=ClientClosed(_SESSION_CLOSED))

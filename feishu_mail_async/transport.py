@@ -82,7 +82,7 @@ class Transport:
 
     def __init__(self, base_url: str, attempt_timeout: float, session: aiohttp.ClientSession | None) -> None:
         self.attempt_timeout = attempt_timeout
-        self._base_url = base_url
+        self.base_url = base_url
         self._own = session is None
         self._session = session
         self._proxy: URL | None = None
@@ -121,7 +121,7 @@ class Transport:
             # into an exception, make several calls of one, or carry the token to another host.
             async with session.request(
                 method,
-                URL(self._base_url + path, encoded=True),
+                URL(self.base_url + path, encoded=True),
                 headers=headers,
                 json=body,
                 timeout=self._timeout,
@@ -160,7 +160,7 @@ class Transport:
 
     def _set_proxy(self) -> None:
         """Take the proxy from the environment, as `HTTPS_PROXY` and `NO_PROXY` say; never for loopback."""
-        url = URL(self._base_url)
+        url = URL(self.base_url)
         if url.host is None or is_loopback(url.host) or proxy_bypass(url.host):
             return
         found = getproxies().get(url.scheme)
@@ -181,7 +181,7 @@ class Transport:
         self._proxy = proxy.with_user(None)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._base_url}>"
+        return f"<{type(self).__name__} {self.base_url}>"
 
     async def __aenter__(self) -> Self:
         return self

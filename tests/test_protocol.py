@@ -22,6 +22,7 @@ from feishu_mail_async import (
     FeishuMailClient,
     FrequencyLimited,
     InvalidToken,
+    Misconfigured,
     ServerError,
     TransportError,
     UserDailyQuota,
@@ -144,6 +145,7 @@ async def test_the_very_mailbox_arrives() -> None:
         ("https://open.feishu.cn:8443", "https://open.feishu.cn:8443"),
         ("https://gateway.example.com/feishu", "https://gateway.example.com/feishu"),
         ("https://gateway.example.com/feishu/v2/", "https://gateway.example.com/feishu/v2"),
+        ("https://gateway.example.com/open-apis-of-feishu", "https://gateway.example.com/open-apis-of-feishu"),
         ("http://localhost", "http://localhost"),
         ("http://LocalHost:80/", "http://localhost"),
         ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
@@ -198,6 +200,11 @@ def test_one_spelling_for_one_host(given_: str, taken: str) -> None:
         "https://open.feishu.cn/a b",
         "https://open.feishu.cn\n",
         "https://open.\tfeishu.cn",
+        "https://open.feishu.cn/open-apis",
+        "https://open.feishu.cn/open-apis/",
+        "https://open.feishu.cn/open-apis/mail/v1",
+        "https://open.feishu.cn/Open-APIs/mail/v1/user_mailboxes/",
+        "https://gateway.example.com/feishu/open-apis",
         "https://" + "x" * 600,
     ],
 )
@@ -207,6 +214,11 @@ def test_hosts_that_are_refused(base_url: str) -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(ValueError, match=begins_with("base_url")):
         FeishuMailClient(TOKEN, base_url=base_url)
+
+
+def test_a_host_with_the_apis_path_is_told_what_to_leave_out() -> None:
+    with pytest.raises(ValueError, match=r"/open-apis.*leave.*out.*https://lark\.example\.com$"):
+        check_base_url("https://lark.example.com/open-apis/mail/v1")
 
 
 @pytest.mark.parametrize("base_url", [None, b"https://open.feishu.cn", 443])
@@ -371,7 +383,7 @@ NESTED = b'{"code":0,"data":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     ],
     ids=lambda body: repr(body)[:30],
 )
-@pytest.mark.parametrize("status", [200, 302, 404, 500, 502])
+@pytest.mark.parametrize("status", [200, 302, 303, 307, 400, 401, 403, 500, 502])
 def test_what_cannot_be_read_may_have_been_sent(body: bytes | None, status: int) -> None:
     found = judge(Reply(status, body, log_id="log1"))
     assert found.verdict is RETRY
@@ -380,6 +392,28 @@ def test_what_cannot_be_read_may_have_been_sent(body: bytes | None, status: int)
     assert found.end is CallEnd.ANSWERED
     assert isinstance(found.error, BadReply)
     assert (found.error.http_status, found.error.log_id) == (status, "log1")
+
+
+PAGES = [b"", b"404 page not found", b"<html>no</html>", b'{"detail":"Not Found"}', b'{"code":"no"}', b"\xff"]
+
+
+@pytest.mark.parametrize("body", PAGES, ids=repr)
+@pytest.mark.parametrize("status", [301, 308, 404, 405, 410])
+def test_a_page_that_says_there_is_no_such_call_is_of_a_wrong_address(body: bytes, status: int) -> None:
+    found = judge(Reply(status, body, log_id="log1"), base_url="https://gate.example.com/x")
+    assert (found.verdict, found.scope, found.until) == (FATAL, Scope.DRAFT, None)
+    assert found.conclusive
+    assert found.end is CallEnd.ANSWERED
+    assert isinstance(found.error, Misconfigured)
+    assert (found.http_status, found.error.log_id) == (status, "log1")
+    for word in (str(status), "base_url", "https://gate.example.com/x"):
+        assert word in str(found.error)
+
+
+@pytest.mark.parametrize("status", [301, 404, 405])
+def test_such_a_page_that_is_cut_off_may_have_been_the_apis(status: int) -> None:
+    found = judge(Reply(status, None))
+    assert (found.verdict, found.conclusive) == (RETRY, False)
 
 
 def test_a_cut_off_429_is_the_rate_limits() -> None:

@@ -23,7 +23,9 @@ from feishu_mail_async import (
     FeishuMailClient,
     FeishuMailError,
     FrequencyLimited,
+    Misconfigured,
     NotSent,
+    OutcomeStatus,
     OutcomeUnknown,
     TransportError,
 )
@@ -118,11 +120,32 @@ async def test_redirects_are_not_followed(status: int) -> None:
         answer = http(status, b"", ("Location", f"{elsewhere.base_url}/here"))
         async with talking_to(answer) as (server, client):
             error = await one_error(client)
-            assert isinstance(error, OutcomeUnknown)
-            assert isinstance(error.__cause__, BadReply)
-            assert error.__cause__.http_status == status
+            if status in {301, 308}:  # the call is to be made there, so it was not made here
+                assert isinstance(error, Misconfigured)
+            else:
+                assert isinstance(error, OutcomeUnknown)
+                assert isinstance(error.__cause__, BadReply)
+                assert error.__cause__.http_status == status
             assert len(server.requests) == 1
         assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("status", [404, 405])
+async def test_a_wrong_address_is_told_at_once_and_to_all_that_wait(status: int) -> None:
+    page = http(status, b"<html>nginx</html>", ("Content-Type", "text/html"))
+    async with (
+        raw_server(always(page)) as server,
+        FeishuMailClient(TOKEN, base_url=f"{server.base_url}/nowhere") as client,
+    ):
+        async with client.send_drafts(f"d{number}" for number in range(100)) as outcomes:
+            found = [outcome async for outcome in outcomes]
+        assert {(type(one.error), one.status) for one in found} == {(Misconfigured, OutcomeStatus.FAILED)}
+        assert len(found) == 100
+        assert f"base_url {server.base_url}/nowhere" in str(found[0].error)
+        assert len(server.requests) <= 2
+        assert now() < 5
+        with pytest.raises(Misconfigured):
+            await anext(aiter(client.list_drafts()))
 
 
 # -- how much is read --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from feishu_mail_async.errors import (
     InvalidRequest,
     InvalidToken,
     LedgerError,
+    Misconfigured,
     NotSent,
     ScopeMissing,
 )
@@ -218,8 +219,8 @@ async def _reach(findings: _Findings, transport: Transport) -> bool:
         advice = "" if answer.lasting else "; check the network, the proxy (HTTPS_PROXY) and --base-url"
         findings.problem("host", f"it cannot be reached: {answer.reason}{advice}")
         return False
-    judgement = judge(answer)
-    if isinstance(judgement.error, BadReply):
+    judgement = judge(answer, None, transport.base_url)
+    if isinstance(judgement.error, BadReply | Misconfigured):
         findings.problem("host", f"{judgement.error}; check --base-url, and what stands between here and there")
         return False
     findings.ok("host", f"it answers ({took:.2f} s)")
@@ -292,7 +293,7 @@ async def _use(findings: _Findings, transport: Transport, token: str, mailbox: s
     if isinstance(answer, Failure):
         findings.problem("host", f"it answered, and then it did not ({answer.reason}): try again")
         return False
-    error = judge(answer, token).error
+    error = judge(answer, token, transport.base_url).error
     match error:
         case None:
             findings.ok("token", "the host takes it")
