@@ -27,6 +27,7 @@ from typing import Final, Self
 from .errors import ApiError, FeishuMailError, NotSent, RecordRefused, UnknownUser, decisive
 from .ledger.record import UNREAD, Record
 from .model import Draft, OutcomeStatus, Priority, SendResult
+from .secrecy import forget_frames
 from .sending import Call, Job, Sender, early
 from .tasks import start_task
 
@@ -430,6 +431,7 @@ class BulkRun:
         """A draft that never was a job has its outcome."""
         if cause is not None:
             error.__cause__ = cause
+        forget_frames(error)
         error = early(error, entry.draft, entry.record)
         if self._entries.pop(entry, self) is not self:
             self._sender.ended_early(entry.draft, entry.call.key.user, error)

@@ -20,6 +20,7 @@ from .ledger.memorybook import memory_book
 from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_count, check_number, check_text
 from .protocol import FEISHU, check_base_url
 from .scheduler import Scheduler, Snapshot
+from .secrecy import Hidden
 from .sending import Sender
 from .tokens import Tokens, UserTokens
 from .transport import Transport
@@ -149,7 +150,9 @@ class FeishuMailClient:
         ledger: str | Ledger | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
-        self._tokens = Tokens(tokens, lasting=ledger is not None)
+        source = Hidden(tokens)
+        del tokens
+        self._tokens = source.read(lambda given: Tokens(given, lasting=ledger is not None))
         if app is not None:
             check_text("app", app)
         self._key = check_base_url(base_url), app, _check_ledger(ledger, app)

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from .codes import OAUTH, Verdict
-from .protocol import FEISHU, LARK, Reply
+from .protocol import FEISHU, LARK, REDACTED, Reply, redact
 
 __all__ = [
     "ASSUMED_LIFETIME",
@@ -65,6 +66,8 @@ _AGAIN: Final = frozenset(
 _BY_NUMBER: Final = {row.number: row for row in OAUTH.values()}
 _SERVER_ERROR: Final = 500
 _LONGEST_TEXT: Final = 200
+_SECRET: Final = re.compile(r"(?=[A-Za-z_~+/=.-]*[0-9])[\w~+/=.-]{20,}")
+"""What looks like a token or a code, whosever it is: long, in one piece, and with a digit in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +160,8 @@ class Login:
             raise WrongState("the answer does not belong to this login: its state is another one; start again")
         if "error" in told:
             refused = told["error"] == "access_denied"
-            raise ValueError(
-                "the user refused" if refused else f"the page answered {told['error'][:_LONGEST_TEXT]}"
-            )
+            said = redact(told["error"], (told.get("code", ""), self.state, self.verifier))[:_LONGEST_TEXT]
+            raise ValueError("the user refused" if refused else f"the page answered {said}")
         if not told.get("code"):
             raise ValueError("there is no code in the answer")
         return told["code"]
@@ -187,11 +189,15 @@ def refresh_request(app_id: str, app_secret: str, refresh_token: str) -> dict[st
     }
 
 
-def read_grant(reply: Reply) -> Grant | Refusal:
+def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> Grant | Refusal:
     """Read an answer of the token endpoint.
 
     A refresh token works once, and so does a code: tokens that came are a grant, whatever else the answer says or
     fails to say, because nobody can ask for them again.
+
+    Args:
+        reply: the answer.
+        secrets: what is taken out of a refusal's text where the answer repeats it.
     """
     levels = _levels(reply.body)
     access_token = _first(levels, "access_token", _token)
@@ -210,7 +216,8 @@ def read_grant(reply: Reply) -> Grant | Refusal:
         text = f"{row.number}: {row.description}"
         return Refusal(text, row.number, again=row.name in _AGAIN, retry=row.verdict is Verdict.RETRY)
     if code:
-        return Refusal(f"{code}: {_first(levels, 'error', _text) or 'no reason given'}"[:_LONGEST_TEXT], code)
+        said = _SECRET.sub(REDACTED, redact(_first(levels, "error", _text) or "no reason given", secrets))
+        return Refusal(f"{code}: {said}"[:_LONGEST_TEXT], code)
     retry = reply.status >= _SERVER_ERROR or reply.body is None
     return Refusal(f"HTTP {reply.status}: the answer is not the token endpoint's", retry=retry)
 

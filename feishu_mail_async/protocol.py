@@ -9,12 +9,12 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 from .codes import Code, Scope, Until, Verdict, lookup, named
 from .errors import (
@@ -43,6 +43,7 @@ __all__ = [
     "lost",
     "never_left",
     "read_page",
+    "redact",
     "send_path",
 ]
 
@@ -281,6 +282,14 @@ def read_page(judgement: Judgement) -> Page:
             f"the list of drafts does not have the documented form ({error})", log_id=judgement.log_id
         ) from None
     return Page(draft_ids, next_token)
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Take secrets out of a text, also where they stand in it as in a URL; the longest first."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        for written in (secret, quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(written, REDACTED)
+    return text
 
 
 def _shown(header: str | None, token: str | None) -> str | None:

@@ -21,6 +21,7 @@ from .ledger.tokens import MemoryTokens, StoredToken, TokenStore
 from .model import check_number, check_text
 from .oauth import ASSUMED_LIFETIME, TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
 from .protocol import FEISHU, check_base_url
+from .secrecy import Hidden
 from .tasks import finish, start_task
 from .tokens import check_token
 from .transport import Failure, Transport
@@ -42,6 +43,7 @@ _LONGEST_SHARE: Final = 0.5
 _NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
 _NO_ACCESS_TOKEN: Final = Refusal("the token endpoint's answer holds no access token that can be used")
 _NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
+_SECRETS: Final = ("client_secret", "code", "code_verifier", "refresh_token")
 _ADVICE: Final = "feishu-mail-async login, or your own way to log in"
 
 
@@ -110,8 +112,10 @@ class RefreshingTokens:
         session: aiohttp.ClientSession | None = None,
         clock: Callable[[], float] = wall_clock,
     ) -> None:
+        secret = Hidden(app_secret)
+        del app_secret
         self._app_id = check_text("app_id", app_id)
-        self._app_secret = None if app_secret is None else check_text("app_secret", app_secret)
+        self._app_secret = secret.read(lambda given: None if given is None else check_text("app_secret", given))
         check_number("margin", margin, lambda value: value >= 0, "seconds, 0 or more")
         self._margin = margin
         self._clock = clock
@@ -144,7 +148,9 @@ class RefreshingTokens:
 
     async def refused(self, user: str | None, token: str) -> None:
         """The server refused this token: it is not handed out again."""
-        self._refused[await self._resolve(user)] = token
+        refused = Hidden(token)
+        del token
+        self._refused[await self._resolve(user)] = refused.value
 
     async def log_in(self, user: str, code: str, login: Login) -> StoredToken:
         """Turn the authorization code of a login into tokens, and keep them.
@@ -158,11 +164,13 @@ class RefreshingTokens:
             NotSent: the token endpoint refuses; the message says why.
             LedgerError: the store cannot be used.
         """
+        given = Hidden(code)
+        del code
         check_text("user", user)
         if self._app_secret is None:
             raise ValueError("app_secret: nobody can log in without it")
         began = self._clock()
-        granted = await self._ask(code_request(self._app_id, self._app_secret, code, login))
+        granted = await self._ask(Hidden(code_request(self._app_id, self._app_secret, given.value, login)))
         if isinstance(granted, Refusal):
             raise NotSent(f"the login failed: {granted.text}")
         token = _stored(granted, began, None)
@@ -251,7 +259,7 @@ class RefreshingTokens:
             kept = await self._load(name)
             if self._good(name, kept) or kept.refresh_token is None or self._app_secret is None:
                 return None
-            request = refresh_request(self._app_id, self._app_secret, kept.refresh_token)
+            request = Hidden(refresh_request(self._app_id, self._app_secret, kept.refresh_token))
             began = self._clock()
             granted = await self._ask(request)
             if isinstance(granted, Refusal):
@@ -327,7 +335,7 @@ class RefreshingTokens:
 
     # -- the token endpoint ----------------------------------------------------------------------------
 
-    async def _ask(self, request: dict[str, str]) -> Grant | Refusal:
+    async def _ask(self, request: Hidden[dict[str, str]]) -> Grant | Refusal:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Passing),
             wait=wait_random_exponential(multiplier=0.5, max=5.0),
@@ -340,14 +348,15 @@ class RefreshingTokens:
             return passing.refusal
         return granted
 
-    async def _ask_once(self, request: dict[str, str]) -> Grant | Refusal:
-        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request)
+    async def _ask_once(self, request: Hidden[dict[str, str]]) -> Grant | Refusal:
+        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request.value)
         if isinstance(answer, Failure):
             refusal = Refusal(f"the token endpoint did not answer: {answer.reason}", retry=not answer.lasting)
             if answer.lasting:
                 return refusal
             raise _Passing(refusal)
-        granted = read_grant(answer)
+        secrets = (request.value.get(name, "") for name in _SECRETS)
+        granted = read_grant(answer, secrets)
         if isinstance(granted, Refusal) and granted.retry:
             raise _Passing(granted)
         return granted

@@ -44,6 +44,7 @@ from .model import Draft, Priority, RetryPolicy, SendResult
 from .protocol import CallEnd, Judgement, Page, Reply, judge, list_path, lost, never_left, read_page, send_path
 from .retry import Again, PolicyDelays, Tries, retrying
 from .scheduler import Scheduler
+from .secrecy import forget_frames, note_frames
 from .tasks import start_task
 from .tokens import Tokens
 from .transport import Failure, Transport
@@ -269,9 +270,13 @@ class Sender:
                 self.tokens.current(call.user)
             else:
                 await self.tokens.ready(call.user)
+            self.reopen_for(call)
         except NotSent as error:
-            raise type(error)(str(error), draft=call.draft) from error.__cause__
-        self.reopen_for(call)
+            failed = type(error)(str(error), draft=call.draft)
+            failed.__cause__ = error.__cause__
+        else:
+            return
+        raise forget_frames(failed)
 
     def reopen_for(self, call: Call) -> None:
         """Reopen the call's user if it was closed because of another token than there is now."""
@@ -569,6 +574,7 @@ class Job:
             self._end(self._stopped())
         except Exception as error:
             # A mistake of ours must not leave the caller waiting, nor claim that nothing was sent.
+            note_frames(error)
             unknown = OutcomeUnknown(f"an internal error: {type(error).__name__}", draft=self.call.draft)
             unknown.__cause__ = error
             self._end(unknown)
@@ -802,7 +808,7 @@ class Job:
 
     def _end(self, error: FeishuMailError | None) -> None:
         self._ask = None
-        self.error = error
+        self.error = None if error is None else forget_frames(error)
         self._waited_enough()
         if (
             error is not None

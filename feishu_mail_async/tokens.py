@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .model import check_text
+from .secrecy import Hidden, forget_frames
 from .tasks import being_cancelled, start_task
 
 __all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
@@ -104,7 +105,7 @@ class Tokens:
         self._unnamed = _UNNAMED
         self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been looked at
         self._cache: dict[str | None, tuple[str, float]] = {}
-        self._fetching: dict[str | None, asyncio.Task[str]] = {}
+        self._fetching: dict[str | None, asyncio.Task[Hidden[str]]] = {}
         if isinstance(source, str):
             self._fixed = {None: check_token(source, _label(None))}
             digest = hashlib.blake2b(source.encode(), key=_SALT, digest_size=4).hexdigest()
@@ -234,20 +235,29 @@ class Tokens:
             return None
         return token
 
-    def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[str]:
-        task = start_task(fetch, "feishu-mail-token")
+    def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[Hidden[str]]:
+        task = start_task(self._hidden(fetch), "feishu-mail-token")
         self._fetching[user] = task
         task.add_done_callback(lambda done: self._fetched(user, done))
         return task
 
     @staticmethod
-    async def _shared(task: asyncio.Task[str]) -> str:
+    async def _hidden(fetch: Coroutine[None, None, str]) -> Hidden[str]:
+        """Fetch a token; asyncio shows a task's result, and an error its frames."""
+        try:
+            return Hidden(await fetch)
+        except NotSent as error:
+            failed = forget_frames(error)
+        raise failed
+
+    @staticmethod
+    async def _shared(task: asyncio.Task[Hidden[str]]) -> str:
         """Wait for a fetch that others may wait for too: one of them giving up must not break it off.
 
         A renewal that is broken off between the server's answer and its being kept may lose the login.
         """
         try:
-            return await asyncio.shield(task)
+            return (await asyncio.shield(task)).value
         except asyncio.CancelledError:
             if being_cancelled():
                 raise
@@ -280,7 +290,7 @@ class Tokens:
             self.on_change(self.key(user))
         return token
 
-    def _fetched(self, user: str | None, task: asyncio.Task[str]) -> None:
+    def _fetched(self, user: str | None, task: asyncio.Task[Hidden[str]]) -> None:
         del self._fetching[user]
         if not task.cancelled():
             task.exception()  # looked at, in case nobody waits for it any more

@@ -7,11 +7,12 @@ Whatever happens on the wire comes back as a value: a `Reply`, or a `CallEnd` wi
 aiohttp's exceptions, some of which hold the request's headers and so the token, inside this room.
 """
 
+import asyncio
 import math
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from errno import errorcode
 from http import HTTPStatus
@@ -22,7 +23,8 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from .protocol import LONGEST_REPLY, REDACTED, CallEnd, Reply, is_loopback
+from .protocol import LONGEST_REPLY, CallEnd, Reply, is_loopback, redact
+from .secrecy import Hidden
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
@@ -110,13 +112,25 @@ class Transport:
             token: the user_access_token; it goes into the request's header and nowhere else. None: no header.
             body: goes into the request as JSON, and nowhere else.
         """
-        session = self._session or self._open()
+        secrets = Hidden((token, body))
+        del token, body
+        try:
+            return await self._exchange(method, path, secrets)
+        except asyncio.CancelledError as error:
+            cancelled = asyncio.CancelledError(*error.args)
+        raise cancelled  # without the frames in which the request stands
+
+    async def _exchange(
+        self, method: str, path: str, secrets: Hidden[tuple[str | None, Mapping[str, str] | None]]
+    ) -> Reply | Failure:
+        token, body = secrets.value
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
         bearer = f"Bearer {token}" if token else None
         if bearer and not self._late_header:
             headers["Authorization"] = bearer
         only = _OnlyRequest(bearer if self._late_header else None)
         try:
+            session = self._session or self._open()
             # The caller's session may have settings of its own; these are the ones that would turn an answer
             # into an exception, make several calls of one, or carry the token to another host.
             async with session.request(
@@ -134,9 +148,11 @@ class Transport:
             ) as response:
                 return await _read(response)
         except Exception as error:  # noqa: BLE001 - a caller's trace hook may raise anything, after the call
+            reason = _reason(error, _secrets_in(token, body))
             if not only.left or isinstance(error, _BEFORE_THE_REQUEST):
-                return Failure(CallEnd.NEVER_LEFT, _reason(error, token), _lasts(error))
-            reason = self._reason_timeout if isinstance(error, TimeoutError) else _reason(error, token)
+                return Failure(CallEnd.NEVER_LEFT, reason, _lasts(error))
+            if isinstance(error, TimeoutError):
+                reason = self._reason_timeout
             return Failure(CallEnd.LOST, reason)
 
     @property
@@ -282,13 +298,17 @@ def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
     return response.headers.get(name) or None
 
 
-def _reason(error: Exception, token: str | None) -> str:
+def _secrets_in(token: str | None, body: Mapping[str, str] | None) -> list[str]:
+    return [token or "", *(body or {}).values()]
+
+
+def _reason(error: Exception, secrets: Iterable[str]) -> str:
     """What an exception says, without what it holds: some of aiohttp's hold the request's headers."""
     try:
         text = _described(error)
     except Exception:  # noqa: BLE001 - an exception made by hand may lack what its class promises
         text = type(error).__name__
-    return (text.replace(token, REDACTED) if token else text)[:300]
+    return redact(text, secrets)[:300]
 
 
 def _described(error: Exception) -> str:

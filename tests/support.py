@@ -6,7 +6,7 @@ import pickle
 import re
 import ssl
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -181,6 +181,26 @@ def sides(error: BaseException) -> Iterator[tuple[str, str]]:
 def holds(error: BaseException, secret: str) -> list[str]:
     """Where in an exception and in all that hangs on it a secret stands."""
     return [side for side, text in sides(error) if secret in text]
+
+
+def frames_holding(error: BaseException, secrets: Iterable[str]) -> list[str]:
+    """List the variables in the frames of an exception, and of all that hangs on it, that show a secret.
+
+    As a tool shows them that prints the values of variables. The frames of the tests are left out: they know them.
+    """
+    found, wanted = [], [secret for secret in secrets if secret]
+    for one in chain(error):
+        for frame, line in traceback.walk_tb(one.__traceback__):
+            if frame.f_code.co_filename.startswith(f"{Path(__file__).parent}/"):
+                continue
+            for name, value in frame.f_locals.items():
+                try:
+                    shown = repr(value)
+                except Exception:  # noqa: BLE001 - of something that is only half made
+                    continue
+                if any(secret in shown for secret in wanted):
+                    found.append(f"{frame.f_code.co_filename}:{line}: {name} of {frame.f_code.co_name}")
+    return found
 
 
 def begins_with(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from feishu_mail_async.oauth import Login, WrongState
+from feishu_mail_async.secrecy import Hidden
 
 __all__ = ["Answer", "Callback"]
 
@@ -37,7 +38,7 @@ class Answer:
 
     def __init__(self, login: Login) -> None:
         self._login = login
-        self._code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._code: asyncio.Future[Hidden[str]] = asyncio.get_running_loop().create_future()
 
     @property
     def taken(self) -> bool:
@@ -50,7 +51,7 @@ class Answer:
         Raises:
             ValueError: the user refused, or there was none in it.
         """
-        return await self._code
+        return (await self._code).value
 
     def take(self, address: str) -> bool:
         """Take the address that the browser was sent back to; whether the user agreed.
@@ -66,7 +67,7 @@ class Answer:
             self._code.set_exception(error)
             self._code.exception()  # looked at, in case nobody waits for it any more
             return False
-        self._code.set_result(code)
+        self._code.set_result(Hidden(code))
         return True
 
     def take_typed(self, text: str) -> None:
@@ -79,7 +80,7 @@ class Answer:
             self.take(text)
         elif text.isascii() and text.isprintable() and " " not in text and len(text) <= _LONGEST_CODE:
             # Without a state: but it was typed here, and is worth nothing without this login's verifier.
-            self._code.set_result(text)
+            self._code.set_result(Hidden(text))
         else:
             raise ValueError("this is neither a code nor the address that the browser ended at")
 

@@ -180,7 +180,8 @@ async def _look_at_ledger(findings: _Findings, home: Ledger, account: Account | 
     except LedgerError as error:
         findings.problem("ledger", f"{str(error).removeprefix('ledger: ')}; or give another one with --ledger")
         return
-    findings.ok("ledger", f"it can be used: {getattr(home, 'where', '')}")
+    caution = getattr(home, "caution", "")
+    findings.ok("ledger", f"it can be used: {getattr(home, 'where', '')}{'; ' if caution else ''}{caution}")
     if account is None:
         return
     if overview is None:

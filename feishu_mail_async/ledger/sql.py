@@ -13,6 +13,7 @@ import os
 import shlex
 import socket
 import stat
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -26,6 +27,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
+from feishu_mail_async.protocol import is_loopback
 
 from . import schema
 from .clock import HostClock, Reading
@@ -44,6 +46,13 @@ _log: Final = logging.getLogger("feishu_mail_async.ledger")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_LOST: Final = 1.0
 """Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
+_IN_CLEAR: Final = (
+    "tokens cross the network to it, and nothing makes it encrypt them: add ?sslmode=verify-full to its URL, or "
+    "sslmode=require if its certificate cannot be checked (sslmode=disable if this network is safe without)"
+)
+_DECIDED: Final = frozenset({"disable", "require", "verify-ca", "verify-full"})
+_cautioned: Final[set[str]] = set()
+"""The ledgers of which it was said: once in a process is enough."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
 """Of the advisory lock under which one process makes the tables."""
 _PRAGMAS: Final = (
@@ -99,6 +108,17 @@ class SqlLedger:
             return self._url.database or ""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
+    @property
+    def caution(self) -> str:
+        """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
+        query = self._url.query
+        if self._sqlite or "service" in query:
+            return ""
+        sslmode = query.get("sslmode") or os.environ.get("PGSSLMODE")
+        hosts = query.get("hostaddr") or query.get("host") or self._url.host or os.environ.get("PGHOST") or ""
+        listed = ",".join([hosts] if isinstance(hosts, str) else hosts).split(",")
+        return "" if sslmode in _DECIDED or all(map(_is_here, listed)) else _IN_CLEAR
+
     def book(self, base_url: str, app: str, limit: RateLimit) -> SqlBook:
         """The book of one app. Nothing is opened before it is used."""
         book = SqlBook(self, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
@@ -107,6 +127,9 @@ class SqlLedger:
 
     def tokens(self, base_url: str, app: str) -> SqlTokens:
         """The tokens of one app's users."""
+        if self.caution and self.where not in _cautioned:
+            _cautioned.add(self.where)
+            _log.warning("ledger: %s: %s", self.where, self.caution)
         return SqlTokens(self, base_url, app)
 
     async def apps(self) -> list[tuple[str, str]]:
@@ -218,7 +241,8 @@ class SqlLedger:
         except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
             failed_for_good = told(self.where, error)
             if not isinstance(error, TROUBLE) and not isinstance(failed_for_good, RecordRefused):
-                _log.error("%s", failed_for_good, exc_info=error)
+                # As text: a log's handler may show the values that stand in the frames.
+                _log.error("%s\n%s", failed_for_good, "".join(traceback.format_exception(error)))
         if failed_for_good is not None:
             # Not from within the handler: what went wrong would be its context, with all it knows.
             raise failed_for_good
@@ -344,6 +368,12 @@ class SqlLedger:
                 f"ledger: {self.where}: a newer version of this program made it (schema {version}, and this one "
                 f"knows {schema.VERSION}): upgrade with pip install -U feishu-mail-async"
             )
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether a PostgreSQL host, with or without a port, is a socket's directory or this machine."""
+    name = host.rpartition(":")[0].strip("[]")
+    return not host or host.startswith(("/", "@")) or is_loopback(host) or is_loopback(name)
 
 
 def _give_up(context: sa.engine.ExceptionContext) -> None:

@@ -79,28 +79,20 @@ class SqlTokens:
 
     async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
         """See `TokenStore`."""
-        values = {
-            "access_token": token.access_token,
-            "expires": token.expires,
-            "lifetime": token.lifetime,
-            "refresh_token": token.refresh_token,
-            "refresh_expires": token.refresh_expires,
-            "scope": storable(token.scope),
-            **_NO_LEASE,
-        }
 
         async def write(connection: AsyncConnection) -> bool:
             row = await self._row(connection, user)
             if row is None and lease is None:
                 app_id = await self._app_id(connection)
-                await connection.execute(sa.insert(_TABLE).values(app_id=app_id, user_key=user, **values))
+                row_of = {"app_id": app_id, "user_key": user, **_values(token)}
+                await connection.execute(sa.insert(_TABLE).values(row_of))
                 return True
             if row is None:
                 return False  # logged out meanwhile
             if lease is not None and row.lease != lease:
                 # Either it has lapsed, and somebody else has refreshed; or this is done for the second time.
                 return (row.access_token, row.refresh_token) == (token.access_token, token.refresh_token)
-            await self._update(connection, user, values)
+            await self._update(connection, user, _values(token))
             return True
 
         return await self._ledger.transact(write)
@@ -138,3 +130,16 @@ class SqlTokens:
     async def _update(self, connection: AsyncConnection, user: str, values: dict[str, Any]) -> None:
         mine = await self._mine(connection)
         await connection.execute(sa.update(_TABLE).where(mine, _TABLE.c.user_key == user).values(values))
+
+
+def _values(token: StoredToken) -> dict[str, Any]:
+    """Lay tokens out as a row, which ends the lease."""
+    return {
+        "access_token": token.access_token,
+        "expires": token.expires,
+        "lifetime": token.lifetime,
+        "refresh_token": token.refresh_token,
+        "refresh_expires": token.refresh_expires,
+        "scope": storable(token.scope),
+        **_NO_LEASE,
+    }
