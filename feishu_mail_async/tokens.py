@@ -2,11 +2,12 @@
 
 import asyncio
 import hashlib
+import inspect
 import itertools
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
@@ -16,11 +17,20 @@ from .tasks import being_cancelled, start_task
 
 __all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
 
+T = TypeVar("T")
+
 _LONGEST: Final = 4096
 _FRESH: Final = 60.0
 _USERS_KEPT: Final = 10_000
 _SALT: Final = secrets.token_bytes(16)
 _UNNAMED: Final = "(unnamed)"
+_OTHER_KINDS: Final = {
+    "t-": "a tenant_access_token",
+    "a-": "an app_access_token",
+    "ur-": "a refresh token",
+    "cli_": "an app's id",
+}
+"""What else begins like this, and is easily taken for a user_access_token (`u-`, or a JWT)."""
 
 
 @runtime_checkable
@@ -51,7 +61,35 @@ def check_token(token: object, whose: str) -> str:
         raise ValueError(f"{name} begins with 'Bearer'; give the token alone")
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise ValueError(f"{name} holds spaces or characters that no token has; give it as it was issued")
+    kind = next((kind for start, kind in _OTHER_KINDS.items() if token.startswith(start)), None)
+    if kind is not None:
+        raise ValueError(f"{name} is {kind}; give a user_access_token, which a user's login brings")
     return token
+
+
+class _NotAsync(TypeError):
+    """A source gave something at once that has to be awaited."""
+
+
+def _to_await(result: Awaitable[T], name: str) -> Awaitable[T]:
+    """Return what a source returned if it can be awaited: of a lambda that is not known before."""
+    if inspect.isawaitable(result):
+        return result
+    raise _NotAsync(f"{name} returned {type(result).__name__}, which cannot be awaited; give an async callable")
+
+
+def _check_takes_user(source: Callable[..., object], name: str) -> None:
+    """Raise TypeError for a callable that cannot be called with the user, or never returns what can be awaited."""
+    if inspect.isgeneratorfunction(source) or inspect.isasyncgenfunction(source):
+        raise TypeError(f"tokens: {name} is a generator; give an async callable that returns a token")
+    try:
+        signature = inspect.signature(source)
+    except (TypeError, ValueError):
+        return  # nothing is known of it
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise TypeError(f"tokens: {name} must take the user, and nothing else: async def token(user)") from None
 
 
 _numbers: Final = itertools.count(1)
@@ -106,6 +144,9 @@ class Tokens:
         self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been looked at
         self._cache: dict[str | None, tuple[str, float]] = {}
         self._fetching: dict[str | None, asyncio.Task[Hidden[str]]] = {}
+        self._name = "the callable"
+        if isinstance(source, type):
+            raise TypeError(f"tokens: give an instance of {source.__name__}, not the class itself")
         if isinstance(source, str):
             self._fixed = {None: check_token(source, _label(None))}
             digest = hashlib.blake2b(source.encode(), key=_SALT, digest_size=4).hexdigest()
@@ -117,10 +158,12 @@ class Tokens:
                 check_token(token, _label(check_text("tokens: a user's name", user)))
             self._fixed = source  # type: ignore[assignment]  # str keys serve where str | None may be asked
         elif isinstance(source, TokenSource):
-            self._fetch, self._refused = source.token, source.refused
+            self._fetch, self._refused, self._name = source.token, source.refused, "token"
+            _check_takes_user(self._fetch, self._name)
             self._unnamed = f"(token source {_number(source)})"
         elif callable(source):
             self._fetch = source
+            _check_takes_user(source, self._name)
             self._unnamed = f"(token source {_number(source)})"
         else:
             raise TypeError(
@@ -266,14 +309,14 @@ class Tokens:
     async def _replace(self, user: str | None, refused: str, fetch: Callable[[str | None], Awaitable[str]]) -> str:
         if self._refused is not None:
             try:
-                await self._refused(user, refused)
+                await _to_await(self._refused(user, refused), "refused")
             except Exception as error:
                 raise self._failed(user, error) from error
         return await self._ask(user, fetch)
 
     async def _ask(self, user: str | None, fetch: Callable[[str | None], Awaitable[str]]) -> str:
         try:
-            token = await fetch(user)
+            token = await _to_await(fetch(user), self._name)
         except LoginRequired:
             raise
         except asyncio.CancelledError as error:
@@ -298,7 +341,8 @@ class Tokens:
     @staticmethod
     def _failed(user: str | None, error: BaseException) -> NotSent:
         # What the source says of its failure may quote a token: it is the cause, and not repeated.
-        return NotSent(f"tokens: there is none for {_label(user)} ({type(error).__name__})")
+        said = error if isinstance(error, _NotAsync) else type(error).__name__
+        return NotSent(f"tokens: there is none for {_label(user)} ({said})")
 
     async def close(self) -> None:
         """End what is still being fetched."""

@@ -31,7 +31,7 @@ JWT = "eyJhbGciOiJFUzI1NiJ9." + "x" * 2000 + ".sig-_"
 # -- what can be a token -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("token", [TOKEN, JWT, "t-1", "x", "x" * 4096, "a+/=~"])
+@pytest.mark.parametrize("token", [TOKEN, JWT, "x", "x" * 4096, "a+/=~"])
 def test_tokens_that_are_taken(token: str) -> None:
     FeishuMailClient(token)
     FeishuMailClient({"alice": token})

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
+from feishu_mail_async.tokens import Tokens
 
 from .logins import LoginClient, Logins, find_logins
 from .options import DEFAULT_RATE, read_base_url, read_rate
@@ -28,6 +29,13 @@ UNNAMED: Final = "(unnamed)"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_READ: Final = 16 * 1024 * 1024
 _MOST_NAMED: Final = 10
+_MARKS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_WANTED: Final = 'give one token, or JSON such as {"alice": "u-…", "bob": "u-…"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class Account:
             attempt_timeout: seconds for one call.
 
         Raises:
-            CannotStart: what was found is no token.
+            CannotStart: it cannot be made here and now; the sentence names what is wrong.
         """
         settings: dict[str, Any] = {
             "app": self.app if ledger is None else self.budget,
@@ -86,14 +94,14 @@ class Account:
             "attempt_timeout": attempt_timeout,
             "ledger": ledger,
         }
-        if self.logins is not None:
-            return LoginClient(self.logins, **settings)
         named = {user: token for user, token in self.tokens.items() if user is not None}
         try:
+            if self.logins is not None:
+                return LoginClient(self.logins, **settings)
             return FeishuMailClient(self.tokens.get(None) or named, **settings)
         except ValueError as error:
-            # Everything else was looked at before; what is said of a token never quotes it.
-            raise CannotStart(f"{self.source}: {str(error).removeprefix('tokens: ')}") from None
+            # What a user has given was looked at before; left is what stands in the environment, by its name.
+            raise CannotStart(str(error)) from None
 
     def user_of(self, named: str | None) -> str | None:
         """The user that a draft is sent for, of which the input says this.
@@ -158,6 +166,7 @@ def read_account(
         return _logged_in(find_logins(ledger, host, app), host, app, user, limit)
     for token in tokens.values():
         hide(token)
+    _check_tokens(tokens, source)
     if None in tokens:
         tokens = {user: tokens[None]}
     elif user is None and len(tokens) == 1:
@@ -165,6 +174,14 @@ def read_account(
     elif user not in {None, *tokens}:
         raise WrongUsage("--user", f"there is no token for {user!r} in {source}")
     return Account(host, app, user, limit, tokens, source)
+
+
+def _check_tokens(tokens: Mapping[str | None, str], source: str) -> None:
+    try:
+        Tokens(tokens.get(None) or {user: token for user, token in tokens.items() if user is not None})
+    except ValueError as error:
+        # What is said of a token never quotes it.
+        raise CannotStart(f"{source}: {str(error).removeprefix('tokens: ')}") from None
 
 
 def _check_names(*options: tuple[str, str | None]) -> None:
@@ -215,37 +232,55 @@ def _read_tokens(path: str) -> dict[str | None, str]:
         raise CannotStart(f"{name}: {reason(error)}") from None
     finally:
         os.close(handle)
-    read = content if _is_json(content) else content.partition(b"\n")[0]
+    return _find_tokens(content, name)
+
+
+def _find_tokens(content: bytes, name: str) -> dict[str | None, str]:
+    """Find the tokens in a file's content: JSON, or one token in its first line; the rest may be anything."""
+    encoding = _marked_encoding(content) or "utf-8-sig"
+    whole = _is_json(content) or encoding != "utf-8-sig"
     try:
-        text = read.decode("utf-8-sig")
+        text = (content if whole else content.partition(b"\n")[0]).decode(encoding).strip()
     except UnicodeDecodeError:
         raise CannotStart(f"{name}: its first line is no text; put the user_access_token there") from None
-    if _is_json(content):
+    if "\0" in text:
+        raise CannotStart(f"{name}: it is in UTF-16; save it as UTF-8")
+    if text.startswith("{"):
         return _parse_tokens(text, name)
-    if not text.strip():
+    if text.startswith(("[", '"', "'")):
+        raise CannotStart(f"{name}: it is JSON of another shape; {_WANTED}")
+    token = text.partition("\n")[0].strip()
+    if not token:
         raise CannotStart(f"{name}: its first line is empty; put the user_access_token there")
-    return {None: text.strip()}
+    return {None: token}
 
 
 def _is_json(content: bytes) -> bool:
     return content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
+def _marked_encoding(content: bytes) -> str | None:
+    """Name the encoding that a byte order mark tells of, other than UTF-8's."""
+    return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
+
+
 def _is_unfinished(content: bytes) -> bool:
-    """Whether more is to be read: of a token its line, of JSON everything."""
-    return len(content) < _MOST_READ and (_is_json(content) or b"\n" not in content)
+    """Whether more is to be read: of a token its line, of JSON and of what is no UTF-8 everything."""
+    whole = _is_json(content) or _marked_encoding(content) is not None
+    return len(content) < _MOST_READ and (whole or b"\n" not in content)
 
 
 def _parse_tokens(text: str, name: str) -> dict[str | None, str]:
     """The tokens of a JSON object of users; what is said of it quotes none of them."""
-    wanted = 'give one token, or JSON such as {"alice": "u-…", "bob": "u-…"}'
     try:
         pairs = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
         where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise CannotStart(f"{name}: it is no readable JSON{where}; {wanted}") from None
+        raise CannotStart(f"{name}: it is no readable JSON{where}; {_WANTED}") from None
     if not pairs:
-        raise CannotStart(f"{name}: it names no user; {wanted}")
+        raise CannotStart(f"{name}: it names no user; {_WANTED}")
+    if any(user == "access_token" for user, _ in pairs):
+        raise CannotStart(f"{name}: it is a login's answer, with an access_token in it; {_WANTED}")
     tokens: dict[str | None, str] = {}
     for user, token in pairs:
         try:
@@ -253,7 +288,7 @@ def _parse_tokens(text: str, name: str) -> dict[str | None, str]:
         except ValueError as error:
             raise CannotStart(f"{name}: {error}") from None
         if not isinstance(token, str):
-            raise CannotStart(f"{name}: what stands there for {user!r} is no text; {wanted}")
+            raise CannotStart(f"{name}: what stands there for {user!r} is no text; {_WANTED}")
         if user in tokens:
             raise CannotStart(f"{name}: it names {user!r} twice; keep one of the two")
         tokens[user] = token.strip()

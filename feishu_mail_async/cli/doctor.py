@@ -135,7 +135,6 @@ def doctor(
         account = read_account(
             user=user, app=app, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
         ).only()
-        account.client()
     except CannotStart as error:
         account = None
         findings.problem("login", error)
@@ -159,7 +158,13 @@ async def _examine(
     try:
         if home is not None:
             await _look_at_ledger(findings, home, account, mailbox)
-        transport = Transport(host, _TIMEOUT, None)
+        try:
+            transport = Transport(host, _TIMEOUT, None)
+        except ValueError as error:  # the environment's proxy
+            findings.problem("host", error)
+            if account is not None and account.logins is None:
+                _look_at_given(findings, account)
+            return
         try:
             if await _reach(findings, transport) and account is not None:
                 await _try_token(findings, transport, account, mailbox, home)
@@ -247,6 +252,11 @@ def _compare_clocks(findings: _Findings, answer: Reply, now: float) -> None:
     )
 
 
+def _look_at_given(findings: _Findings, account: Account) -> None:
+    findings.ok("login", f"none is needed: {account.source}")
+    findings.unknown("scopes", "they are known of logins only")
+
+
 # -- the token -------------------------------------------------------------------------------------------
 
 
@@ -255,8 +265,7 @@ async def _try_token(
 ) -> None:
     logins = account.logins
     if logins is None:
-        findings.ok("login", f"none is needed: {account.source}")
-        findings.unknown("scopes", "they are known of logins only")
+        _look_at_given(findings, account)
         await _use(findings, transport, account.tokens[account.user], mailbox)
         return
     assert account.user is not None

@@ -207,7 +207,11 @@ def _ask_whether(question: str) -> bool:
 
 async def _log_in(app: _App, user: str, ledger: str, *, port: int, patience: float, browse: bool) -> _Done:
     home = open_ledger(ledger)
-    tokens = RefreshingTokens(app.app_id, app.secret, home.tokens(app.base_url, app.app_id), base_url=app.base_url)
+    store = home.tokens(app.base_url, app.app_id)
+    try:
+        tokens = RefreshingTokens(app.app_id, app.secret, store, base_url=app.base_url)
+    except ValueError as error:  # the environment's proxy: all else was looked at before
+        raise CannotStart(str(error)) from None
     callback = Callback(port, _note)
     try:
         users = await tokens.store.users()  # a ledger that cannot be used is told before anybody agrees
