@@ -12,6 +12,7 @@ import psycopg
 from procrastinate.schema import SchemaManager
 from psycopg.types.json import Jsonb
 
+from feishu_mail_async.ledger.failures import remedy
 from feishu_mail_async.model import Draft
 
 __all__ = [
@@ -47,6 +48,8 @@ CONNECTION: Final[dict[str, Any]] = {
     "keepalives_count": 2,
     "tcp_user_timeout": _SILENT * 1000,
     "application_name": "feishu-mail-async",
+    # Behind a pooler in transaction mode the next statement may have another session.
+    "prepare_threshold": None,
 }
 
 
@@ -147,7 +150,7 @@ async def _connected(database: str) -> AsyncIterator[psycopg.AsyncConnection[Any
     except psycopg.Error as error:
         # Of a URL that cannot be read psycopg quotes parts, and the password may be among them.
         unread = isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None
-        why = "its URL cannot be read" if unread else said(error)
+        why = "its URL cannot be read" if unread else f"{said(error)}: {remedy(error)}"
         raise QueueTrouble(f"the database cannot be used: {why}") from None
 
 

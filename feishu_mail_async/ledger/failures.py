@@ -1,12 +1,13 @@
 """Failures of a ledger's database: which may pass, which connections they leave behind, what to tell the person.
 
 Whatever is not known to last may pass: it is tried again, on a new connection. There are two kinds that last.
-What is wrong with a statement, with the tables or with the file is final. Who is not let in is told so at once by
-a database that is used for the first time; one that has let him in before is being changed, and that may pass.
+What is wrong with a statement, with the tables, the file or the URL is final. Who is not let in is told so at once
+by a database that is used for the first time; one that has let him in before is being changed, and that may pass.
 """
 
 import errno
 import re
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
@@ -14,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from feishu_mail_async.errors import LedgerError, RecordRefused
 
-__all__ = ["TROUBLE", "busy", "passes", "reason", "stale", "told"]
+__all__ = ["TROUBLE", "busy", "passes", "reason", "remedy", "stale", "told", "words"]
 
 TROUBLE: Final = (DBAPIError, PoolTimeoutError, OSError)
 """What a database's failure is raised as; TimeoutError is an OSError."""
@@ -36,10 +37,12 @@ _SQLITE_PASSING: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM", "SQLITE
 _SQLITE_STALE: Final = ("SQLITE_READONLY", "SQLITE_IOERR")
 """Names that a connection repeats though the file has long been writable, or another one."""
 _LOCKS: Final = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
+_LOCKED: Final = "another program keeps it locked: end that, then run it again"
 
-_RIGHTS: Final = "the user may not use the tables, or they are not what they should be: check its rights"
 _AWAY: Final = "the database does not answer: check that it runs and can be reached, then run it again"
-_SQLSTATES: Final = {
+_RIGHTS: Final = "the user may not use the tables, or they are not what they should be: check its rights"
+_DAMAGED: Final = "the database is damaged: restore it"
+_STATES: Final = {
     "08": _AWAY,
     "25006": "the database can only be read: give the address of the one that is written to",
     "28": "the database does not let this user in: check the name and the password",
@@ -49,27 +52,43 @@ _SQLSTATES: Final = {
     "53100": "the database's disk is full: free some space, then run it again",
     "53300": "the database has no connection left: raise its max_connections, or end other programs",
     "57P": _AWAY,
-    "XX001": "the database is damaged: restore it",
-    "XX002": "the database is damaged: restore it",
+    "XX001": _DAMAGED,
+    "XX002": _DAMAGED,
+    "SSL": "the server takes no SSL, and the URL asks for it: switch it on there, or give another sslmode if the "
+    "way to it is safe without",
+    "TLS": "the way to the server cannot be made secure: check sslmode and sslrootcert in the URL, and the "
+    "certificate of the server",
+    "POOLER": "the pooler takes no such setting: leave it out of the URL, or name it in the pooler's "
+    "ignore_startup_parameters",
+    "URL": "a setting in the URL is refused: correct it, or leave it out",
 }
-_DENIED: Final = ("28", "3D", "42501")
-"""States that say who may do what."""
-_FINAL: Final = ("0A", "21", "22", "23", "3F", "42", "44", "54", "P0", "XX001", "XX002")
-"""States of what is wrong with a statement, its values, or the tables."""
+_DENIED: Final = ("28", "3D", "42501", "SSL", "TLS")
+"""States that say who may do what, and how."""
+_FINAL: Final = ("0A", "21", "22", "23", "3F", "42", "44", "54", "P0", "XX001", "XX002", "POOLER", "URL")
+"""States of what is wrong with a statement, its values, the tables, or the URL."""
+_QUOTING: Final = ("22", "23")
+"""States whose words repeat values."""
 _CONTENDED: Final = ("40", "55")
 """States of transactions that were in each other's way, on connections that are as good as before."""
+_NO_STATE: Final = frozenset({None, "08P01"})
+"""What libpq gives while a connection comes about, and what poolers give for anything."""
 _SAID: Final = {
-    'database ".*" does not exist': "3D",
-    'role ".*" (does not exist|is not permitted to log in)': "28",
-    "authentication failed|no password supplied|pg_hba.conf": "28",
+    'database ".*" (does not exist|不存在)|数据库 ".*" 不存在|no such database': "3D",
+    'role ".*" (does not exist|is not permitted to log in)|角色 ".*" 不存在|no such user': "28",
+    "auth(entication)? failed|认证失败|no password supplied|pg_hba.conf": "28",
+    "server does not support SSL": "SSL",
+    "certificate|private key|SSL error: .*(alert|verify|wrong version|unsupported protocol)": "TLS",
+    "unsupported startup parameter": "POOLER",
+    "unrecognized configuration parameter|invalid (port number|value for parameter|.* value:)": "URL",
+    "too many (clients|connections)|remaining connection slots|no more connections allowed": "53300",
     "session is read-only|server is in hot standby mode": "25006",
 }
-"""What a server says that lets nobody in: psycopg gives that no state of its own."""
+"""States for what is said then."""
 _REFUSED_BY_DRIVER: Final = frozenset({"DataError", "IntegrityError", "NotSupportedError", "ProgrammingError"})
 """Errors of any driver, by their names in PEP 249."""
 _VALUES: Final = ("22", "23", "44", "54", "P0")
 """Data, constraints, a view's check, limits such as an index row's, what a trigger raises."""
-_LOCKED: Final = "another program keeps it locked: end that, then run it again"
+_MOST_WORDS: Final = 300
 
 
 def passes(error: BaseException, *, opened: bool) -> bool:
@@ -89,7 +108,7 @@ def passes(error: BaseException, *, opened: bool) -> bool:
     if state:
         return not state.startswith(_FINAL)
     # Without a state a connection was lost, or did not come about; or the driver itself refuses what it is given.
-    return _REFUSED_BY_DRIVER.isdisjoint(base.__name__ for base in type(origin).__mro__)
+    return not _is(origin, _REFUSED_BY_DRIVER)
 
 
 def stale(error: BaseException) -> bool:
@@ -111,6 +130,34 @@ def reason(error: BaseException) -> str:
     return _advice(error).partition(":")[0]
 
 
+def remedy(error: BaseException) -> str:
+    """What to do about it."""
+    return _advice(error).partition(": ")[2]
+
+
+def words(error: BaseException, secret: str) -> str:
+    """The server's own words, in brackets; nothing where they may repeat values, or parts of the URL.
+
+    Args:
+        error: what was raised.
+        secret: the password, which is not repeated.
+    """
+    origin = _origin(error)
+    state = getattr(origin, "sqlstate", None)
+    if state:
+        said = "" if state.startswith(_QUOTING) else str(origin.diag.message_primary or "")  # type: ignore[union-attr]
+    elif _is(origin, {"OperationalError"}) and not _sqlite_name(origin):
+        # A line for each host that was tried: connection to server at …, port … failed: FATAL:  …
+        lines = str(origin).splitlines()
+        tried = [line.rpartition("failed: ")[2] for line in lines if "failed: " in line] or lines[:1]
+        said = "; ".join(dict.fromkeys(re.sub(r"^\w+:  ", "", line) for line in tried))
+    else:
+        said = ""
+    said = " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())
+    said = said.replace(secret, "***") if secret else said
+    return f" ({said if len(said) <= _MOST_WORDS else f'{said[:_MOST_WORDS]}…'})" if said else ""
+
+
 def _of_values(error: BaseException) -> bool:
     """Whether it is for the values in a statement that it was refused: with those of others it may succeed."""
     if isinstance(error, DataError | IntegrityError | UnicodeError | OverflowError):
@@ -118,17 +165,20 @@ def _of_values(error: BaseException) -> bool:
     return _state(_origin(error)).startswith(_VALUES)
 
 
-def told(where: str, error: BaseException) -> LedgerError:
+def told(where: str, error: BaseException, secret: str = "") -> LedgerError:
     """The error for the person, after waiting did not help or where it would not; RecordRefused if a value is why.
 
     Args:
         where: the ledger, as it may be shown.
-        error: what the database said. It is neither quoted nor kept: the address in it may hold a password.
+        error: what the database said. It is not kept: the address in it may hold a password.
+        secret: the password, which is not repeated.
     """
-    mistake = f"a mistake of this program ({type(error).__name__}): please report it"
     kind = RecordRefused if _of_values(error) else LedgerError
-    known = isinstance(error, TROUBLE) or kind is RecordRefused
-    failed = kind(f"ledger: {where}: {_advice(error) if known else mistake}")
+    if isinstance(error, TROUBLE) or kind is RecordRefused:
+        advice = _advice(error) + words(error, secret)
+    else:
+        advice = f"a mistake of this program ({type(error).__name__}): please report it"
+    failed = kind(f"ledger: {where}: {advice}")
     failed.__cause__ = _Cause(_named(error))
     return failed
 
@@ -148,20 +198,25 @@ def _advice(error: BaseException) -> str:
     if busy(error):
         return _LOCKED
     if name:
-        return _longest(_SQLITE, name) or f"{name}: {origin}"
+        return _found(_SQLITE, name) or f"{name}: {origin}"
     state = _state(origin)
     if state:
-        return _longest(_SQLSTATES, state) or f"the database refused it with {state}"
-    return _AWAY
+        return _found(_STATES, state) or f"the database refused it with {state}: look into its log"
+    return _STATES["URL"] if _is(origin, _REFUSED_BY_DRIVER) else _AWAY
 
 
-def _longest(table: dict[str, str], name: str) -> str | None:
+def _found(table: dict[str, str], name: str) -> str | None:
     return next((advice for prefix, advice in table.items() if name.startswith(prefix)), None)
 
 
 def _origin(error: BaseException) -> BaseException | None:
     """The driver's own error, where SQLAlchemy has put one of its own around it."""
     return error.orig if isinstance(error, DBAPIError) else error
+
+
+def _is(origin: BaseException | None, names: AbstractSet[str]) -> bool:
+    """Whether it is one of these errors of PEP 249, whatever the driver."""
+    return not names.isdisjoint(base.__name__ for base in type(origin).__mro__)
 
 
 def _sqlite_name(origin: BaseException | None) -> str:
@@ -171,10 +226,9 @@ def _sqlite_name(origin: BaseException | None) -> str:
 def _state(origin: BaseException | None) -> str:
     """The SQLSTATE, also of a server that lets nobody in; empty if there is none."""
     state = getattr(origin, "sqlstate", None)
-    if state is not None:
-        return str(state)
-    said = str(origin)
-    return next((state for pattern, state in _SAID.items() if re.search(pattern, said)), "")
+    said = str(origin) if state in _NO_STATE else ""
+    known = next((known for pattern, known in _SAID.items() if re.search(pattern, said)), None)
+    return known or str(state or "")
 
 
 def _named(error: BaseException) -> str:

@@ -98,15 +98,19 @@ def _check_path(url: str) -> None:
 def _check_address(url: str) -> None:
     """See that the password ends where its writer thinks it does: what follows it is shown."""
     address = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
-    try:
-        port = urlsplit(url).port
-    except ValueError:
-        port = 0
-    if address.count("@") > 1 or port == 0:
+    hosts = address.rpartition("@")[2].split(",")  # as libpq takes them, which tries one after the other
+    if address.count("@") > 1 or not all(map(_readable, hosts)):
         raise ValueError(
             "ledger: the URL cannot be read; give postgresql://USER:PASSWORD@HOST:PORT/NAME, and in the password "
             "write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
         )
+
+
+def _readable(host: str) -> bool:
+    try:
+        return urlsplit(f"//{host}").port != 0
+    except ValueError:
+        return False
 
 
 def open_ledger(url: str) -> Ledger:

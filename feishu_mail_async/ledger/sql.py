@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
@@ -31,9 +31,10 @@ from feishu_mail_async.protocol import is_loopback
 
 from . import schema
 from .clock import HostClock, Reading
-from .failures import TROUBLE, busy, passes, reason, stale, told
+from .failures import TROUBLE, busy, passes, reason, stale, told, words
 from .home import Overview
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
+from .postgres import make_engine, read_address, show_address
 from .sqlbook import SqlBook, limit_of, permits_of, standing_of
 from .sqltokens import SqlTokens
 
@@ -62,16 +63,6 @@ _PRAGMAS: Final = (
     "foreign_keys=ON",
     "secure_delete=ON",  # tokens that are deleted, or replaced by others, do not stay behind in the file
 )
-_POSTGRESQL: Final = {
-    "connect_timeout": 5,
-    "application_name": "feishu-mail-async",
-    "tcp_user_timeout": 15_000,
-    "keepalives_idle": 10,
-    "keepalives_interval": 3,
-    "keepalives_count": 3,
-    # A host that vanishes in the midst of a transaction must not keep the app's row for longer than this.
-    "options": "-c lock_timeout=10s -c statement_timeout=15s -c idle_in_transaction_session_timeout=10s",
-}
 
 
 def _names_no_token(record: logging.LogRecord) -> bool:
@@ -89,7 +80,7 @@ class SqlLedger:
     """
 
     def __init__(self, url: str, *, patience: float = 60.0, clock: HostClock | None = None) -> None:
-        self._url = make_url(url)
+        self._url = read_address(url)
         self._sqlite = self._url.drivername.startswith("sqlite")
         self._patience = patience
         self._clock = clock or HostClock()
@@ -106,7 +97,7 @@ class SqlLedger:
         """The ledger as it may be shown: a file's path, or a URL without its password."""
         if self._sqlite:
             return self._url.database or ""
-        return self._url.set(query={}).render_as_string(hide_password=True)
+        return show_address(self._url)
 
     @property
     def caution(self) -> str:
@@ -239,7 +230,7 @@ class SqlLedger:
         except LedgerError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
-            failed_for_good = told(self.where, error)
+            failed_for_good = told(self.where, error, self._url.password or "")
             if not isinstance(error, TROUBLE) and not isinstance(failed_for_good, RecordRefused):
                 # As text: a log's handler may show the values that stand in the frames.
                 _log.error("%s\n%s", failed_for_good, "".join(traceback.format_exception(error)))
@@ -262,9 +253,10 @@ class SqlLedger:
         if not self._struggling:
             self._struggling = True
             _log.warning(
-                "ledger: %s: %s; no calls are made until that has passed, for up to %.0f s",
+                "ledger: %s: %s%s; no calls are made until that has passed, for up to %.0f s",
                 self.where,
                 reason(error),
+                words(error, self._url.password or ""),
                 self._patience,
             )
 
@@ -306,7 +298,7 @@ class SqlLedger:
     async def _open(self) -> AsyncEngine:
         async with self._opening:
             if self._engine is None:
-                self._engine = self._sqlite_engine() if self._sqlite else self._postgresql_engine()
+                self._engine = self._sqlite_engine() if self._sqlite else make_engine(self._url)
                 event.listen(self._engine.sync_engine, "handle_error", _give_up)
             if not self._opened:
                 async with self._engine.begin() as connection:
@@ -343,17 +335,6 @@ class SqlLedger:
         event.listen(engine.sync_engine, "connect", connected)
         event.listen(engine.sync_engine, "begin", began)
         return engine
-
-    def _postgresql_engine(self) -> AsyncEngine:
-        return create_async_engine(
-            self._url.set(drivername="postgresql+psycopg"),
-            hide_parameters=True,
-            pool_size=2,
-            max_overflow=2,
-            pool_timeout=LONGEST,
-            pool_recycle=1800,
-            connect_args={name: value for name, value in _POSTGRESQL.items() if name not in self._url.query},
-        )
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
         if not self._sqlite:

@@ -1,0 +1,86 @@
+"""PostgreSQL's side of a ledger: its address, its connections, and how a transaction begins.
+
+A connection carries no setting that outlives a transaction, and no prepared statement: behind a pooler in
+transaction mode each transaction may have another session. Nor does it begin with a parameter that poolers refuse.
+"""
+
+import re
+from itertools import zip_longest
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from .patience import LONGEST
+
+__all__ = ["make_engine", "read_address", "show_address"]
+
+_CONNECTION: Final[dict[str, Any]] = {
+    "connect_timeout": 5,
+    "application_name": "feishu-mail-async",
+    "tcp_user_timeout": 15_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "prepare_threshold": None,
+}
+_SETTINGS: Final = {
+    "lock_timeout": "10s",
+    "statement_timeout": "15s",
+    # A host that vanishes in the midst of a transaction must not keep the app's row for longer than this.
+    "idle_in_transaction_session_timeout": "10s",
+}
+
+
+def read_address(url: str) -> URL:
+    """The URL for SQLAlchemy. Several hosts, HOST:PORT,HOST:PORT, stand in its query."""
+    scheme, _, rest = url.partition("://")
+    address, *path = re.split("(?=[/?#])", rest, maxsplit=1)
+    user, at, hosts = address.rpartition("@")
+    if "," not in hosts:
+        return make_url(url)
+    parts = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    several = {
+        "host": ",".join(unquote(part.hostname or "") for part in parts),
+        "port": ",".join(str(part.port or "") for part in parts),
+    }
+    return make_url(f"{scheme}://{user}{at}{''.join(path)}").update_query_dict(several)
+
+
+def show_address(url: URL) -> str:
+    """The address as it may be shown: without its password, and without its settings."""
+    hosts, ports = (str(url.query.get(name, "")).split(",") for name in ("host", "port"))
+    shown = url.set(query={}).render_as_string(hide_password=True)
+    if len(hosts) == 1:
+        return shown
+    pairs = zip_longest(hosts, ports[: len(hosts)], fillvalue="")
+    several = ",".join(f"{host}:{port}" if port else host for host, port in pairs)
+    head, at, tail = shown.rpartition("@")
+    return f"{head}{at}{several}{tail}" if at else shown.replace("://", f"://{several}", 1)
+
+
+def make_engine(url: URL) -> AsyncEngine:
+    """An engine whose transactions end of themselves when their process vanishes."""
+    engine = create_async_engine(
+        url.set(drivername="postgresql+psycopg"),
+        hide_parameters=True,
+        pool_size=2,
+        max_overflow=2,
+        pool_timeout=LONGEST,
+        pool_recycle=1800,
+        isolation_level="AUTOCOMMIT",  # transactions begin where we say so
+        use_native_hstore=False,
+        connect_args={name: value for name, value in _CONNECTION.items() if name not in url.query},
+    )
+    chosen = str(url.query.get("options", ""))
+    settings = [f"SET LOCAL {name} = '{value}'" for name, value in _SETTINGS.items() if name not in chosen]
+    begin = "; ".join(["BEGIN", *settings])  # in one message, so that they cost no time of their own
+
+    def began(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine.sync_engine, "begin", began)
+    return engine
