@@ -13,6 +13,7 @@ from procrastinate.schema import SchemaManager
 from psycopg.types.json import Jsonb
 
 from feishu_mail_async.ledger.failures import remedy
+from feishu_mail_async.ledger.postgres import check_encoding
 from feishu_mail_async.model import Draft
 
 __all__ = [
@@ -48,6 +49,7 @@ CONNECTION: Final[dict[str, Any]] = {
     "keepalives_count": 2,
     "tcp_user_timeout": _SILENT * 1000,
     "application_name": "feishu-mail-async",
+    "client_encoding": "utf8",
     # Behind a pooler in transaction mode the next statement may have another session.
     "prepare_threshold": None,
 }
@@ -169,7 +171,10 @@ async def prepare(database: str) -> None:
         QueueTrouble: the database cannot be used, or has tables of an older procrastinate.
     """
     async with _connected(database) as connection, connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA])
+        reply = await connection.execute("SELECT getdatabaseencoding(), pg_advisory_xact_lock(%s)", [_SCHEMA])
+        advice = check_encoding((await reply.fetchone() or ("",))[0])
+        if advice is not None:
+            raise QueueTrouble(f"the database cannot be used: {advice}")
         if not await _is_there(connection):
             await connection.execute(SchemaManager.get_schema())
             return
@@ -232,11 +237,16 @@ async def enqueue(database: str, queue: Queue, drafts: Iterable[Draft]) -> Queue
                         "queue": queue.name,
                         "task": TASK,
                         "locks": [lock for lock, _ in chunk],
-                        "args": [Jsonb(queue.arguments(draft)) for _, draft in chunk],
+                        "args": [Jsonb(queue.arguments(draft), _dump) for _, draft in chunk],
                     },
                 )
                 new += (await reply.fetchone() or (0,))[0]
     return Queued(new, len(turns) - new)
+
+
+def _dump(value: Any) -> str:
+    # As the characters they are: a database that takes bytes as they come does not know what an escape stands for.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _in_turn(items: Sequence[tuple[str, Draft]]) -> list[tuple[str, Draft]]:

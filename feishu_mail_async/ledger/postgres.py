@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .patience import LONGEST
 
-__all__ = ["make_engine", "read_address", "show_address"]
+__all__ = ["check_encoding", "make_engine", "read_address", "show_address"]
 
 _CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": 5,
@@ -27,6 +27,10 @@ _CONNECTION: Final[dict[str, Any]] = {
     "keepalives_count": 3,
     "prepare_threshold": None,
 }
+_ENCODING: Final = {"client_encoding": "utf8"}
+"""Whatever the surroundings or the URL say, or the database's default is."""
+_ENOUGH: Final = frozenset({"UTF8", "SQL_ASCII"})
+"""Encodings of databases that hold every text; the second one takes bytes as they come."""
 _SETTINGS: Final = {
     "lock_timeout": "10s",
     "statement_timeout": "15s",
@@ -62,6 +66,16 @@ def show_address(url: URL) -> str:
     return f"{head}{at}{several}{tail}" if at else shown.replace("://", f"://{several}", 1)
 
 
+def check_encoding(encoding: str) -> str | None:
+    """What to tell the person about a database's encoding; None if it holds every text."""
+    if encoding in _ENOUGH:
+        return None
+    return (
+        f"its encoding is {encoding}, which cannot hold every id, name and message: make one with "
+        "CREATE DATABASE mail TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'"
+    )
+
+
 def make_engine(url: URL) -> AsyncEngine:
     """An engine whose transactions end of themselves when their process vanishes."""
     engine = create_async_engine(
@@ -73,7 +87,7 @@ def make_engine(url: URL) -> AsyncEngine:
         pool_recycle=1800,
         isolation_level="AUTOCOMMIT",  # transactions begin where we say so
         use_native_hstore=False,
-        connect_args={name: value for name, value in _CONNECTION.items() if name not in url.query},
+        connect_args={name: value for name, value in _CONNECTION.items() if name not in url.query} | _ENCODING,
     )
     chosen = str(url.query.get("options", ""))
     settings = [f"SET LOCAL {name} = '{value}'" for name, value in _SETTINGS.items() if name not in chosen]

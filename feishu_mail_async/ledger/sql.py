@@ -34,7 +34,7 @@ from .clock import HostClock, Reading
 from .failures import TROUBLE, busy, passes, reason, stale, told, words
 from .home import Overview
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
-from .postgres import make_engine, read_address, show_address
+from .postgres import check_encoding, make_engine, read_address, show_address
 from .sqlbook import SqlBook, limit_of, permits_of, standing_of
 from .sqltokens import SqlTokens
 
@@ -338,7 +338,10 @@ class SqlLedger:
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
         if not self._sqlite:
-            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_KEY)))
+            locked = sa.select(sa.func.getdatabaseencoding(), sa.func.pg_advisory_xact_lock(_SCHEMA_KEY))
+            advice = check_encoding((await connection.execute(locked)).one()[0])
+            if advice is not None:
+                raise LedgerError(f"ledger: {self.where}: {advice}")
         if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table(schema.schema.name)):
             await connection.run_sync(schema.metadata.create_all)
             first = _row_of(self._clock.first())
