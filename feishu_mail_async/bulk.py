@@ -148,7 +148,7 @@ class BulkRun:
         self._reader: asyncio.Task[None] | None = None
         self._entries: dict[_Entry, Job | None] = {}
         self._jobs: dict[Job, None] = {}
-        self._recalling: dict[_Entry, None] = {}
+        self._recalling: deque[_Entry] = deque()
         self._preparing: dict[str | None, list[_Entry]] = {}
         self._recaller: asyncio.Task[None] | None = None
         self._unreadable = False  # nobody waits for the ledger any more
@@ -346,7 +346,7 @@ class BulkRun:
         elif self._unreadable:
             self._fail(entry, _stopped())
         else:
-            self._recalling[entry] = None
+            self._recalling.append(entry)
             if self._recaller is None:
                 self._recaller = start_task(self._recall(), "feishu-mail-recall")
 
@@ -358,7 +358,7 @@ class BulkRun:
                 batch = list(itertools.islice(self._recalling, _LOOKED_UP))
                 records = await self._sender.recall([entry.call for entry in batch])
                 for entry in batch:
-                    del self._recalling[entry]
+                    self._recalling.popleft()
                     self._looked_up(entry, records.get(entry.call.key))
                 await asyncio.sleep(0)
         except FeishuMailError as error:
@@ -367,7 +367,7 @@ class BulkRun:
             self._unreadable = self._stopping
         finally:
             self._recaller = None
-            failed, self._recalling = self._recalling, {}
+            failed, self._recalling = self._recalling, deque()
             for entry in failed:
                 self._fail(entry, type(broken_off)(str(broken_off)), broken_off.__cause__)
 

@@ -33,6 +33,7 @@ from feishu_mail_async.tasks import start_task
 
 from . import reasons, schema
 from .book import SLACK, Shut, Taken
+from .lookup import rows_of
 from .record import DraftKey, DraftState, Record
 from .standing import Closure, Delays, Grant, Pause, Settled, Standing, scopes
 from .texts import storable, stored
@@ -177,13 +178,7 @@ class _Transaction:
         """The locks of these kinds and keys."""
         wanted = {pair: _LockRow(*pair) for pair in pairs}
         asked = {(kind, stored(key)): (kind, key) for kind, key in wanted}
-        lock = schema.lock.c
-        found = await self.run(
-            sa.select(schema.lock).where(
-                lock.app_id == self.app_id, sa.tuple_(lock.kind, lock.key).in_(list(asked))
-            )
-        )
-        for row in found:
+        for row in await rows_of(self.connection, schema.lock, self.app_id, asked):
             pair = asked[row.kind, row.key]
             wanted[pair] = _LockRow(
                 *pair,
@@ -199,13 +194,6 @@ class _Transaction:
     async def drafts(self, keys: Sequence[DraftKey]) -> dict[DraftKey, Record]:
         """What is known of these drafts."""
         asked = {tuple(map(stored, key)): key for key in keys}
-        draft = schema.draft.c
-        found = await self.run(
-            sa.select(schema.draft).where(
-                draft.app_id == self.app_id,
-                sa.tuple_(draft.user_key, draft.mailbox_key, draft.draft_id).in_(list(asked)),
-            )
-        )
         return {
             asked[row.user_key, row.mailbox_key, row.draft_id]: Record(
                 DraftState(row.state),
@@ -216,7 +204,7 @@ class _Transaction:
                 row.doubtful,
                 row.error,
             )
-            for row in found
+            for row in await rows_of(self.connection, schema.draft, self.app_id, asked)
         }
 
     async def free(self, turn: str) -> None:

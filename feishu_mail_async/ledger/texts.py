@@ -22,6 +22,8 @@ def stored(key: str) -> str:
 
     The form of a form is itself.
     """
+    if key.isascii() and len(key) <= _LONGEST and "\0" not in key:
+        return key  # nearly every one is like that, and the rest takes its time
     data = key.encode("utf-8", "surrogatepass")
     if len(data) <= _LONGEST and storable(key) == key:
         return key
