@@ -235,6 +235,7 @@ class _Report:
         """A draft was not tried: that is said of the first of its scope, and again after a while."""
         now = asyncio.get_running_loop().time()
         if now >= self._closed.get(error.scope, now):
+            self._closed = {scope: until for scope, until in self._closed.items() if until > now}
             self._closed[error.scope] = now + _OFTEN
             self._say(f"skipping {name_scope(error.scope)}: {closing(error, advice=True)}")
 

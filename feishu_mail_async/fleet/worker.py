@@ -30,6 +30,10 @@ _FORGOTTEN: Final = 86_400.0
 """Seconds after which the row of a worker that has died is removed."""
 _MISTAKES: Final = 3
 """Times that this program may fail with one job before it gives that up."""
+_FEW: Final = 64
+"""Users that are kept in mind before those are looked for who need not be."""
+_NAMED: Final = 10_000
+"""Users without a token of whom it is remembered that they were told of."""
 _QUOTED: Final = 200
 """Characters of what a job says that are told of one that cannot be read."""
 
@@ -110,9 +114,13 @@ class _Line:
     def __init__(self, limit: RateLimit) -> None:
         self._pace = limit.per / limit.calls
         self._ends: dict[str | None, float] = {}
+        self._crowded = _FEW
 
     def wait(self, user: str | None, now: float) -> float:
         """Seconds until one more job of this user is due."""
+        if len(self._ends) >= self._crowded:
+            self._ends = {one: end for one, end in self._ends.items() if end > now}
+            self._crowded = max(_FEW, 2 * len(self._ends))
         self._ends[user] = max(self._ends.get(user, now), now) + self._pace
         return self._ends[user] - now + random.uniform(0.0, self._pace)
 
@@ -288,14 +296,7 @@ class DraftWorker:
     async def _outcome(self, job_id: int, draft: Draft) -> Outcome:
         if self._stopping:
             raise _PutBack
-        user = draft.user
-        try:
-            draft = replace(draft, user=self._user_of(user))
-        except ValueError as error:
-            if user not in self._unknown:
-                self._unknown.add(user)
-                self._note(f"the drafts of {_name(user)} are left to other workers: {error}")
-            raise _PutBack(self._times.unknown) from None
+        draft = self._resolved(draft)
         if self._taken[draft.user] >= self._most:
             raise _PutBack(self._line.wait(draft.user, loop_time()))
         self._taken[draft.user] += 1
@@ -321,7 +322,22 @@ class DraftWorker:
             return Outcome(draft, unknown.status, None, unknown)
         finally:
             self._taken[draft.user] -= 1
+            if not self._taken[draft.user]:
+                del self._taken[draft.user]
         return Outcome(draft, result.status, result, None)
+
+    def _resolved(self, draft: Draft) -> Draft:
+        """The draft with the user whose token sends it; one of a user without a token is left to other workers."""
+        user = draft.user
+        try:
+            return replace(draft, user=self._user_of(user))
+        except ValueError as error:
+            if user not in self._unknown:
+                if len(self._unknown) >= _NAMED:
+                    self._unknown.clear()
+                self._unknown.add(user)
+                self._note(f"the drafts of {_name(user)} are left to other workers: {error}")
+            raise _PutBack(self._times.unknown) from None
 
     # -- what goes on beside -----------------------------------------------------------------------------
 

@@ -2,12 +2,12 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Boolean, Column, Double, ForeignKey, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint
 from sqlalchemy.types import TypeDecorator
 
 from .texts import stored
 
-__all__ = ["VERSION", "app", "closure", "draft", "lock", "metadata", "permit", "schema", "token"]
+__all__ = ["VERSION", "app", "closure", "draft", "draft_by_state", "lock", "metadata", "permit", "schema", "token"]
 
 VERSION: Final = 1
 """Of the schema. A change of a table needs another one, and the steps that lead there."""
@@ -115,8 +115,11 @@ draft: Final = _table(
     Column("log_id", Text),
     Column("code", Integer),
     Column("error", Text),
-    Column("changed", Double, nullable=False),  # wall clock, for people
+    Column("changed", Double, nullable=False),  # wall clock
 )
+
+draft_by_state: Final = Index("feishu_mail_draft_state", draft.c.app_id, draft.c.state, draft.c.changed)
+"""Old records are found by it, and drafts are counted by it. An older ledger gets it when it is opened."""
 
 token: Final = _table(
     "token",

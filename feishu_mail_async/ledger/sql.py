@@ -35,6 +35,7 @@ from .failures import TROUBLE, busy, passes, reason, stale, told, words
 from .home import Overview
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
 from .postgres import check_encoding, make_engine, read_address, show_address
+from .pruning import make_prunable
 from .sqlbook import SqlBook, limit_of, permits_of, standing_of
 from .sqltokens import SqlTokens
 
@@ -88,6 +89,7 @@ class SqlLedger:
         self._opening = asyncio.Lock()
         self._opened = False
         self._used = False
+        self.prunable = False  # whether old drafts are found without reading all; known once it is open
         self._closing: asyncio.Future[None] | None = None
         self._struggling = False
         self._books: WeakSet[SqlBook] = WeakSet()
@@ -352,6 +354,7 @@ class SqlLedger:
                 f"ledger: {self.where}: a newer version of this program made it (schema {version}, and this one "
                 f"knows {schema.VERSION}): upgrade with pip install -U feishu-mail-async"
             )
+        self.prunable = await make_prunable(connection)
 
 
 def _is_here(host: str) -> bool:

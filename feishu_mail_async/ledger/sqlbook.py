@@ -34,8 +34,9 @@ from feishu_mail_async.tasks import start_task
 from . import reasons, schema
 from .book import SLACK, Shut, Taken
 from .lookup import rows_of
+from .pruning import prune
 from .record import DraftKey, DraftState, Record
-from .standing import Closure, Delays, Grant, Pause, Settled, Standing, scopes
+from .standing import APP, Closure, Delays, Grant, Pause, Settled, Standing, scopes
 from .texts import storable, stored
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ _RECALLED: Final = 1000
 """Drafts that are looked up in one transaction, or a few more."""
 _NOTED: Final = 200
 """Outcomes that are written in one transaction."""
+_TIDY_FIRST: Final = 10.0
+"""Seconds until a process looks for the first time what the ledger may forget: most live shorter."""
+_TIDY_NEXT: Final = 1.0
+"""Seconds until it looks again where it has found much."""
+_TIDY_EVERY: Final = 60.0
+"""Seconds until it looks again where it has not."""
 _DRAFT_KEY: Final = ("app_id", "user_key", "mailbox_key", "draft_id")
 _SETTLED: Final = tuple(state for state in DraftState if state.settled)
 _LARGEST_CODE: Final = 2**31 - 1
@@ -109,6 +116,10 @@ class _LockRow:
         if self.turn is not None and self.lapses > now:
             return max(_look_again(self.taken, self.lapses, now), self.open_at)
         return self.open_at
+
+    def at_rest(self, now: float) -> bool:
+        """Whether there is nothing to remember of it, so that it needs no row."""
+        return self.turn is None and not self.strikes and max(self.open_at, self.cooling) <= now
 
 
 @dataclass(slots=True)
@@ -278,6 +289,7 @@ class SqlBook:
         self._reopened: set[str] = set()
         self._notes: _Notes = {}
         self._noting: asyncio.Task[None] | None = None
+        self._tidy_at: float | None = None
         self._recalling: tuple[list[DraftKey], asyncio.Task[_Recalled]] | None = None
 
     def join(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> float:  # noqa: ARG002
@@ -437,6 +449,7 @@ class SqlBook:
         assert locks is not None
         for gate, lock in zip((turn.user, turn.mailbox), locks, strict=True):
             gate.open_at, gate.cooling, gate.strikes = lock.open_at + shift, lock.cooling + shift, lock.strikes
+        self._tidy_soon()
         return settled
 
     async def _end(
@@ -572,6 +585,7 @@ class SqlBook:
                 self._recalling = None
         for key, error in await self._apart(wanted, look_up):
             known[key] = _refused(key.draft_id, error)
+        self._tidy_soon()
         return known
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
@@ -590,6 +604,7 @@ class SqlBook:
                 _log.error("%s; %d outcomes are not on record", failed, len(self._notes))
                 some = self._notes
             self._notes = {key: note for key, note in self._notes.items() if some.get(key) is not note}
+        self._tidy_soon()
 
     async def _write_noted(self, notes: Sequence[tuple[DraftKey, tuple[OutcomeStatus, FeishuMailError]]]) -> None:
         async def write(transaction: _Transaction) -> None:
@@ -622,6 +637,29 @@ class SqlBook:
         await transaction.run(
             statement.on_conflict_do_update(index_elements=list(_DRAFT_KEY), set_=new, where=unsettled), rows
         )
+
+    # -- what may go -----------------------------------------------------------------------------------
+
+    def _tidy_soon(self) -> None:
+        """Have what nobody needs any more dropped now and then, beside the calls that are being made."""
+        now = _loop_time()
+        if self._tidy_at is None:
+            self._tidy_at = now + _TIDY_FIRST
+        if now >= self._tidy_at:
+            self._tidy_at = math.inf
+            self._spawn(self._tidy())
+
+    async def _tidy(self) -> None:
+        async def tidy(transaction: _Transaction) -> bool:
+            drafts = self._ledger.prunable
+            return await prune(transaction.connection, transaction.app_id, transaction.now, drafts=drafts)
+
+        more = False
+        try:
+            more, _ = await self._transact(tidy, ())
+        except LedgerError as error:
+            _log.debug("%s; nothing is dropped from it", error)
+        self._tidy_at = _loop_time() + (_TIDY_NEXT if more else _TIDY_EVERY)
 
     # -- transactions ----------------------------------------------------------------------------------
 
@@ -734,7 +772,13 @@ class SqlBook:
             pause.probe_lapses = lapses
         for closure in found.closed.values():
             closure.ends += shift
-        found.closed = {scope: one for scope, one in known.closed.items() if scope not in names} | found.closed
+        now = begun.now + shift
+        others = {
+            scope: one
+            for scope, one in known.closed.items()
+            if scope not in names and (one.ends > now or scope == APP)
+        }
+        found.closed = others | found.closed
         found.closings = known.closings + (found.closed.keys() != known.closed.keys())
         if begun.permits is not None:
             self._adopt_permits(begun.permits, found.budget, begun.now, shift)
@@ -755,7 +799,20 @@ class SqlBook:
                 ended.append(_look_again(row.taken, row.lapses + window, now) - window + shift)
         budget.load(own, ended)
 
-    async def _write_locks(self, transaction: _Transaction, locks: Iterable[_LockRow]) -> None:
+    async def _write_locks(self, transaction: _Transaction, locks: Sequence[_LockRow]) -> None:
+        """Keep what is to be known of these locks, and drop those of which nothing is."""
+        lock = schema.lock.c
+        gone = [one for one in locks if one.at_rest(transaction.now)]
+        if gone:
+            this = lock.kind == sa.bindparam("this_kind"), lock.key == sa.bindparam("this_key")
+            await transaction.run(
+                sa.delete(schema.lock).where(lock.app_id == transaction.app_id, *this),
+                [{"this_kind": one.kind, "this_key": one.key} for one in gone],
+            )
+        if len(gone) < len(locks):
+            await self._keep_locks(transaction, [one for one in locks if not one.at_rest(transaction.now)])
+
+    async def _keep_locks(self, transaction: _Transaction, locks: Iterable[_LockRow]) -> None:
         rows = [
             {
                 "app_id": transaction.app_id,

@@ -22,6 +22,8 @@ APP: Final = "app"
 """The scope that is the whole app."""
 
 _HOUR: Final = 3600.0
+_FEW: Final = 64
+"""Closures that are kept before those are looked for whose time is over."""
 _UNWATCHED: Final = 60.0
 """Seconds without a probe after which an outage may have ended and begun again."""
 
@@ -164,12 +166,14 @@ class Standing:
         unreachable_lasted: for how long nothing had been reachable at the last of them.
         closed: what is closed, by scope.
         closings: how often that has changed.
+        crowded: closures at which those are dropped whose time is over.
     """
 
     __slots__ = (
         "budget",
         "closed",
         "closings",
+        "crowded",
         "last",
         "pause",
         "pauses",
@@ -190,6 +194,7 @@ class Standing:
         self.unreachable_lasted = 0.0
         self.closed: dict[str, Closure] = {}
         self.closings = 0
+        self.crowded = _FEW
 
     # -- when the next call may go ---------------------------------------------------------------------
 
@@ -350,6 +355,9 @@ class Standing:
         self, scope: str, reason: FeishuMailError | None, until: Until, now: float, mark: str | None = None
     ) -> None:
         """Close a scope."""
+        if len(self.closed) >= self.crowded:
+            self.lapse([*self.closed], now)  # of users and mailboxes that nobody asks for any more
+            self.crowded = max(_FEW, 2 * len(self.closed))
         # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
         kept = FeishuMailError(f"{scope} is closed") if reason is None else without_traceback(reason)
         self.closings += 1
