@@ -27,6 +27,8 @@ INTERRUPTED: Final = 130
 """The exit code of a process that signals have ended."""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_HANGUP: Final = getattr(signal, "SIGHUP", None)
+"""The terminal has gone. The kernel and the shell may both say so: it counts as the first signal and no other."""
 _LAST: Final = 0.2
 """The part of the time for a stop that there is from the second signal on."""
 _PATIENCE: Final = 1.0
@@ -39,11 +41,15 @@ class Hearer:
     Args:
         hear: called with each signal, in any thread.
         left: a sentence about what remains to be done if the process is ended meanwhile.
+        hung_up: called instead when the terminal has gone; None: `hear` is.
     """
 
-    def __init__(self, hear: Callable[[], object], left: str = "") -> None:
+    def __init__(
+        self, hear: Callable[[], object], left: str = "", *, hung_up: Callable[[], object] | None = None
+    ) -> None:
         self.hear = hear
         self.left = left
+        self.hung_up = hung_up or hear
 
     def open(self) -> None:
         """Begin to hear."""
@@ -77,6 +83,8 @@ def heard(limit: float) -> Iterator[None]:
     _Watch(woken, limit).start()
     with waking:
         before = _install(_signalled)
+        if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:  # ignored under `nohup`
+            before[_HANGUP] = signal.signal(_HANGUP, _hung_up)
         woken_before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
         try:
             yield
@@ -95,6 +103,12 @@ def _signalled(*_: object) -> None:
     if not _hearers:
         raise KeyboardInterrupt
     _hearers[-1].hear()
+
+
+def _hung_up(*_: object) -> None:
+    if not _hearers:
+        raise KeyboardInterrupt
+    _hearers[-1].hung_up()
 
 
 class _Watch(threading.Thread):
@@ -128,8 +142,9 @@ class _Watch(threading.Thread):
         wait = max(0.0, due - time.monotonic()) if self._count else None
         if select.select([self._woken], [], [], wait)[0]:
             numbers = self._woken.recv(64)
-            for _ in filter(_SIGNALS.__contains__, numbers):
-                self._take()
+            for number in numbers:
+                if number in _SIGNALS or (number == _HANGUP and not self._count):
+                    self._take()
             return bool(numbers)
         if self._count > 1:
             return False

@@ -55,7 +55,7 @@ def run_process(
     )
 
 
-def start_command(*arguments: str, env: dict[str, str] | None = None, **streams: int) -> nursery.Program:
+def start_command(*arguments: str, env: dict[str, str] | None = None, **streams: int | None) -> nursery.Program:
     """Start the command line as a program of its own, forked from one that has imported it."""
     return nursery.start("feishu_mail_async.cli:main", *arguments, env=env or environment(), **streams)
 

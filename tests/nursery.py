@@ -124,9 +124,9 @@ def start(
     run: str,
     *arguments: str,
     env: Mapping[str, str] | None = None,
-    stdin: int = subprocess.DEVNULL,
-    stdout: int = subprocess.PIPE,
-    stderr: int = subprocess.PIPE,
+    stdin: int | None = subprocess.DEVNULL,
+    stdout: int | None = subprocess.PIPE,
+    stderr: int | None = subprocess.PIPE,
 ) -> Program:
     """Start a program. It has no controlling terminal.
 
@@ -134,14 +134,19 @@ def start(
         run: the function that it runs, as `module:name`.
         arguments: of the program.
         env: its environment; without it, that of this process.
-        stdin: its input: `subprocess.PIPE`, `subprocess.DEVNULL` or a file descriptor.
+        stdin: its input: `subprocess.PIPE`, `subprocess.DEVNULL`, a file descriptor, or None: it is closed.
         stdout: its output.
         stderr: its other output.
     """
     with _one_at_a_time:
         if not _nurseries:
             _nurseries.append(_Nursery())
-    message = {"run": run, "arguments": arguments, "environment": dict(os.environ if env is None else env)}
+    message = {
+        "run": run,
+        "arguments": arguments,
+        "environment": dict(os.environ if env is None else env),
+        "closed": [number for number, stream in enumerate((stdin, stdout, stderr)) if stream is None],
+    }
     with contextlib.ExitStack() as theirs:
         ours: list[IO[str] | None] = []
         streams: list[int] = []
@@ -156,9 +161,9 @@ def start(
 
 
 @contextlib.contextmanager
-def _ends(stream: int, mode: str) -> Iterator[tuple[IO[str] | None, int]]:
+def _ends(stream: int | None, mode: str) -> Iterator[tuple[IO[str] | None, int]]:
     """Our end and theirs of a stream that they read ("r") or write ("w"); theirs is not needed afterwards."""
-    if stream == subprocess.DEVNULL:
+    if stream is None or stream == subprocess.DEVNULL:
         with Path(os.devnull).open(mode) as nothing:
             yield None, nothing.fileno()
     elif stream == subprocess.PIPE:

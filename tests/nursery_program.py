@@ -92,12 +92,17 @@ def _become(message: dict[str, Any], streams: list[int]) -> Callable[[], object]
         os.dup2(stream, number)
         os.close(stream)
     # As Python opens them: what goes to a terminal goes there line by line.
+    encoding = message["environment"].get("PYTHONIOENCODING")
     opened = {
-        "stdin": open(0, closefd=False),  # noqa: SIM115 - a number is no path, and it stays open
-        "stdout": open(1, "w", 1 if os.isatty(1) else -1, closefd=False),  # noqa: SIM115
-        "stderr": open(2, "w", 1, errors="backslashreplace", closefd=False),  # noqa: SIM115
+        "stdin": open(0, encoding=encoding, closefd=False),  # noqa: SIM115 - a number is no path, and it stays open
+        "stdout": open(1, "w", 1 if os.isatty(1) else -1, encoding, closefd=False),  # noqa: SIM115
+        "stderr": open(2, "w", 1, encoding, "backslashreplace", closefd=False),  # noqa: SIM115
     }
-    for name, file in opened.items():
+    for number, (name, file) in enumerate(opened.items()):
+        if number in message["closed"]:
+            os.close(number)
+            setattr(sys, name, None)
+            continue
         setattr(sys, name, file)
         setattr(sys, f"__{name}__", file)
     os.environ.clear()

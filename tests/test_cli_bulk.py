@@ -547,7 +547,7 @@ def test_killed_it_leaves_what_it_has_written(feishu: Feishu) -> None:
 def test_nobody_reads_the_output(feishu: Feishu) -> None:
     drafts = feishu.drafts("alice", 20)
     feishu.script(drafts[0], Fault.code("ContentRisk"))
-    process = feishu.start(feishu.csv(drafts), "-y", "--out", str(feishu.out), rate=STILL)
+    process = feishu.start(feishu.csv(drafts), "-y", "--out", str(feishu.out))
     assert process.stdout is not None
     read_until(process.stdout, "It takes")
     process.stdout.close()
@@ -555,9 +555,8 @@ def test_nobody_reads_the_output(feishu: Feishu) -> None:
     assert process.stderr is not None
     with process.stderr:
         assert "Traceback" not in process.stderr.read()
-    statuses = feishu.statuses()
-    assert set(statuses) == set(drafts)
-    assert {draft_id for draft_id, status in statuses.items() if status == "sent"} == set(feishu.sent)
+    # It goes on: the file says what became of the drafts.
+    assert feishu.statuses() == dict.fromkeys(drafts, "sent") | {drafts[0]: "failed"}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full is Linux's")
@@ -637,7 +636,7 @@ def test_list_for_one_who_reads_the_head(feishu: Feishu) -> None:
     assert process.stderr is not None
     with process.stderr:
         assert process.stderr.read() == ""
-    assert process.wait(PATIENCE) in {0, 1}
+    assert process.wait(PATIENCE) in {0, 4}
 
 
 # --- parts ------------------------------------------------------------------------------------------------

@@ -531,7 +531,7 @@ def test_whoever_reads_the_outcomes_goes_away(scene: Scene) -> None:
     assert worker.stdout is not None
     worker.stdout.readline()
     worker.stdout.close()
-    assert worker.wait(PATIENCE) in {0, 1}
+    assert worker.wait(PATIENCE) in {0, 4}
     assert scene.left.running == 0
     assert scene.left.queued == 200 - scene.sent.total()
 

@@ -1,6 +1,5 @@
 """The program: its commands, and the one line and exit code that every problem ends in."""
 
-import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -30,11 +29,13 @@ __all__ = ["app", "run"]
 _NAME: Final = "feishu-mail-async"
 _EXIT_CODES: Final = (
     "Exit codes: 0 all is sent; 1 some drafts are not; 2 the command line is wrong, and nothing was sent; "
-    "3 cannot start (no token, no free port, packages missing); 130 stopped by a second Ctrl-C."
+    "3 cannot start (no token, no free port, packages missing); 4 all is sent, and not all output could be "
+    "written; 130 stopped by a second Ctrl-C."
 )
 _LOGIN_EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused, failed, or something is missing; 2 the command line is wrong; 3 cannot start "
-    "(no app id or secret, no free port, no ledger); 130 stopped by Ctrl-C."
+    "(no app id or secret, no free port, no ledger); 4 done, and not all output could be written; "
+    "130 stopped by Ctrl-C."
 )
 
 app = typer.Typer(
@@ -104,7 +105,6 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         with heard(stop_seconds()):
             code = app(arguments, prog_name=_NAME, standalone_mode=False)
-            sys.stdout.flush()
     except Problem as problem:
         _say(str(problem))
         return problem.exit_code
@@ -112,10 +112,6 @@ def run(arguments: list[str] | None = None) -> int:
         return _wrong(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone, and Python would complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return SOME_NOT
     except Exception as error:  # noqa: BLE001 - the one place where whatever is left becomes a line
         if "--verbose" in (sys.argv[1:] if arguments is None else arguments):
             print_traceback(error)

@@ -68,15 +68,16 @@ async def run_bulk(
     async with client:
         run = client.send_drafts(drafts, read_ahead=len(drafts))
 
-        writing, showing = results is not None, True
+        writing = results is not None
 
         def hear(event: Event) -> None:
-            nonlocal writing, showing
+            nonlocal writing
             if isinstance(event, DraftDone) and writing and results is not None:
                 # First: what has been shown is in the file, whatever happens next.
                 writing = _wrote(results, event, run, end)
-            if showing:
-                showing = _showed(board, event, client, run)
+            board.hear(event)
+            if isinstance(event, AppPaused | AppResumed):
+                board.look(client.snapshot(), run.waiting)
 
         client.subscribe(hear)
 
@@ -94,25 +95,12 @@ async def run_bulk(
             try:
                 async for outcome in run:
                     if outcome.error is not None:
-                        with contextlib.suppress(OSError):
-                            verbose.traceback(outcome.error)
+                        verbose.traceback(outcome.error)
             finally:
                 ticks.cancel()
                 await asyncio.gather(ticks, *ending, return_exceptions=True)
     end.calls, end.seconds = run.summary.calls, clock() - began
     return end
-
-
-def _showed(board: Board, event: Event, client: FeishuMailClient, run: BulkRun) -> bool:
-    """Show what has happened. Where that cannot be done any more, the run is stopped; the results go on."""
-    try:
-        board.hear(event)
-        if isinstance(event, AppPaused | AppResumed):
-            board.look(client.snapshot(), run.waiting)
-    except OSError:  # whoever read our output has gone
-        run.stop()
-        return False
-    return True
 
 
 def _wrote(results: Results, done: DraftDone, run: BulkRun, end: BulkEnd) -> bool:
@@ -132,7 +120,7 @@ def _wrote(results: Results, done: DraftDone, run: BulkRun, end: BulkEnd) -> boo
 
 async def _tick(client: FeishuMailClient, run: BulkRun, board: Board) -> None:
     """Say again and again how it goes, until the client closes."""
-    with contextlib.suppress(FeishuMailError, OSError):
+    with contextlib.suppress(FeishuMailError):
         while True:
             await asyncio.sleep(_TICK)
             board.look(client.snapshot(), run.waiting)

@@ -1,4 +1,7 @@
-"""Ctrl-C: the first asks to stop, the second ends what it can, the third ends at once. SIGTERM counts as one."""
+"""Ctrl-C: the first asks to stop, the second ends what it can, the third ends at once.
+
+SIGTERM counts as one, and SIGHUP as the first.
+"""
 
 import asyncio
 import math
@@ -53,7 +56,11 @@ class Interrupts:
         self.count = 0
         self._hear = hear
         self._loop = asyncio.get_running_loop()
-        self._hearer = Hearer(lambda: self._loop.call_soon_threadsafe(self._signalled), left)
+        self._hearer = Hearer(
+            lambda: self._loop.call_soon_threadsafe(self._signalled),
+            left,
+            hung_up=lambda: self._loop.call_soon_threadsafe(self._hung_up),
+        )
 
     def __enter__(self) -> Self:
         self._hearer.open()
@@ -63,6 +70,10 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hearer.close()
+
+    def _hung_up(self) -> None:
+        if not self.count:
+            self._signalled()
 
     def _signalled(self) -> None:
         self.count += 1

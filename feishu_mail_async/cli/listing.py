@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from feishu_mail_async._streams import output_trouble
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, RetryPolicy
 
@@ -62,12 +63,13 @@ def list_drafts(
     ).only()
     Verbose(on=verbose)
 
-    def tell(draft: Draft) -> None:
+    def tell(draft: Draft) -> bool:
         named = {"draft_id": draft.draft_id, "mailbox": draft.mailbox}
         if draft.user is not None:
             named["user"] = draft.user
         # Flushed, because whoever reads the pipe may have seen enough.
         print(json.dumps(named) if as_json else draft.draft_id, flush=True)  # noqa: T201 - it is what it is for
+        return output_trouble() is None
 
     number = run_loop(_list(account, mailbox, tell))
     if not number:
@@ -82,7 +84,12 @@ def collect(account: Account, mailbox: str) -> list[Draft]:
         Problem: they cannot be listed.
     """
     drafts: list[Draft] = []
-    run_loop(_list(account, mailbox, drafts.append))
+
+    def take(draft: Draft) -> bool:
+        drafts.append(draft)
+        return True
+
+    run_loop(_list(account, mailbox, take))
     return drafts
 
 
@@ -94,13 +101,15 @@ def check_mailbox(mailbox: str) -> None:
         raise WrongUsage("--mailbox", error) from None
 
 
-async def _list(account: Account, mailbox: str, tell: Callable[[Draft], None]) -> int:
+async def _list(account: Account, mailbox: str, tell: Callable[[Draft], bool]) -> int:
+    """Tell each draft, until that returns False; how many there were."""
     number = 0
     async with account.client(_RETRY) as client:
         try:
             async for draft in client.list_drafts(mailbox=mailbox, user=account.user):
-                tell(draft)
                 number += 1
+                if not tell(draft):
+                    break
         except FeishuMailError as error:
             raise Problem(f"the drafts of the mailbox {mailbox} cannot be listed: {explain(error)}") from error
         except asyncio.CancelledError:

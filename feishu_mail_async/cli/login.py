@@ -187,7 +187,7 @@ def _ask(name: str, question: str, otherwise: str, *, hidden: bool = False) -> s
             sys.stderr.write(question)
             sys.stderr.flush()
             answer = sys.stdin.readline()
-    except EOFError:
+    except (EOFError, OSError):  # the terminal may have gone
         answer = ""
     try:
         return check_text(name, answer.strip())
@@ -199,7 +199,10 @@ def _ask_whether(question: str) -> bool:
     """Ask; anything but a clear yes is a no."""
     sys.stderr.write(question)
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in _YES
+    try:
+        return sys.stdin.readline().strip().lower() in _YES
+    except OSError:  # the terminal has gone
+        return False
 
 
 # -- logging in ------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def agreed() -> bool:
         sys.stderr.flush()
         _await_answer()
         answer = sys.stdin.readline()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):  # the terminal may have gone
         answer = ""
     if not answer.endswith("\n"):
         sys.stderr.write("\n")

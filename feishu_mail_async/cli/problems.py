@@ -4,8 +4,9 @@ import re
 from typing import ClassVar, Final
 
 from feishu_mail_async._signals import INTERRUPTED
+from feishu_mail_async._streams import UNSAID
 
-__all__ = ["CANNOT_START", "INTERRUPTED", "SOME_NOT", "USAGE", "CannotStart", "Problem", "WrongUsage"]
+__all__ = ["CANNOT_START", "INTERRUPTED", "SOME_NOT", "UNSAID", "USAGE", "CannotStart", "Problem", "WrongUsage"]
 
 SOME_NOT: Final = 1
 USAGE: Final = 2

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import select
 import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +31,7 @@ _HEADER: Final = (
     "such as: draft_id,mailbox,user"
 )
 _MOST_TOLD: Final = 50
+_PIECE: Final = 64 * 1024
 
 _Cells = dict[str, str]
 _Line = tuple[int, _Cells | str]
@@ -99,12 +102,24 @@ def read_rows(path: str, mailbox: str, user_of: Callable[[str | None], str | Non
 
 
 def _read(path: str) -> bytes:
-    if path == STANDARD_INPUT:
-        return sys.stdin.buffer.read()
     try:
-        return Path(path).read_bytes()
+        return _read_input() if path == STANDARD_INPUT else Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise CannotStart(f"{path}: {reason(error)}") from None
+        raise CannotStart(f"{_name(path)}: {reason(error)}") from None
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == STANDARD_INPUT else path
+
+
+def _read_input() -> bytes:
+    """Read all of standard input, also where it does not block: there Python would take a pause for the end."""
+    source, pieces = sys.stdin.fileno(), [b""]
+    while not pieces[1:] or pieces[-1]:
+        if os.name == "posix":
+            select.select([source], [], [])
+        pieces.append(os.read(source, _PIECE))
+    return b"".join(pieces)
 
 
 def _decode(content: bytes) -> str:

@@ -35,15 +35,9 @@ _NOTED: Final = frozenset({"limit", "pause", "unreachable", "cooling"})
 _LONG: Final = 1.0
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Let the command decide what it means that nobody reads; rich would end the program here."""
-        raise BrokenPipeError
-
-
 def console(*, stderr: bool = False) -> Console:
     """A console that prints what it is given and guesses nothing from it; only on a terminal lines are wrapped."""
-    place = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    place = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     place.soft_wrap = not place.is_terminal
     return place
 

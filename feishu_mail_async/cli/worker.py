@@ -1,7 +1,7 @@
 """`feishu-mail-async worker`: takes drafts out of the queue and sends them, until it is stopped."""
 
 import asyncio
-import contextlib
+import errno
 import json
 import logging
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 
+from feishu_mail_async._streams import output_trouble
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ScopeClosed
@@ -140,10 +141,18 @@ async def _run(
     until_empty: bool,
 ) -> int:
     clock = asyncio.get_running_loop().time
-    began, interrupts = clock(), 0
+    began, interrupts, unread = clock(), 0, False
     try:
         await fleet.prepare(database)
         async with client:
+
+            def tell(outcome: Outcome) -> None:
+                nonlocal unread
+                report.outcome(outcome)
+                if report.reader_has_left() and not unread:
+                    unread = True
+                    working.stop()
+
             working: DraftWorker = fleet.DraftWorker(
                 database,
                 fleet.Queue(account.base_url, account.app),
@@ -152,7 +161,7 @@ async def _run(
                 limit=account.rate_limit,
                 at_once=at_once,
                 times=fleet.Times(beat=dead / _BEATS, dead=dead),
-                tell=report.outcome,
+                tell=tell,
                 note=report.note,
             )
 
@@ -208,7 +217,7 @@ class _Report:
         self._calls += (outcome.result or outcome.error).attempts  # type: ignore[union-attr]  # one of them is set
         if self._json:
             # Flushed, because whoever reads the pipe acts on each line.
-            print(json.dumps(make_row(outcome), ensure_ascii=False), flush=True)  # noqa: T201 - it is asked for
+            print(json.dumps(make_row(outcome)), flush=True)  # noqa: T201 - it is asked for
         if outcome.error is None:
             return
         if isinstance(outcome.error, ScopeClosed):
@@ -216,6 +225,11 @@ class _Report:
         else:
             print_outcome(self._err, outcome, 0)
         self._verbose.traceback(outcome.error)
+
+    def reader_has_left(self) -> bool:
+        """Whether the outcomes go to a program that has ended: then the worker is no use to it any more."""
+        trouble = output_trouble()
+        return self._json and trouble is not None and trouble.errno == errno.EPIPE
 
     def ended(self, seconds: float) -> None:
         """It is over; so many seconds after it began."""
@@ -240,6 +254,5 @@ class _Report:
             self._say(f"skipping {name_scope(error.scope)}: {closing(error, advice=True)}")
 
     def _say(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # nobody reads it, and the drafts go out all the same
-            self._err.print(Text(clean(text)), style="dim", soft_wrap=True)
-            self._err.file.flush()
+        self._err.print(Text(clean(text)), style="dim", soft_wrap=True)
+        self._err.file.flush()

@@ -1,10 +1,11 @@
 """`python -m feishu_mail_async.sandbox`: a sandbox in a process of its own, without any extra installed."""
 
 from feishu_mail_async._signals import end_at_once
+from feishu_mail_async._streams import run_program
 
 
-def main() -> None:
-    """Read the command line, and run a sandbox until SIGINT or SIGTERM."""
+def main() -> int:
+    """Read the command line, and run a sandbox until SIGINT or SIGTERM; the exit code."""
     end_at_once()
     import argparse  # noqa: PLC0415 - all this takes a while, in which signals are heard
     import asyncio  # noqa: PLC0415
@@ -45,7 +46,8 @@ def main() -> None:
                 drafts=given.drafts,
             )
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -53,9 +53,12 @@ def success(data: Mapping[str, Any]) -> Reply:
     return json_reply(row.http_status, {"code": row.number, "msg": row.message, "data": data}, row.number)
 
 
-def refusal(row: codes.Code, *headers: tuple[str, str], http_status: int | None = None) -> Reply:
-    """The API's answer to a call that it refuses, as the table of codes has it."""
-    body = json.dumps({"code": row.number, "msg": row.message, "data": {}}, separators=(",", ":"))
+def refusal(
+    row: codes.Code, *headers: tuple[str, str], http_status: int | None = None, msg: str | None = None
+) -> Reply:
+    """The API's answer to a call that it refuses, as the table of codes has it, or with another message."""
+    told = {"code": row.number, "msg": row.message if msg is None else msg, "data": {}}
+    body = json.dumps(told, separators=(",", ":"))
     return Reply(http_status or row.http_status, body.encode(), row.number, headers)
 
 
@@ -105,9 +108,9 @@ class Fault:
         return cls(Kind.NORMAL)
 
     @classmethod
-    def code(cls, name: str, *, accepted: bool = False) -> Self:
-        """The answer of that name in the table of codes, with its own HTTP status."""
-        return cls._answer(refusal(codes.named(name)), accepted)
+    def code(cls, name: str, *, msg: str | None = None, accepted: bool = False) -> Self:
+        """The answer of that name in the table of codes, with its own HTTP status; `msg` is another message."""
+        return cls._answer(refusal(codes.named(name), msg=msg), accepted)
 
     @classmethod
     def unknown(cls, number: int, http_status: int = 400, *, accepted: bool = False) -> Self:
