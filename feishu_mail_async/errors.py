@@ -8,6 +8,7 @@ import pickle
 from dataclasses import replace
 from typing import Any, ClassVar, Final, Self
 
+from ._text import escape
 from .codes import CODES, Code
 from .model import Draft, OutcomeStatus
 
@@ -102,7 +103,8 @@ class FeishuMailError(Exception):
     def __init__(
         self, message: str, *, draft: Draft | None = None, log_id: str | None = None, attempts: int = 0
     ) -> None:
-        super().__init__(message)
+        # Whoever has said it: a server, a proxy, a database, a caller's source of tokens.
+        super().__init__(escape(message))
         self.draft = draft
         self.log_id = log_id
         self.attempts = attempts

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Final, Self
 
+from ._text import escape
 from .codes import Scope, Until, Verdict
 from .errors import ApiError, FeishuMailError, decisive
 from .model import Draft, OutcomeStatus, Priority, SendResult
@@ -109,7 +110,7 @@ class DraftEvent(Event):
     @property
     def what(self) -> str:
         """The draft, or the call, as a sentence names it."""
-        return "a list of drafts" if self.draft is None else f"draft {self.draft.draft_id}"
+        return "a list of drafts" if self.draft is None else f"draft {escape(self.draft.draft_id)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +278,7 @@ class UserCooled(Event):
     times: int
 
     def __str__(self) -> str:
-        return f"user {self.user} cools down for {self.seconds:.1f} s (refusal {self.times} in a row)"
+        return f"user {escape(self.user)} cools down for {self.seconds:.1f} s (refusal {self.times} in a row)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +339,7 @@ class ClosureStarted(Event):
 
     def __str__(self) -> str:
         ends = f"until {self.until}" if self.seconds is None else f"for {self.seconds:.0f} s"
-        return f"{self.scope} is closed {ends}: {self.reason}"
+        return f"{escape(self.scope)} is closed {ends}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +355,7 @@ class ClosureEnded(Event):
     scope: str
 
     def __str__(self) -> str:
-        return f"{self.scope} is open again"
+        return f"{escape(self.scope)} is open again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +369,7 @@ class TokenRefreshed(Event):
     user: str
 
     def __str__(self) -> str:
-        return f"user {self.user} has a new token"
+        return f"user {escape(self.user)} has a new token"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from ._text import escape
 from .codes import OAUTH, Verdict
 from .protocol import FEISHU, LARK, REDACTED, Reply, redact
 
@@ -161,7 +162,7 @@ class Login:
         if "error" in told:
             refused = told["error"] == "access_denied"
             said = redact(told["error"], (told.get("code", ""), self.state, self.verifier))[:_LONGEST_TEXT]
-            raise ValueError("the user refused" if refused else f"the page answered {said}")
+            raise ValueError("the user refused" if refused else f"the page answered {escape(said)}")
         if not told.get("code"):
             raise ValueError("there is no code in the answer")
         return told["code"]
@@ -217,7 +218,7 @@ def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> Grant | Refusal:
         return Refusal(text, row.number, again=row.name in _AGAIN, retry=row.verdict is Verdict.RETRY)
     if code:
         said = _SECRET.sub(REDACTED, redact(_first(levels, "error", _text) or "no reason given", secrets))
-        return Refusal(f"{code}: {said}"[:_LONGEST_TEXT], code)
+        return Refusal(escape(f"{code}: {said}"[:_LONGEST_TEXT]), code)
     retry = reply.status >= _SERVER_ERROR or reply.body is None
     return Refusal(f"HTTP {reply.status}: the answer is not the token endpoint's", retry=retry)
 

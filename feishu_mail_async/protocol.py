@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, quote_plus, urlsplit
 
+from ._text import escape
 from .codes import Code, Scope, Until, Verdict, lookup, named
 from .errors import (
     AutomatedSendDisabled,
@@ -211,7 +212,7 @@ class Judgement(NamedTuple):
         return self.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
 
     def text(self, name: str) -> str | None:
-        """A text in `data`; None where there is none."""
+        """A text in `data`, as it can be shown; None where there is none."""
         return _text(self.data.get(name))
 
 
@@ -253,7 +254,7 @@ def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Jud
         return _sent(body.get("data"), code, reply.status, log_id)
     if row.verdict is Verdict.ALREADY_SENT:
         return Judgement(Verdict.ALREADY_SENT, code=code, http_status=reply.status, log_id=log_id)
-    return _refused(row, code, reply, log_id, (_text(body.get("msg")) or "")[:_LONGEST_MESSAGE])
+    return _refused(row, code, reply, log_id, _text(body.get("msg"), _LONGEST_MESSAGE) or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +273,10 @@ def read_page(judgement: Judgement) -> Page:
     """
     items = judgement.data.get("items") or []
     more = judgement.data.get("has_more") is True
-    next_token = judgement.text("page_token") if more else None
+    next_token = judgement.data.get("page_token") if more else None
     try:
         draft_ids = tuple(check_text("id", item["id"]) for item in items)
-        if more and next_token is None:
+        if more and not (isinstance(next_token, str) and next_token and next_token.encode()):
             raise ValueError("there is more, but no page_token")  # noqa: TRY301 - one way to say it
     except (KeyError, TypeError, ValueError) as error:
         raise BadReply(
@@ -296,7 +297,7 @@ def _shown(header: str | None, token: str | None) -> str | None:
     """A header as it can stand in a message."""
     if header and token:
         header = header.replace(token, REDACTED)
-    return header and _whole(header[:_LONGEST_HEADER])
+    return header and escape(header[:_LONGEST_HEADER])
 
 
 def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
@@ -332,7 +333,7 @@ def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
     if disabled is None or disabled is False:
         return Judgement(Verdict.SENT, data=fields, code=code, http_status=status, log_id=log_id)
     told = disabled if isinstance(disabled, dict) else {}
-    reason = (_text(told.get("reason")) or "")[:_LONGEST_MESSAGE]
+    reason = _text(told.get("reason"), _LONGEST_MESSAGE) or ""
     return Judgement(
         Verdict.FATAL,
         scope=Scope.MAILBOX,
@@ -379,13 +380,9 @@ def _not_the_api(reply: Reply, log_id: str | None, base_url: str) -> Judgement:
     return Judgement(Verdict.RETRY, conclusive=False, error=error, http_status=reply.status, log_id=log_id)
 
 
-def _text(value: Any) -> str | None:
-    return _whole(value) if isinstance(value, str) and value else None
-
-
-def _whole(text: str) -> str:
-    """A server's text without halves of characters, which no log and no file takes."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+def _text(value: Any, longest: int | None = None) -> str | None:
+    """A text of the server's as it can stand in an error, a log and a file; None where it is none."""
+    return escape(value[:longest]) if isinstance(value, str) and value else None
 
 
 def _seconds(header: str | None) -> float | None:

@@ -23,6 +23,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from ._text import escape
 from .protocol import LONGEST_REPLY, CallEnd, Reply, is_loopback, redact
 from .secrecy import Hidden
 
@@ -308,7 +309,7 @@ def _reason(error: Exception, secrets: Iterable[str]) -> str:
         text = _described(error)
     except Exception:  # noqa: BLE001 - an exception made by hand may lack what its class promises
         text = type(error).__name__
-    return redact(text, secrets)[:300]
+    return escape(redact(text, secrets)[:300])
 
 
 def _described(error: Exception) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
 from feishu_mail_async.tokens import Tokens
@@ -159,7 +160,7 @@ def read_account(
     if not sends and token_file is None:
         return Account(host, app, user, limit, {})
     if token_file is not None:
-        tokens, source = _read_tokens(token_file), f"--token-file {token_file}"
+        tokens, source = _read_tokens(token_file), f"--token-file {escape(token_file)}"
     elif token := os.environ.get(ENVIRONMENT, "").strip():
         tokens, source = {None: token}, ENVIRONMENT
     else:
@@ -211,7 +212,7 @@ def _logged_in(logins: Logins | None, host: str, app: str | None, user: str | No
 
 
 def _read_tokens(path: str) -> dict[str | None, str]:
-    name = f"--token-file {path}"
+    name = f"--token-file {escape(path)}"
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from feishu_mail_async._signals import heard
+from feishu_mail_async._text import escape_lines
 
 from .bulk import bulk
 from .demo import demo
@@ -133,4 +134,4 @@ def _wrong(error: typer.TyperException) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.write(f"error: {escape_lines(text)}\n")

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .account import Account, read_account
@@ -30,7 +31,7 @@ from .options import (
 from .plan import agreed, check_askable, print_plan
 from .problems import SOME_NOT, Problem, WrongUsage
 from .results import Results
-from .rows import STANDARD_INPUT, read_rows
+from .rows import STANDARD_INPUT, name_file, read_rows
 from .screen import console, print_rows
 from .verbose import Verbose
 from .words import count, name_draft, span, tally
@@ -125,7 +126,7 @@ def read_drafts(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
         WrongUsage, CannotStart: there is; the sentence lists the rows.
     """
     rows = read_rows(path, mailbox, account.user_of)
-    name = "standard input" if path == STANDARD_INPUT else path
+    name = name_file(path)
     rows.check(name, _TOKENS if any("no token" in wrong for wrong in rows.wrong) else "")
     if rows.ignored:
         console(stderr=True).print(
@@ -177,7 +178,7 @@ def _conclude(board: Board, end: BulkEnd, results: Results | None) -> int:
         f"{count(end.calls, 'call')} in {span(max(1, end.seconds))}."
     )
     if results is not None:
-        out.print(f"See {results.path}.", soft_wrap=True)
+        out.print(f"See {escape(results.path)}.", soft_wrap=True)
     out.file.flush()
     if end.trouble is not None:
         raise Problem(end.trouble)

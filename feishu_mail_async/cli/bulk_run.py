@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.bulk import BulkRun, Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
@@ -110,7 +111,7 @@ def _wrote(results: Results, done: DraftDone, run: BulkRun, end: BulkEnd) -> boo
         results.write(Outcome(done.draft, done.status, done.result, done.error))
     except OSError as error:
         end.trouble = (
-            f"{results.path}: it cannot be written ({error.strerror}), so the run was stopped; "
+            f"{escape(results.path)}: it cannot be written ({error.strerror}), so the run was stopped; "
             "the drafts that ended after that are not in it"
         )
         run.stop()

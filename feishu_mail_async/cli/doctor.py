@@ -10,6 +10,7 @@ from typing import Final
 
 from rich.text import Text
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.codes import Until
 from feishu_mail_async.errors import (
     AccessDenied,
@@ -53,7 +54,7 @@ from .problems import SOME_NOT, CannotStart
 from .screen import console, print_hanging
 from .secretfile import APP_SECRET
 from .verbose import Verbose
-from .words import clean, explain, moment, name_scope, span
+from .words import explain, moment, name_scope, span
 
 __all__ = ["doctor"]
 
@@ -356,7 +357,7 @@ def _renewal(kept: StoredToken, renewable: bool) -> str:
 def _tell(findings: _Findings, *, as_json: bool) -> None:
     if as_json:
         checks = [
-            {"check": name, "status": status.replace(" ", "_"), "told": clean(told)}
+            {"check": name, "status": status.replace(" ", "_"), "told": escape(told)}
             for name, status, told in findings.rows
         ]
         print(json.dumps({"ok": findings.well, "checks": checks}), flush=True)  # noqa: T201 - it is asked for
@@ -365,4 +366,4 @@ def _tell(findings: _Findings, *, as_json: bool) -> None:
     for name, status, told in findings.rows:
         head = Text(status.ljust(_WIDTH), style=_STYLES[status])
         head.append(name.ljust(max(map(len, _NAMES))), style="default")
-        print_hanging(out, head, clean(told))
+        print_hanging(out, head, escape(told))

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.errors import LedgerError, NotSent
 from feishu_mail_async.ledger import open_ledger
@@ -30,7 +31,7 @@ from .problems import CannotStart, Problem, WrongUsage
 from .screen import console, print_rows
 from .secretfile import APP_ID, APP_SECRET, find_secret, keep_secret
 from .verbose import Verbose, hide
-from .words import clean, moment, span
+from .words import moment, span
 
 __all__ = ["DEFAULT_USER", "login"]
 
@@ -251,7 +252,7 @@ def _invite(app: _App, user: str, attempt: Login, *, browse: bool) -> None:
     opened = browse and _open(address)
 
     def line(text: str = "", style: str = "") -> None:
-        out.print(Text(clean(text), style=style), soft_wrap=True)  # these lines are there to be copied
+        out.print(Text(escape(text), style=style), soft_wrap=True)  # these lines are there to be copied
 
     out = console()
     line(f"Log in {user} to app {app.app_id} at {app.base_url}", "bold")
@@ -281,7 +282,7 @@ async def _await_code(answer: Answer, patience: float) -> str:
     except TimeoutError:
         raise Problem(f"nobody agreed within {span(patience)}: log in again") from None
     except ValueError as error:
-        raise Problem(f"nobody was logged in: {clean(str(error))}") from None
+        raise Problem(f"nobody was logged in: {escape(str(error))}") from None
 
 
 async def _redeem(tokens: RefreshingTokens, app: _App, user: str, code: str, attempt: Login) -> StoredToken:
@@ -290,7 +291,7 @@ async def _redeem(tokens: RefreshingTokens, app: _App, user: str, code: str, att
     except LedgerError:
         raise
     except NotSent as error:
-        said = clean(str(error))
+        said = escape(str(error))
         advice = next((words for name, words in _ADVICE.items() if f" {OAUTH[name].number}: " in said), "")
         told = advice.format(secret=app.source, redirect=attempt.redirect_uri)
         raise Problem(f"{said}. {told}".strip()) from error
@@ -317,7 +318,7 @@ def _browse(address: str) -> None:
 
 def _note(text: str) -> None:
     err = console(stderr=True)
-    err.print(Text(f"note: {clean(text)}"), style="dim", soft_wrap=True)
+    err.print(Text(f"note: {escape(text)}"), style="dim", soft_wrap=True)
     err.file.flush()
 
 
@@ -326,16 +327,16 @@ def _note(text: str) -> None:
 
 def _report(app: _App, user: str, done: _Done) -> None:
     out, token = console(), done.token
-    out.print(Text(clean(f"Logged in: {user}, to app {app.app_id} at {app.base_url}.")), soft_wrap=True)
+    out.print(Text(escape(f"Logged in: {user}, to app {app.app_id} at {app.base_url}.")), soft_wrap=True)
     granted = token.scope.split()
     missing = [scope for scope in SCOPES if scope not in granted] if granted else []
-    rows = [(Text("granted"), clean(", ".join(granted)) or "the server did not say what")]
+    rows = [(Text("granted"), escape(", ".join(granted)) or "the server did not say what")]
     if missing:
-        rows.append((Text("not granted", style="yellow"), clean(", ".join(missing))))
+        rows.append((Text("not granted", style="yellow"), escape(", ".join(missing))))
     rows += [(Text("until"), told) for told in _until(app, token)]
     print_rows(out, rows)
     if done.others:
-        others = clean(", ".join(done.others))
+        others = escape(", ".join(done.others))
         out.print(Text(f"Others have logged in too: {others}. Name the user with --user."), soft_wrap=True)
     out.file.flush()
 

@@ -13,13 +13,14 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.model import Draft
 
 from .account import Account
 from .pace import duration, name_limit
 from .problems import WrongUsage
 from .screen import print_rows
-from .words import clean, count, span
+from .words import count, span
 
 __all__ = ["agreed", "check_askable", "print_plan"]
 
@@ -70,8 +71,8 @@ def _mailboxes(drafts: Sequence[Draft]) -> list[tuple[Text, str]]:
 def _name(user: str | None, mailbox: str) -> str:
     own = mailbox == "me"
     if user is None:
-        return "the user's own mailbox" if own else clean(mailbox)
-    return clean(f"{user}'s own mailbox" if own else f"{mailbox}, for {user}")
+        return "the user's own mailbox" if own else escape(mailbox)
+    return escape(f"{user}'s own mailbox" if own else f"{mailbox}, for {user}")
 
 
 def check_askable(*, from_input: bool) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import ApiError, decisive
 
@@ -74,7 +75,9 @@ class Results:
         except (OSError, ValueError):
             filled = False  # `open` says what is wrong, if anything is
         if filled:
-            raise WrongUsage(_OPTION, f"{path} exists, and results are not written over; give another name")
+            raise WrongUsage(
+                _OPTION, f"{escape(path)} exists, and results are not written over; give another name"
+            )
         if not Path(path).parent.is_dir():
             raise WrongUsage(_OPTION, f"there is no directory {str(Path(path).parent)!r}")
 
@@ -91,7 +94,7 @@ class Results:
                 self._write(_csv_line(COLUMNS))
         except (OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) else error
-            raise CannotStart(f"{_OPTION} {self.path}: it cannot be written ({said})") from None
+            raise CannotStart(f"{_OPTION} {escape(self.path)}: it cannot be written ({said})") from None
 
     def write(self, outcome: Outcome) -> None:
         """Add a row; OSError if that is not possible."""

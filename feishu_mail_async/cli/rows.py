@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.model import Draft
 
 from .account import reason
 from .problems import CannotStart, WrongUsage
-from .words import clean, count
+from .words import count
 
-__all__ = ["STANDARD_INPUT", "Rows", "read_rows"]
+__all__ = ["STANDARD_INPUT", "Rows", "name_file", "read_rows"]
 
 STANDARD_INPUT: Final = "-"
 
@@ -66,7 +67,7 @@ class Rows:
             raise WrongUsage(name, "there is no row in it, so there is nothing to send")
         if not self.wrong:
             return
-        told = [f"  {clean(sentence)}" for sentence in self.wrong[:_MOST_TOLD]]
+        told = [f"  {escape(sentence)}" for sentence in self.wrong[:_MOST_TOLD]]
         if len(self.wrong) > _MOST_TOLD:
             told.append(f"  and {len(self.wrong) - _MOST_TOLD} more")
         of = count(len(self.drafts) + len(self.wrong), "row")
@@ -105,11 +106,12 @@ def _read(path: str) -> bytes:
     try:
         return _read_input() if path == STANDARD_INPUT else Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise CannotStart(f"{_name(path)}: {reason(error)}") from None
+        raise CannotStart(f"{name_file(path)}: {reason(error)}") from None
 
 
-def _name(path: str) -> str:
-    return "standard input" if path == STANDARD_INPUT else path
+def name_file(path: str) -> str:
+    """The file as a sentence names it."""
+    return "standard input" if path == STANDARD_INPUT else escape(path)
 
 
 def _read_input() -> bytes:
@@ -149,13 +151,13 @@ def _csv_lines(text: str, path: str, rows: Rows) -> Iterator[_Line]:
         return
     names = [_normal(name) for name in header]
     if _ID not in names:
-        raise WrongUsage(path, _HEADER)
+        raise WrongUsage(name_file(path), _HEADER)
     for name in _KEYS:
         if names.count(name) > 1:
-            raise WrongUsage(path, f"its header has {name} {names.count(name)} times; keep one of them")
+            raise WrongUsage(name_file(path), f"its header has {name} {names.count(name)} times; keep one of them")
     rows.ignored.update(
         dict.fromkeys(
-            clean(name.strip()) for name, known in zip(header, names, strict=True) if known and known not in _KEYS
+            escape(name.strip()) for name, known in zip(header, names, strict=True) if known and known not in _KEYS
         )
     )
     for number, cells in records:
@@ -208,7 +210,9 @@ def _is_json(text: str, path: str) -> bool:
     first = next((line.strip() for line in io.StringIO(text, newline="") if line.strip()), "")
     name = "" if path == STANDARD_INPUT else Path(path).suffix.lower()
     if first.startswith("["):
-        raise WrongUsage(path, 'a JSON array is no JSON lines: give one object a line, such as {"draft_id": "…"}')
+        raise WrongUsage(
+            name_file(path), 'a JSON array is no JSON lines: give one object a line, such as {"draft_id": "…"}'
+        )
     if first.startswith("{") or name in _JSON_NAMES:
         return True
     if not first.startswith('"') or name in {".csv", ".tsv"}:
@@ -237,7 +241,7 @@ def _json_cells(line: str, rows: Rows) -> _Cells | str:
         return 'it is neither an object, such as {"draft_id": "…"}, nor a text'
     if _ID not in value:
         return "draft_id is missing"
-    rows.ignored.update(dict.fromkeys(clean(key) for key in value if key not in _KEYS))
+    rows.ignored.update(dict.fromkeys(escape(key) for key in value if key not in _KEYS))
     cells = {}
     for key in _KEYS:
         cell = value.get(key)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import Overview, check_url, open_ledger
 from feishu_mail_async.model import OutcomeStatus
@@ -30,7 +31,7 @@ from .pace import duration, name_limit
 from .problems import CannotStart
 from .screen import STYLES, console, print_rows
 from .verbose import Verbose
-from .words import clean, count, name_scope, name_status, span
+from .words import count, name_scope, name_status, span
 
 __all__ = ["status"]
 
@@ -139,7 +140,7 @@ def _counts(told: _App) -> Iterator[tuple[OutcomeStatus, int]]:
 
 
 def _print(out: Console, told: _App) -> None:
-    out.print(Text(clean(f"{told.app} at {told.base_url}")), style="bold", soft_wrap=True)
+    out.print(Text(escape(f"{told.app} at {told.base_url}")), style="bold", soft_wrap=True)
     rows = [(Text("queued"), str(told.queued)), (Text("running"), str(told.running))]
     rows += [(Text(name_status(kind), style=STYLES[kind]), str(number)) for kind, number in _counts(told)]
     rows += [(Text(what), text) for what, text in _standing(told)]
@@ -155,9 +156,9 @@ def _standing(told: _App) -> Iterator[tuple[str, str]]:
     under_way = f", {count(overview.in_flight, 'call')} under way" if overview.in_flight else ""
     yield "permits", f"{overview.in_use} of {limit.calls} in use{under_way} ({name_limit(limit)})"
     if overview.paused is not None:
-        yield "paused", clean(f"next try in {span(max(1, overview.paused))}: {overview.pause_reason or ''}")
+        yield "paused", escape(f"next try in {span(max(1, overview.paused))}: {overview.pause_reason or ''}")
     for closed in overview.closed:
-        yield "closed", clean(f"{name_scope(closed.scope)}: {closed.reason}")
+        yield "closed", escape(f"{name_scope(closed.scope)}: {closed.reason}")
     if told.left is not None:
         yield "time left", f"about {span(max(1, told.left))}"
 

@@ -3,7 +3,9 @@
 import logging
 import sys
 import traceback
-from typing import Final
+from typing import Any, Final
+
+from feishu_mail_async._text import escape, escape_lines
 
 __all__ = ["Verbose", "hide", "print_traceback"]
 
@@ -18,7 +20,7 @@ def hide(secret: str) -> None:
 
 def print_traceback(error: BaseException) -> None:
     """Print where an error came from. Values of variables are not shown."""
-    sys.stderr.write(_scrub("".join(traceback.format_exception(error))))
+    sys.stderr.write(escape_lines(_scrub("".join(traceback.format_exception(error)))))
     sys.stderr.flush()
 
 
@@ -29,8 +31,16 @@ def _scrub(text: str) -> str:
 
 
 class _Scrubbed(logging.Formatter):
+    """One line for each record, whoever's words are in it; only tracebacks have several."""
+
     def format(self, record: logging.LogRecord) -> str:
         return _scrub(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return escape_lines(super().formatException(ei))
 
 
 class Verbose:

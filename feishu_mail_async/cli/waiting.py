@@ -5,9 +5,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.scheduler import Snapshot
 
-from .words import clean, count
+from .words import count
 
 __all__ = ["Wait", "why_waiting"]
 
@@ -73,7 +74,7 @@ def _paused(snapshot: Snapshot, waiting: int) -> Wait:
     why = "the server asked for a pause" if api is not None else reason
     when = f"next try in {_s(snapshot.paused)}" if snapshot.paused > 0 else "trying one call"
     return Wait(
-        "pause" if api is not None else "unreachable", f"{waiting} waiting, {when}: {clean(why)}", snapshot.paused
+        "pause" if api is not None else "unreachable", f"{waiting} waiting, {when}: {escape(why)}", snapshot.paused
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import open_ledger
 from feishu_mail_async.ledger.clock import wall_clock
@@ -30,7 +31,7 @@ from .problems import SOME_NOT, CannotStart, WrongUsage
 from .screen import console, print_rows
 from .secretfile import APP_SECRET, find_secret, forget_secret
 from .verbose import Verbose
-from .words import clean, moment
+from .words import moment
 
 __all__ = ["logout", "whoami"]
 
@@ -63,8 +64,8 @@ def whoami(
             continue
         if place:
             out.print()
-        out.print(Text(clean(f"{name} at {where}")), style="bold", soft_wrap=True)
-        print_rows(out, [(Text(clean(user)), clean(_told(token))) for user, token in tokens.items()])
+        out.print(Text(escape(f"{name} at {where}")), style="bold", soft_wrap=True)
+        print_rows(out, [(Text(escape(user)), escape(_told(token))) for user, token in tokens.items()])
         for note in _notes(where, name, tokens):
             out.print(Text(f"  {note}"), style="dim", soft_wrap=True)
     out.file.flush()
@@ -96,7 +97,7 @@ def _notes(base_url: str, app: str, tokens: Mapping[str, StoredToken]) -> Iterat
         try:
             secret = find_secret(base_url, app)[0]
         except CannotStart as error:
-            yield clean(str(error))
+            yield escape(str(error))
             return
         if secret is None:
             yield f"To renew tokens, set {APP_SECRET}, or log in with --keep-secret."
@@ -156,17 +157,17 @@ def logout(
         users = [name for name in tokens if user in {None, name}]
     out = console()
     for name in _forget(url, (host, named or ""), users):
-        out.print(Text(clean(f"Logged out: {name}, of app {named} at {host}.")), soft_wrap=True)
+        out.print(Text(escape(f"Logged out: {name}, of app {named} at {host}.")), soft_wrap=True)
     without_secret = everybody and named is not None and forget_secret(host, named)
     if without_secret:
-        out.print(Text(clean(f"The secret of app {named} is forgotten.")), soft_wrap=True)
+        out.print(Text(escape(f"The secret of app {named} is forgotten.")), soft_wrap=True)
     out.file.flush()
     if users or without_secret:
         return 0
     whom = f"{user} has not" if user is not None else "nobody has"
     others = f" (only {', '.join(tokens)})" if tokens else ""
     console(stderr=True).print(
-        Text(clean(f"There is nothing to forget: {whom} logged in{others}.")), soft_wrap=True
+        Text(escape(f"There is nothing to forget: {whom} logged in{others}.")), soft_wrap=True
     )
     return SOME_NOT
 

@@ -1,12 +1,12 @@
 """What became of a draft, in words for a person and as JSON for a program."""
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from feishu_mail_async._text import escape
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import (
     ApiError,
@@ -31,7 +31,6 @@ __all__ = [
     "advise",
     "as_json",
     "brief",
-    "clean",
     "closing",
     "count",
     "detail",
@@ -63,12 +62,6 @@ _SHORT: Final[dict[type[FeishuMailError], str]] = {
 }
 _MINUTE: Final = 60
 _HOUR: Final = 3600
-_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-
-def clean(text: str) -> str:
-    """`text` without anything that could steer a terminal: some of it comes from the server."""
-    return "".join(" " if unicodedata.category(character) in _HIDDEN else character for character in text)
 
 
 def count(number: int, noun: str) -> str:
@@ -83,7 +76,7 @@ def name_status(status: OutcomeStatus) -> str:
 
 def name_draft(draft: Draft) -> str:
     """The draft, with its mailbox where that is not the user's own."""
-    return draft.draft_id if draft.mailbox == "me" else f"{draft.draft_id} in {draft.mailbox}"
+    return escape(draft.draft_id if draft.mailbox == "me" else f"{draft.draft_id} in {draft.mailbox}")
 
 
 def brief(error: BaseException) -> str:
@@ -107,7 +100,7 @@ def brief(error: BaseException) -> str:
             words = str(error.__cause__)  # why there is no token
         case _:
             words = str(error)
-    return clean(words)
+    return escape(words)
 
 
 def _was_stopped(error: BaseException | None) -> bool:
@@ -138,7 +131,7 @@ def advise(error: BaseException | None) -> str:
             words = f"{advise(error.__cause__)} {_SAFE}".strip()
         case _:
             words = ""
-    return clean(words)
+    return escape(words)
 
 
 def log_id(error: FeishuMailError) -> str | None:
@@ -160,7 +153,7 @@ def explain(error: FeishuMailError) -> str:
         case _:
             words = _because(error)
     known = log_id(error)
-    return clean(f"{words} [log id {known}]" if known else words)
+    return escape(f"{words} [log id {known}]" if known else words)
 
 
 def closing(error: ScopeClosed, *, advice: bool) -> str:
@@ -172,7 +165,7 @@ def closing(error: ScopeClosed, *, advice: bool) -> str:
     """
     why = _because(error) if advice else _sentence(_why(decisive(error)))
     whose = "All drafts" if error.scope == "app" else "Its drafts"
-    return clean(f"{whose} are skipped: {why}{_again(error)}")
+    return escape(f"{whose} are skipped: {why}{_again(error)}")
 
 
 def _because(error: FeishuMailError) -> str:
@@ -197,7 +190,7 @@ def _sentence(text: str) -> str:
 
 def name_scope(scope: str) -> str:
     """Whom a closure concerns."""
-    kind, _, name = scope.partition(":")
+    kind, _, name = escape(scope).partition(":")
     if kind == "app":
         return "the whole app"
     owner = name.removeprefix("me/")
@@ -242,7 +235,7 @@ def detail(outcome: Outcome) -> str:
         return "an earlier call had sent it; it was not sent twice"
     calls = f"  ({outcome.result.attempts} calls)" if outcome.result.attempts > 1 else ""
     message = f"message_id {outcome.result.message_id}" if outcome.result.message_id else ""
-    return clean(message + calls).strip()
+    return escape(message + calls).strip()
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from feishu_mail_async._streams import output_trouble
+from feishu_mail_async._text import escape
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ScopeClosed
@@ -38,7 +39,7 @@ from .results import make_row
 from .screen import console, print_outcome, print_rows
 from .tally import Tally
 from .verbose import Verbose
-from .words import clean, closing, count, name_scope, span, tally
+from .words import closing, count, name_scope, span, tally
 
 if TYPE_CHECKING:
     from feishu_mail_async.fleet import DraftWorker
@@ -254,5 +255,5 @@ class _Report:
             self._say(f"skipping {name_scope(error.scope)}: {closing(error, advice=True)}")
 
     def _say(self, text: str) -> None:
-        self._err.print(Text(clean(text)), style="dim", soft_wrap=True)
+        self._err.print(Text(escape(text)), style="dim", soft_wrap=True)
         self._err.file.flush()
