@@ -98,7 +98,7 @@ def bulk(
 
     In --out a row is a draft: draft_id, mailbox, user, status (sent, already_sent, failed, unknown, skipped),
     message_id, thread_id, attempts, code, error, advice, log_id. In CSV a text that a spreadsheet would take for a
-    formula has a ' before it.
+    formula has a ' before it; FILE may be such a file, and is read as it was meant.
     """
     if (file is None) != everything:
         raise WrongUsage("FILE", "give a file of drafts (- is standard input), or --all for those of the mailbox")

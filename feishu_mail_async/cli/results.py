@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -11,6 +12,7 @@ from feishu_mail_async._text import escape
 from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import ApiError, decisive
 
+from .cells import protect
 from .problems import CannotStart, WrongUsage
 from .words import advise, brief, log_id
 
@@ -31,7 +33,6 @@ COLUMNS: Final = (
 )
 
 _OPTION: Final = "--out"
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def make_row(outcome: Outcome) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class Results:
         """Add a row; OSError if that is not possible."""
         row = make_row(outcome)
         if self._csv:
-            self._write(_csv_line(_harmless(row[column]) for column in COLUMNS))
+            self._write(_csv_line(row[column] for column in COLUMNS))
         else:
             self._write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -116,12 +117,9 @@ class Results:
             left = left[os.write(self._file.fileno(), left) :]
 
 
-def _csv_line(cells: Any) -> str:
+def _csv_line(cells: Iterable[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    # In quotes, where blanks at a text's ends are its own.
+    writer = csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(protect(cell) if isinstance(cell, str) else cell for cell in cells)
     return line.getvalue()
-
-
-def _harmless(value: Any) -> Any:
-    """The value as a spreadsheet shows it: a text that it would take for a formula gets a quote before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -16,7 +16,9 @@ from feishu_mail_async._text import escape
 from feishu_mail_async.model import Draft
 
 from .account import reason
+from .cells import MARK, is_formula, restore
 from .problems import CannotStart, WrongUsage
+from .results import COLUMNS
 from .words import count
 
 __all__ = ["STANDARD_INPUT", "Rows", "name_file", "read_rows"]
@@ -160,13 +162,32 @@ def _csv_lines(text: str, path: str, rows: Rows) -> Iterator[_Line]:
             escape(name.strip()) for name, known in zip(header, names, strict=True) if known and known not in _KEYS
         )
     )
+    ours = set(COLUMNS).issubset(names)
     for number, cells in records:
         if isinstance(cells, str):
             yield number, cells
         elif len(cells) != len(names):
             yield number, f"it has {count(len(cells), 'column')}, and the header has {len(names)}"
         else:
-            yield number, {name: cell.strip() for name, cell in zip(names, cells, strict=True) if name in _KEYS}
+            named = {name: cell for name, cell in zip(names, cells, strict=True) if name in _KEYS}
+            yield number, _restored(named) if ours else _typed(named)
+
+
+def _restored(cells: _Cells) -> _Cells:
+    """What stands in cells that `--out` wrote."""
+    return {name: restore(cell) for name, cell in cells.items()}
+
+
+def _typed(cells: _Cells) -> _Cells | str:
+    """What stands in cells of somebody else's, where blanks around it mean nothing."""
+    bare = {name: cell.strip() for name, cell in cells.items()}
+    for name, cell in bare.items():
+        if cell.startswith(MARK) and is_formula(restore(cell)):
+            return (
+                f"{name}: it begins with {cell[:2]}, as --out writes {restore(cell)[:1]}, and other columns of "
+                "--out are missing: take the ' out, or give the row as JSON"
+            )
+    return bare
 
 
 def _delimiter(text: str) -> str:
@@ -247,5 +268,5 @@ def _json_cells(line: str, rows: Rows) -> _Cells | str:
         cell = value.get(key)
         if cell is not None and not isinstance(cell, str):
             return f"{key}: give a text, not {json.dumps(cell)[:40]}"
-        cells[key] = (cell or "").strip()
+        cells[key] = cell or ""
     return cells
