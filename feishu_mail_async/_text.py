@@ -1,9 +1,10 @@
 """Texts of strangers: servers, proxies, databases, files. What is shown of them is visible, and on one line."""
 
+import re
 import unicodedata
 from typing import Final
 
-__all__ = ["escape", "escape_lines"]
+__all__ = ["escape", "escape_lines", "name_character", "unseen"]
 
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINER: Final = "\u200d"
@@ -28,6 +29,36 @@ def escape(text: str) -> str:
 def escape_lines(text: str) -> str:
     """Return the text with each of its lines escaped, for one whose line ends are our own."""
     return "\n".join(map(escape, text.split("\n")))
+
+
+_BLANK: Final = re.compile(
+    # No format characters, and nothing is drawn for them: the rest of Unicode's Default_Ignorable_Code_Point, and
+    # the Braille pattern without a dot.
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
+def unseen(text: str) -> int | None:
+    """Return the place of the first character that cannot be seen, or only looks like a blank; None if all can."""
+    if text.isascii() and text.isprintable():
+        return None
+    return next(
+        (
+            place
+            for place, character in enumerate(text)
+            if unicodedata.category(character) in _HIDDEN
+            or (unicodedata.category(character) == "Zs" and character != " ")
+            or _BLANK.match(character)
+        ),
+        None,
+    )
+
+
+def name_character(character: str) -> str:
+    """Return the number and the name of a character, for one that cannot be seen: "U+200B (ZERO WIDTH SPACE)"."""
+    name = unicodedata.name(character, "")
+    return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
 
 
 def _is_hidden(text: str, place: int) -> bool:

@@ -17,7 +17,17 @@ from .lanes import mailbox_key
 from .ledger import Ledger, Record, check_url, open_ledger
 from .ledger.book import Book, mutex
 from .ledger.memorybook import memory_book
-from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, check_count, check_number, check_text
+from .model import (
+    Draft,
+    Priority,
+    RateLimit,
+    RetryPolicy,
+    SendResult,
+    check_count,
+    check_id,
+    check_number,
+    check_text,
+)
 from .protocol import FEISHU, check_base_url
 from .scheduler import Scheduler, Snapshot
 from .secrecy import Hidden
@@ -302,7 +312,7 @@ class FeishuMailClient:
         Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
         """
         self._bound()
-        check_text("mailbox", mailbox)
+        check_id("mailbox", mailbox)
         if user is not None:
             check_text("user", user)
         resolved = self._tokens.resolve(user)
@@ -537,7 +547,7 @@ def _check_type(name: str, value: Any, wanted: type[Any]) -> Any:
 
 def _draft(draft: str | Draft, mailbox: str, user: str | None) -> Draft:
     if not isinstance(draft, Draft):
-        return Draft(check_text("draft", draft), mailbox, user)
+        return Draft(check_id("draft", draft), mailbox, user)
     if mailbox not in {"me", draft.mailbox} or user not in {None, draft.user}:
         raise ValueError("mailbox, user: the Draft brings its own; leave them out")
     return draft

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Final, Self
 
+from ._text import name_character, unseen
+
 __all__ = [
     "Draft",
     "OutcomeStatus",
@@ -15,6 +17,7 @@ __all__ = [
     "RetryPolicy",
     "SendResult",
     "check_count",
+    "check_id",
     "check_number",
     "check_text",
 ]
@@ -44,6 +47,23 @@ def check_text(name: str, value: object, *, longest: int = _LONGEST) -> str:
                 f"{name}: character {place} is the control character U+{ord(character):04X}; take it out"
             )
     return value
+
+
+def check_id(name: str, value: object) -> str:
+    """Return `value` if it can be an id or an address; otherwise say what is wrong with parameter `name`.
+
+    Raises:
+        TypeError: it is not a string.
+        ValueError: as `check_text`, or some of it cannot be seen: copying has added that, and the server would be
+            called for something else.
+    """
+    text = check_text(name, value)
+    place = unseen(text)
+    if place is not None:
+        raise ValueError(
+            f"{name}: character {place} is {name_character(text[place])}, which cannot be seen; take it out"
+        )
+    return text
 
 
 def check_number(
@@ -92,7 +112,8 @@ class Draft:
 
     Raises:
         TypeError: a value is not a string.
-        ValueError: a value is empty, too long, or holds control characters.
+        ValueError: a value is empty, too long, or holds control characters; or the id or the mailbox holds others
+            that cannot be seen.
 
     Source: "发送草稿", path parameters `draft_id` and `user_mailbox_id`.
     """
@@ -103,8 +124,8 @@ class Draft:
     tag: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_text("draft_id", self.draft_id)
-        check_text("mailbox", self.mailbox)
+        check_id("draft_id", self.draft_id)
+        check_id("mailbox", self.mailbox)
         if self.user is not None:
             check_text("user", self.user)
 

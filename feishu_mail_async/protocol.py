@@ -26,7 +26,7 @@ from .errors import (
     TransportError,
     api_error,
 )
-from .model import Draft, check_text
+from .model import Draft, check_id, check_text
 
 __all__ = [
     "FEISHU",
@@ -275,7 +275,7 @@ def read_page(judgement: Judgement) -> Page:
     more = judgement.data.get("has_more") is True
     next_token = judgement.data.get("page_token") if more else None
     try:
-        draft_ids = tuple(check_text("id", item["id"]) for item in items)
+        draft_ids = tuple(check_id("id", item["id"]) for item in items)
         if more and not (isinstance(next_token, str) and next_token and next_token.encode()):
             raise ValueError("there is more, but no page_token")  # noqa: TRY301 - one way to say it
     except (KeyError, TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ from clisupport import Feishu, run_here
 
 from feishu_mail_async import Draft, FeishuMailError, Outcome, OutcomeStatus
 from feishu_mail_async.cli.cells import is_formula, protect, restore
+from feishu_mail_async.cli.ids import check_spelling
 from feishu_mail_async.cli.results import COLUMNS, Results
 from feishu_mail_async.cli.rows import Rows, read_rows
 from feishu_mail_async.cli.words import as_json
@@ -55,9 +56,13 @@ TEXTS = st.one_of(
 
 @st.composite
 def drafts(draw: st.DrawFn) -> Draft:
+    """Drafts that the command line takes."""
     while True:
         with contextlib.suppress(ValueError):
-            return Draft(draw(TEXTS), draw(TEXTS | st.just("me")), draw(st.none() | TEXTS))
+            draft = Draft(draw(TEXTS), draw(TEXTS | st.just("me")), draw(st.none() | TEXTS))
+            check_spelling("draft_id", draft.draft_id)
+            check_spelling("mailbox", draft.mailbox)
+            return draft
 
 
 def write(path: Path, written: list[Draft]) -> None:

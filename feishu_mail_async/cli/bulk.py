@@ -128,10 +128,8 @@ def read_drafts(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
     rows = read_rows(path, mailbox, account.user_of)
     name = name_file(path)
     rows.check(name, _TOKENS if any("no token" in wrong for wrong in rows.wrong) else "")
-    if rows.ignored:
-        console(stderr=True).print(
-            f"note: {name}: not used: {', '.join(rows.ignored)}", style="dim", soft_wrap=True
-        )
+    for note in [*rows.notes, *([f"not used: {', '.join(rows.ignored)}"] if rows.ignored else [])]:
+        console(stderr=True).print(f"note: {name}: {note}", style="dim", soft_wrap=True)
     return rows.drafts
 
 

@@ -12,6 +12,7 @@ from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .account import Account, read_account
+from .ids import check_spelling
 from .loop import run_loop
 from .options import (
     AppOption,
@@ -96,7 +97,7 @@ def collect(account: Account, mailbox: str) -> list[Draft]:
 def check_mailbox(mailbox: str) -> None:
     """Raise WrongUsage unless `--mailbox` can be a mailbox."""
     try:
-        Draft("any", mailbox)
+        Draft("any", check_spelling("mailbox", mailbox))
     except ValueError as error:
         raise WrongUsage("--mailbox", error) from None
 

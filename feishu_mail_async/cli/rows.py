@@ -6,6 +6,7 @@ import json
 import os
 import select
 import sys
+import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from feishu_mail_async.model import Draft
 
 from .account import reason
 from .cells import MARK, is_formula, restore
+from .ids import check_spelling, is_rounded, unwrap
 from .problems import CannotStart, WrongUsage
 from .results import COLUMNS
 from .words import count
@@ -33,6 +35,7 @@ _HEADER: Final = (
     "it has no header: the first line must name the columns, draft_id and if you like mailbox and user, "
     "such as: draft_id,mailbox,user"
 )
+_WRAPPED: Final = '="…" is read as what stands in its quotes'
 _MOST_TOLD: Final = 50
 _PIECE: Final = 64 * 1024
 
@@ -49,11 +52,13 @@ class Rows:
         drafts: one for each good row, in the file's order.
         wrong: one sentence for each bad row, with its line number.
         ignored: columns or keys that mean nothing here.
+        notes: sentences about how it was read.
     """
 
     drafts: list[Draft] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     ignored: dict[str, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def check(self, name: str, advice: str) -> None:
         """Go on only with a file of good rows.
@@ -93,15 +98,41 @@ def read_rows(path: str, mailbox: str, user_of: Callable[[str | None], str | Non
         CannotStart: it cannot be read.
         WrongUsage: it is neither CSV with a header nor JSON lines.
     """
-    rows = Rows()
+    rows, looks, rounded = Rows(), _Looks(), 0
     text = _decode(_read(path))
     lines = _json_lines(text, rows) if _is_json(text, path) else _csv_lines(text, path, rows)
     for number, cells in lines:
         try:
-            rows.drafts.append(_draft(cells, mailbox, user_of))
+            draft = _draft(cells, mailbox, user_of)
+            looks.check(number, draft)
         except ValueError as error:
             rows.wrong.append(f"line {number}: {error}")
+        else:
+            rows.drafts.append(draft)
+            rounded += is_rounded(draft.draft_id)
+    if rounded:
+        verb = "ends" if rounded == 1 else "end"
+        rows.notes.append(
+            f"{count(rounded, 'draft_id')} {verb} in zeros behind the fifteenth digit: if a spreadsheet has done "
+            "that, make the column text, and put the ids in anew"
+        )
     return rows
+
+
+class _Looks:
+    """What the ids of a file look like: two that look the same are no two drafts without a word."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, str]] = {}
+
+    def check(self, number: int, draft: Draft) -> None:
+        """Raise ValueError if the draft's id looks like one that came before, and is another."""
+        text = draft.draft_id
+        if text.isascii():
+            return
+        line, known = self._known.setdefault(unicodedata.normalize("NFKC", text), (number, text))
+        if text != known:
+            raise ValueError(f"draft_id: it looks like that of line {line}, and is made of other characters")
 
 
 def _read(path: str) -> bytes:
@@ -139,6 +170,8 @@ def _draft(cells: _Cells | str, mailbox: str, user_of: Callable[[str | None], st
     for key, value in cells.items():
         if not value.isascii() and any("\udc80" <= character <= "\udcff" for character in value):
             raise ValueError(f"{key}: it holds bytes that are no UTF-8")
+    for key in (_ID, "mailbox"):
+        check_spelling(key, cells.get(key, ""))
     named = Draft(cells.get(_ID, ""), cells.get("mailbox") or mailbox, cells.get("user") or None)
     return Draft(named.draft_id, named.mailbox, user_of(named.user))
 
@@ -170,7 +203,7 @@ def _csv_lines(text: str, path: str, rows: Rows) -> Iterator[_Line]:
             yield number, f"it has {count(len(cells), 'column')}, and the header has {len(names)}"
         else:
             named = {name: cell for name, cell in zip(names, cells, strict=True) if name in _KEYS}
-            yield number, _restored(named) if ours else _typed(named)
+            yield number, _restored(named) if ours else _typed(named, rows)
 
 
 def _restored(cells: _Cells) -> _Cells:
@@ -178,10 +211,15 @@ def _restored(cells: _Cells) -> _Cells:
     return {name: restore(cell) for name, cell in cells.items()}
 
 
-def _typed(cells: _Cells) -> _Cells | str:
+def _typed(cells: _Cells, rows: Rows) -> _Cells | str:
     """What stands in cells of somebody else's, where blanks around it mean nothing."""
     bare = {name: cell.strip() for name, cell in cells.items()}
     for name, cell in bare.items():
+        wrapped = unwrap(cell)
+        if wrapped is not None:
+            bare[name] = wrapped
+            if _WRAPPED not in rows.notes:
+                rows.notes.append(_WRAPPED)
         if cell.startswith(MARK) and is_formula(restore(cell)):
             return (
                 f"{name}: it begins with {cell[:2]}, as --out writes {restore(cell)[:1]}, and other columns of "

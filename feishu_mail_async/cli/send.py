@@ -7,6 +7,7 @@ import typer
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .account import read_account
+from .ids import check_spelling
 from .keeping import find_ledger, sent_before
 from .listing import check_mailbox
 from .loop import run_loop
@@ -104,7 +105,7 @@ def _drafts(ids: list[str], mailbox: str) -> list[Draft]:
     drafts = []
     for draft_id in dict.fromkeys(ids):
         try:
-            drafts.append(Draft(draft_id, mailbox))
+            drafts.append(Draft(check_spelling("draft_id", draft_id), mailbox))
         except ValueError as error:
             raise WrongUsage("DRAFT_ID", error) from None
     return drafts
