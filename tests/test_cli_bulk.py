@@ -187,7 +187,7 @@ def test_bad_rows_are_told_all_together(cli: Cli, feishu: Feishu) -> None:
         "  line 7: mailbox: character 1 is the control character U+001B; take it out",
         "  line 8: there is no token for user 'mallory', only for alice, bob",
         "  line 9: it names no user, and there are tokens for alice, bob",
-        "  line 10: it has 2 columns, and the header has 3",
+        "  line 10: it names no user, and there are tokens for alice, bob",
         "  line 11: it has 4 columns, and the header has 3",
         "  line 12: it is no CSV (',' expected after '\"')",
         "  line 13: draft_id: it holds bytes that are no UTF-8",

@@ -4,10 +4,10 @@ import csv
 import io
 import json
 import os
+import re
 import select
 import sys
 import unicodedata
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from feishu_mail_async.model import Draft
 
 from .account import reason
 from .cells import MARK, is_formula, restore
+from .decoding import decode
 from .ids import check_spelling, is_rounded, unwrap
 from .problems import CannotStart, WrongUsage
 from .results import COLUMNS
@@ -30,7 +31,9 @@ STANDARD_INPUT: Final = "-"
 _ID: Final = "draft_id"
 _KEYS: Final = (_ID, "mailbox", "user")
 _JSON_NAMES: Final = frozenset({".jsonl", ".ndjson", ".json"})
-_DELIMITERS: Final = (",", ";", "\t")
+_DELIMITERS: Final = (",", ";", "\t", "|", "\uff0c", "\uff1b")
+_NAMES: Final = {"\t": "tabs"}
+_SEPARATOR: Final = re.compile(r'"?sep=([^\r\n"])"?[ ,;]*[\r\n]*', re.IGNORECASE)
 _HEADER: Final = (
     "it has no header: the first line must name the columns, draft_id and if you like mailbox and user, "
     "such as: draft_id,mailbox,user"
@@ -87,7 +90,7 @@ def read_rows(path: str, mailbox: str, user_of: Callable[[str | None], str | Non
     """Read a whole file.
 
     It is JSON lines if it begins with "{", or with a JSON string under a name for JSON lines (or under none that
-    says CSV); otherwise it is CSV, whose delimiter is the comma, semicolon or tab that its header shows.
+    says CSV); otherwise it is CSV. What is assumed of it, because it does not say so, is in the notes.
 
     Args:
         path: of the file; "-" is standard input.
@@ -99,8 +102,20 @@ def read_rows(path: str, mailbox: str, user_of: Callable[[str | None], str | Non
         WrongUsage: it is neither CSV with a header nor JSON lines.
     """
     rows, looks, rounded = Rows(), _Looks(), 0
-    text = _decode(_read(path))
-    lines = _json_lines(text, rows) if _is_json(text, path) else _csv_lines(text, path, rows)
+    try:
+        text, encoding = decode(_read(path))
+    except ValueError as error:
+        raise WrongUsage(name_file(path), error) from None
+    assumed = [f"as {encoding}"] if encoding else []
+    if _is_json(text, path):
+        lines = _json_lines(text, rows)
+    else:
+        table = _Table(text)
+        if table.delimiter != _DELIMITERS[0]:
+            assumed.append(f"with {_NAMES.get(table.delimiter, table.delimiter)} between the columns")
+        lines = _csv_lines(table, path, rows)
+    if assumed:
+        rows.notes.append(f"read {' and '.join(assumed)}")
     for number, cells in lines:
         try:
             draft = _draft(cells, mailbox, user_of)
@@ -157,19 +172,14 @@ def _read_input() -> bytes:
     return b"".join(pieces)
 
 
-def _decode(content: bytes) -> str:
-    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace")  # what a spreadsheet calls "Unicode text"
-    # Bytes that are no UTF-8 matter only where we look at them; `_draft` finds them there.
-    return content.decode("utf-8-sig", errors="surrogateescape")
-
-
 def _draft(cells: _Cells | str, mailbox: str, user_of: Callable[[str | None], str | None]) -> Draft:
     if isinstance(cells, str):
         raise ValueError(cells)  # noqa: TRY004 - it is the sentence that says what is wrong
     for key, value in cells.items():
         if not value.isascii() and any("\udc80" <= character <= "\udcff" for character in value):
             raise ValueError(f"{key}: it holds bytes that are no UTF-8")
+        if "\ufffd" in value:
+            raise ValueError(f"{key}: it holds U+FFFD, which stands for something that could not be read")
     for key in (_ID, "mailbox"):
         check_spelling(key, cells.get(key, ""))
     named = Draft(cells.get(_ID, ""), cells.get("mailbox") or mailbox, cells.get("user") or None)
@@ -179,8 +189,27 @@ def _draft(cells: _Cells | str, mailbox: str, user_of: Callable[[str | None], st
 # -- CSV ---------------------------------------------------------------------------------------------------
 
 
-def _csv_lines(text: str, path: str, rows: Rows) -> Iterator[_Line]:
-    records = _records(text, _delimiter(text))
+class _Table:
+    """A text as CSV.
+
+    Attributes:
+        text: the text, from its first line on.
+        delimiter: what stands between its columns: what a line like `sep=;` says, or else the one with which the
+            header has most columns.
+        skipped: lines before it.
+    """
+
+    def __init__(self, text: str) -> None:
+        first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+        told = _SEPARATOR.fullmatch(first)
+        start = text.index(first) + len(first) if told else 0
+        self.text = text[start:]
+        self.delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
+        self.skipped = sum(1 for _ in io.StringIO(text[:start], newline=""))
+
+
+def _csv_lines(table: _Table, path: str, rows: Rows) -> Iterator[_Line]:
+    records = _records(table)
     header = next((cells for _, cells in records if not isinstance(cells, str)), None)
     if header is None:
         return
@@ -199,10 +228,11 @@ def _csv_lines(text: str, path: str, rows: Rows) -> Iterator[_Line]:
     for number, cells in records:
         if isinstance(cells, str):
             yield number, cells
-        elif len(cells) != len(names):
+        elif (ours and len(cells) < len(names)) or any(cell.strip() for cell in cells[len(names) :]):
             yield number, f"it has {count(len(cells), 'column')}, and the header has {len(names)}"
         else:
-            named = {name: cell for name, cell in zip(names, cells, strict=True) if name in _KEYS}
+            # Many programs leave out the empty cells at the end of a row; we do not.
+            named = {name: cell for name, cell in zip(names, cells, strict=False) if name in _KEYS}
             yield number, _restored(named) if ours else _typed(named, rows)
 
 
@@ -228,19 +258,12 @@ def _typed(cells: _Cells, rows: Rows) -> _Cells | str:
     return bare
 
 
-def _delimiter(text: str) -> str:
-    """The delimiter that the header shows: the one with which it has most columns."""
-    for line in io.StringIO(text, newline=""):
-        if line.strip():
-            return max(_DELIMITERS, key=line.count)
-    return _DELIMITERS[0]
-
-
-def _records(text: str, delimiter: str) -> Iterator[tuple[int, Sequence[str] | str]]:
+def _records(table: _Table) -> Iterator[tuple[int, Sequence[str] | str]]:
     """The records that are not blank, each with the number of its first line."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    lines = io.StringIO(table.text, newline="")
+    reader = csv.reader(lines, delimiter=table.delimiter, skipinitialspace=True, strict=True)
     while True:
-        number = reader.line_num + 1
+        number = table.skipped + reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
@@ -259,7 +282,8 @@ def _told(error: csv.Error) -> str:
 
 
 def _normal(name: str) -> str:
-    return name.strip().lower().replace(" ", "_")
+    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
+    return seen.strip().lower().replace(" ", "_")
 
 
 # -- JSON lines --------------------------------------------------------------------------------------------
