@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Self
 
-from .errors import ApiError, FeishuMailError, NotSent, RecordRefused, UnknownUser, decisive
+from ._forks import NOT_THIS_CLIENT, Origin
+from .errors import ApiError, ClientClosed, FeishuMailError, NotSent, RecordRefused, UnknownUser, decisive
 from .ledger.record import UNREAD, Record
 from .model import Draft, OutcomeStatus, Priority, SendResult
 from .secrecy import forget_frames
@@ -163,6 +164,8 @@ class BulkRun:
         self._room = asyncio.Event()
         self._room.set()
         self._summary = Summary()
+        self._origin = Origin()
+        self._origin.opened()
 
     # -- the consumer's side ---------------------------------------------------------------------------
 
@@ -198,6 +201,8 @@ class BulkRun:
         return self
 
     async def __anext__(self) -> Outcome:
+        if self._origin.elsewhere:
+            raise ClientClosed(NOT_THIS_CLIENT)
         self._begin()
         self._fetched += 1
         if self._fetched % _BREATH == 0:
@@ -225,6 +230,8 @@ class BulkRun:
 
     async def leave(self) -> None:
         """End the run: what waits is given up, calls in flight are waited for, the outcomes left are dropped."""
+        if self._origin.elsewhere:
+            return
         self._left = self._stopping = True
         if self._reader is not None and self._reading:
             self._reader.cancel()

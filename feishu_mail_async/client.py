@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 
+from ._forks import NOT_THIS_CLIENT, Origin
 from .bulk import BulkRun, DraftSource
 from .errors import BadReply, ClientClosed, UnknownUser
 from .events import Event, EventHub, EventReader, Subscription, TokenRefreshed
@@ -85,6 +87,17 @@ class _App:
 AppKey = tuple[str, str | None, "str | Ledger | None"]
 """What clients share a limit by: base_url, app and ledger."""
 _apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[AppKey, _App]]] = WeakKeyDictionary()
+_inherited: Final[list[object]] = []
+
+
+def _leave_to_parent() -> None:
+    """Begin anew in a forked process. What is the parent's is kept: dropped, it would be closed for the parent."""
+    _inherited.append(dict(_apps))
+    _apps.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _apps_of(loop: asyncio.AbstractEventLoop) -> dict[AppKey, _App]:
@@ -182,6 +195,7 @@ class FeishuMailClient:
         self._subscriptions: list[Subscription] = []
         self._readers: WeakSet[EventReader] = WeakSet()
         self._closed = False
+        self._origin = Origin()
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -430,6 +444,8 @@ class FeishuMailClient:
         if timeout is not None:
             check_number("timeout", timeout, lambda value: value >= 0, "seconds, 0 or more, or None")
         self._closed = True
+        if self._origin.elsewhere:
+            return
         runs = list(self._runs)
         for run in runs:
             run.stop()
@@ -486,6 +502,8 @@ class FeishuMailClient:
         """The sends of this client, bound to the running loop."""
         if self._closed:
             raise ClientClosed(_CLOSED)
+        if self._origin.elsewhere:
+            raise ClientClosed(NOT_THIS_CLIENT)
         loop = asyncio.get_running_loop()
         if self._sender is None:
             self._shared = _app(loop, self._key, self._limit)
@@ -493,6 +511,7 @@ class FeishuMailClient:
             self._sender = Sender(self._shared.scheduler, self._transport, self._tokens, self._retry)
             self._lister = Sender(self._shared.listing, self._transport, self._tokens, self._retry)
             self._loop = loop
+            self._origin.opened()
         elif self._loop is not loop:
             raise RuntimeError(
                 "the client belongs to another event loop; from other threads use "

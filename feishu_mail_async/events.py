@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Final, Self
 
+from ._forks import Origin
 from ._text import escape
 from .codes import Scope, Until, Verdict
 from .errors import ApiError, FeishuMailError, decisive
@@ -484,6 +485,8 @@ class EventReader:
         self._lost = 0
         self._ended = False
         self._news: asyncio.Future[None] | None = None
+        self._origin = Origin()
+        self._origin.opened()
 
     def subscription(self) -> Subscription:
         """What brings events here, for as long as somebody holds the reader."""
@@ -517,7 +520,7 @@ class EventReader:
 
     async def __anext__(self) -> Event:
         while not self._waiting:
-            if self._ended:
+            if self._ended or self._origin.elsewhere:
                 raise StopAsyncIteration
             if self._news is None or self._news.done():
                 self._news = asyncio.get_running_loop().create_future()

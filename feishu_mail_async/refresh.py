@@ -15,7 +15,8 @@ from typing import Final, Self
 import aiohttp
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from .errors import LoginRequired, NotSent, UnknownUser
+from ._forks import Origin, forked
+from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .ledger.clock import wall_clock
 from .ledger.tokens import MemoryTokens, StoredToken, TokenStore
 from .model import check_number, check_text
@@ -127,6 +128,7 @@ class RefreshingTokens:
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._finding: dict[str, asyncio.Task[StoredToken]] = {}
         self._refreshing: set[str] = set()
+        self._origin = Origin()
 
     async def token(self, user: str | None) -> str:
         """A token of this user that is good now.
@@ -139,7 +141,11 @@ class RefreshingTokens:
             UnknownUser: no user was named, and several have logged in.
             NotSent: the token endpoint cannot be reached, or refuses; trying again may help.
             LedgerError: the store cannot be used.
+            ClientClosed: the process was forked from the one that uses them.
         """
+        if self._origin.elsewhere:
+            raise ClientClosed(forked("these tokens", "make new RefreshingTokens here"))
+        self._origin.opened()
         name = await self._resolve(user)
         known = self._known.get(name)
         if known is not None and self._good(name, known):
@@ -180,6 +186,8 @@ class RefreshingTokens:
 
     async def close(self) -> None:
         """Let refreshes under way finish, also if it is cancelled: one that is broken off may lose a login."""
+        if self._origin.elsewhere:
+            return
         await finish(self._close, "feishu-mail-tokens-close")
 
     async def _close(self) -> None:

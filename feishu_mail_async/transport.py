@@ -23,6 +23,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from ._forks import NOT_THIS_CLIENT, Origin
 from ._text import escape
 from .protocol import LONGEST_REPLY, CallEnd, Reply, is_loopback, redact
 from .secrecy import Hidden
@@ -99,6 +100,7 @@ class Transport:
         # aiohttp refuses our header beside credentials that the session brings, its own or those of ~/.netrc.
         # Set after that check, by the middleware, it takes their place.
         self._late_header = session is not None and (session.auth is not None or session.trust_env)
+        self._origin = Origin()
         if session is None:
             self._set_proxy()
 
@@ -113,6 +115,10 @@ class Transport:
             token: the user_access_token; it goes into the request's header and nowhere else. None: no header.
             body: goes into the request as JSON, and nowhere else.
         """
+        if self._origin.elsewhere:
+            # Its connections are the parent's, and what waits to be called here waits there as well.
+            return Failure(CallEnd.NEVER_LEFT, NOT_THIS_CLIENT, lasting=True)
+        self._origin.opened()
         secrets = Hidden((token, body))
         del token, body
         try:
@@ -163,7 +169,7 @@ class Transport:
 
     async def close(self) -> None:
         """Close the session if it is our own."""
-        if self._own and self._session is not None:
+        if self._own and self._session is not None and not self._origin.elsewhere:
             await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:

@@ -25,6 +25,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
+from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.protocol import is_loopback
@@ -92,6 +93,7 @@ class SqlLedger:
         self.prunable = False  # whether old drafts are found without reading all; known once it is open
         self._closing: asyncio.Future[None] | None = None
         self._struggling = False
+        self._origin = Origin()
         self._books: WeakSet[SqlBook] = WeakSet()
 
     @property
@@ -171,6 +173,8 @@ class SqlLedger:
 
     async def close(self) -> None:
         """Break off what is still being written, and close the connections."""
+        if self._origin.elsewhere:
+            return
         if self._closing is None:
             # Of several that close it none returns before it is closed, and none breaks it off for the others.
             self._closing = asyncio.ensure_future(self._close())
@@ -184,6 +188,7 @@ class SqlLedger:
     async def _close(self) -> None:
         await asyncio.gather(*(book.abandon() for book in list(self._books)))
         engine, self._engine, self._opened, self._used = self._engine, None, False, False
+        self._origin = Origin()
         self._opening = asyncio.Lock()  # the next one to open it may run in another event loop
         if engine is not None:
             await engine.dispose()
@@ -206,6 +211,10 @@ class SqlLedger:
             LedgerError: it could not be done; the message says what to do. RecordRefused if that is because of a
                 value in it, so that the same with other values may succeed.
         """
+        if self._origin.elsewhere:
+            raise LedgerError(
+                f"ledger: {self.where}: {forked('it', 'call open_ledger and open a new client here')}"
+            )
 
         def again(state: RetryCallState) -> None:
             assert state.outcome is not None
@@ -300,6 +309,7 @@ class SqlLedger:
     async def _open(self) -> AsyncEngine:
         async with self._opening:
             if self._engine is None:
+                self._origin.opened()
                 self._engine = self._sqlite_engine() if self._sqlite else make_engine(self._url)
                 event.listen(self._engine.sync_engine, "handle_error", _give_up)
             if not self._opened:
