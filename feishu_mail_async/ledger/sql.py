@@ -6,23 +6,18 @@ are never locked in two orders.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
-import shlex
 import socket
-import stat
 import traceback
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from feishu_mail_async._forks import Origin, forked
@@ -30,14 +25,14 @@ from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.protocol import is_loopback
 
-from . import schema
+from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
 from .failures import TROUBLE, busy, passes, reason, stale, told, words
 from .home import Overview
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
-from .postgres import check_encoding, make_engine, read_address, show_address
 from .pruning import make_prunable
 from .sqlbook import SqlBook, limit_of, permits_of, standing_of
+from .sqlite import LedgerFile
 from .sqltokens import SqlTokens
 
 __all__ = ["SqlLedger"]
@@ -46,7 +41,6 @@ T = TypeVar("T")
 
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_LOST: Final = 1.0
 """Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
 _IN_CLEAR: Final = (
@@ -58,18 +52,6 @@ _cautioned: Final[set[str]] = set()
 """The ledgers of which it was said: once in a process is enough."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
 """Of the advisory lock under which one process makes the tables."""
-_PRAGMAS: Final = (
-    "busy_timeout=0",
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "foreign_keys=ON",
-    "secure_delete=ON",  # tokens that are deleted, or replaced by others, do not stay behind in the file
-)
-
-
-def _names_no_token(record: logging.LogRecord) -> bool:
-    """Whether a record of aiosqlite's may be logged: at DEBUG it quotes statements with all their values."""
-    return schema.token.name not in record.getMessage()
 
 
 class SqlLedger:
@@ -82,8 +64,9 @@ class SqlLedger:
     """
 
     def __init__(self, url: str, *, patience: float = 60.0, clock: HostClock | None = None) -> None:
-        self._url = read_address(url)
+        self._url = postgres.read_address(url)
         self._sqlite = self._url.drivername.startswith("sqlite")
+        self._file = LedgerFile(self.where)
         self._patience = patience
         self._clock = clock or HostClock()
         self._engine: AsyncEngine | None = None
@@ -101,7 +84,7 @@ class SqlLedger:
         """The ledger as it may be shown: a file's path, or a URL without its password."""
         if self._sqlite:
             return self._url.database or ""
-        return show_address(self._url)
+        return postgres.show_address(self._url)
 
     @property
     def caution(self) -> str:
@@ -310,7 +293,7 @@ class SqlLedger:
         async with self._opening:
             if self._engine is None:
                 self._origin.opened()
-                self._engine = self._sqlite_engine() if self._sqlite else make_engine(self._url)
+                self._engine = self._make_engine()
                 event.listen(self._engine.sync_engine, "handle_error", _give_up)
             if not self._opened:
                 async with self._engine.begin() as connection:
@@ -318,40 +301,15 @@ class SqlLedger:
                 self._opened = True
             return self._engine
 
-    def _sqlite_engine(self) -> AsyncEngine:
-        path = self._url.database or ""
-        _make_private(path)
-        engine = create_async_engine(
-            URL.create("sqlite+aiosqlite", database=path),
-            hide_parameters=True,
-            pool_size=1,
-            max_overflow=0,
-            pool_timeout=self._patience,
-        )
-
-        def connected(connection: Any, _: object) -> None:
-            try:
-                connection.isolation_level = None  # transactions begin where we say so
-                cursor = connection.cursor()
-                for pragma in _PRAGMAS:
-                    cursor.execute(f"PRAGMA {pragma}")
-                cursor.close()
-            except BaseException:
-                connection.close()  # nobody else would
-                raise
-
-        def began(connection: Any) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-        logging.getLogger("aiosqlite").addFilter(_names_no_token)
-        event.listen(engine.sync_engine, "connect", connected)
-        event.listen(engine.sync_engine, "begin", began)
-        return engine
+    def _make_engine(self) -> AsyncEngine:
+        if self._sqlite:
+            return sqlite.make_engine(self.where, self._file, self._patience)
+        return postgres.make_engine(self._url)
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
         if not self._sqlite:
             locked = sa.select(sa.func.getdatabaseencoding(), sa.func.pg_advisory_xact_lock(_SCHEMA_KEY))
-            advice = check_encoding((await connection.execute(locked)).one()[0])
+            advice = postgres.check_encoding((await connection.execute(locked)).one()[0])
             if advice is not None:
                 raise LedgerError(f"ledger: {self.where}: {advice}")
         if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table(schema.schema.name)):
@@ -385,22 +343,3 @@ _DATABASE_TIME: Final = sa.select(sa.func.extract("epoch", sa.func.clock_timesta
 
 def _row_of(reading: Reading) -> dict[str, Any]:
     return {"time": reading.time, "monotonic": reading.monotonic, "boot": reading.boot}
-
-
-def _make_private(path: str) -> None:
-    """Have the file there, for its owner alone; SQLite gives the files beside it the same rights.
-
-    Raises:
-        LedgerError: it cannot be opened or made, or others may read it.
-    """
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-    except OSError as error:
-        advice = f"it cannot be opened ({error.strerror}): check its path, and the rights of its directory"
-        raise LedgerError(f"ledger: {path}: {advice}") from error
-    os.close(handle)
-    for name in (path, f"{path}-wal", f"{path}-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            if os.name == "posix" and stat.S_IMODE(Path(name).stat().st_mode) & _OTHERS:
-                quoted = shlex.quote(name)
-                raise LedgerError(f"ledger: {name}: others may read it; keep it to yourself: chmod 600 {quoted}")

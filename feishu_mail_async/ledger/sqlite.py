@@ -1,0 +1,169 @@
+"""SQLite's side of a ledger: its file, whose it is, and how a transaction begins.
+
+Who opens a file may read the tokens in it, and change what the limit is kept by. So the file, those beside it and
+their directory belong to the person whose program it is. And a file stands for the calls that were made: one that
+was taken away or replaced while it was in use must not be followed by an empty one, in which none is on record.
+"""
+
+import contextlib
+import logging
+import os
+import shlex
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from feishu_mail_async.errors import LedgerError
+
+from . import schema
+
+__all__ = ["LedgerFile", "make_engine"]
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_ROOT: Final = 0
+_PRAGMAS: Final = (
+    "busy_timeout=0",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "secure_delete=ON",  # tokens that are deleted, or replaced by others, do not stay behind in the file
+)
+
+
+class LedgerFile:
+    """The file of a ledger, by its path; which one it is stays the same as long as its ledger lives.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._beside = [Path(f"{path}-wal"), Path(f"{path}-shm")]
+        self._known: tuple[int, int] | None = None
+
+    def prepare(self) -> None:
+        """Have the file there, for its owner alone; SQLite gives the files beside it the same rights.
+
+        Raises:
+            LedgerError: it cannot be opened or made, others may read or have it, or it is not the one from before.
+        """
+        self.check()
+        try:
+            if not self._path.exists():
+                self._make()
+            found = self._path.stat()
+        except OSError as error:
+            raise self._unusable(error.strerror or "") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise self._unusable("it is no file")
+        if not os.access(self._path, os.R_OK | os.W_OK):
+            raise self._unusable("its rights do not allow it")
+        if os.name == "posix":
+            _check_owner(self._path.parent, {os.geteuid(), _ROOT})
+            for name in (self._path, *self._beside):
+                with contextlib.suppress(FileNotFoundError):
+                    _check_owner(name, {os.geteuid()})
+                    _check_rights(name)
+        self._known = found.st_dev, found.st_ino
+
+    def check(self) -> None:
+        """See that the path still leads to the file that it led to at first.
+
+        Raises:
+            LedgerError: it does not.
+        """
+        if self._known is None:
+            return
+        try:
+            found = self._path.stat()
+        except OSError:
+            what = "it was taken away"
+        else:
+            if (found.st_dev, found.st_ino) == self._known:
+                return
+            what = "it was replaced by another"
+        raise LedgerError(
+            f"ledger: {self._path}: {what} while it was in use, and with it the record of the calls just made: "
+            "end the programs that use it, put it back or wait a few minutes, then run them again"
+        )
+
+    def _make(self) -> None:
+        left = next((str(name) for name in self._beside if name.exists()), None)
+        if left is not None:
+            raise LedgerError(
+                f"ledger: {self._path}: it was taken away, and {left} is left: put it back; or end the programs "
+                f"that use it, remove {left}, and wait a few minutes"
+            )
+        # Not where there is one: closing it would open the locks that this process has on it.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+
+    def _unusable(self, why: str) -> LedgerError:
+        advice = f"it cannot be opened ({why}): check its path, and the rights of its directory"
+        return LedgerError(f"ledger: {self._path}: {advice}")
+
+
+def _check_owner(name: Path, owners: set[int]) -> None:
+    owner = name.stat().st_uid
+    if owner not in owners:
+        raise LedgerError(
+            f"ledger: {name}: it belongs to another user ({owner}), who may read and change what is in it: give a "
+            f"path of your own, or make it yours: chown {os.geteuid()} {shlex.quote(str(name))}"
+        )
+
+
+def _check_rights(name: Path) -> None:
+    if stat.S_IMODE(name.stat().st_mode) & _OTHERS:
+        quoted = shlex.quote(str(name))
+        raise LedgerError(f"ledger: {name}: others may read it; keep it to yourself: chmod 600 {quoted}")
+
+
+def make_engine(path: str, file: LedgerFile, patience: float) -> AsyncEngine:
+    """An engine with one connection to the file.
+
+    Args:
+        path: where the file is.
+        file: the same.
+        patience: seconds for which a transaction waits for the connection.
+    """
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=path),
+        hide_parameters=True,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=patience,
+    )
+
+    def connecting(*_: object) -> None:
+        file.prepare()
+
+    def connected(connection: Any, _: object) -> None:
+        try:
+            connection.isolation_level = None  # transactions begin where we say so
+            cursor = connection.cursor()
+            for pragma in _PRAGMAS:
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except BaseException:
+            connection.close()  # nobody else would
+            raise
+
+    def began(connection: sa.Connection) -> None:
+        file.check()
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    logging.getLogger("aiosqlite").addFilter(_names_no_token)
+    event.listen(engine.sync_engine, "do_connect", connecting)
+    event.listen(engine.sync_engine, "connect", connected)
+    event.listen(engine.sync_engine, "begin", began)
+    return engine
+
+
+def _names_no_token(record: logging.LogRecord) -> bool:
+    """Whether a record of aiosqlite's may be logged: at DEBUG it quotes statements with all their values."""
+    return schema.token.name not in record.getMessage()
