@@ -44,6 +44,7 @@ from feishu_mail_async import (
     RateLimit,
     ReceiverCheckFailed,
     Record,
+    RecordRefused,
     RefreshingTokens,
     RetryPolicy,
     ScopeClosed,
@@ -204,7 +205,8 @@ async def ledgers() -> None:
     FeishuMailClient("u-token", app="cli_a1b2c3", ledger="postgresql://mail@db/mail")
     FeishuMailClient("u-token", app="cli_a1b2c3", ledger=7)  # type: ignore[arg-type]
     error: NotSent = LedgerError("the disk is full")
-    print(error)
+    alone: LedgerError = RecordRefused("no record of it can be made")
+    print(error, alone)
 
 
 async def logins() -> None:
