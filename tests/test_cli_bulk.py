@@ -559,22 +559,6 @@ def test_nobody_reads_the_output(feishu: Feishu) -> None:
     assert feishu.statuses() == dict.fromkeys(drafts, "sent") | {drafts[0]: "failed"}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full is Linux's")
-def test_a_full_disk(cli: Cli, feishu: Feishu, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafts = feishu.drafts("alice", 20)
-    feishu.out.symlink_to("/dev/full")
-    at_once = cli("bulk", feishu.csv(drafts), "--yes", "--out", str(feishu.out))
-    assert (at_once.code, feishu.calls) == (3, 0)
-    # Without a header the first row is what fails.
-    lines = iter([""])
-    monkeypatch.setattr("feishu_mail_async.cli.results._csv_line", lambda _: next(lines, "row\n"))
-    later = cli("bulk", feishu.csv(drafts), "--yes", "--out", str(feishu.out), rate=STILL)
-    assert later.code == 1
-    assert f"error: {feishu.out}: it cannot be written (No space left on device)" in later.err
-    assert "20 drafts: " in later.out
-    assert "skipped" in later.out
-
-
 # --- on a terminal ----------------------------------------------------------------------------------------
 
 

@@ -199,7 +199,7 @@ def test_a_terminal_that_goes_away(feishu: Feishu) -> None:
 def test_a_hangup_finishes_what_is_under_way(feishu: Feishu, ignored: bool) -> None:
     drafts = feishu.drafts("alice", 3)
     feishu.script(drafts[0], Fault.delay(there=0, back=1))
-    program = "nohup_program:main" if ignored else "feishu_mail_async.cli:main"
+    program = "odd_programs:nohup" if ignored else "feishu_mail_async.cli:main"
     command = ["bulk", feishu.csv(drafts), "--yes", "--out", str(feishu.out), *feishu.options()]
     process = nursery.start(program, *command, env=environment())
     wait_for(lambda: feishu.calls == 1)

@@ -29,7 +29,7 @@ from .options import (
     VerboseOption,
 )
 from .plan import agreed, check_askable, print_plan
-from .problems import SOME_NOT, Problem, WrongUsage
+from .problems import SOME_NOT, Incomplete, WrongUsage
 from .results import Results
 from .rows import STANDARD_INPUT, name_file, read_rows
 from .screen import console, print_rows
@@ -158,14 +158,14 @@ def _send(
     try:
         if results is not None:
             results.open()
-        end = run_loop(run_bulk(client, drafts, board, results, verbose))
+        end = run_loop(run_bulk(client, drafts, board, results, verbose, kept=ledger is not None))
     finally:
         if results is not None:
             results.close()
-    return _conclude(board, end, results)
+    return _conclude(board, end, results, kept=ledger is not None)
 
 
-def _conclude(board: Board, end: BulkEnd, results: Results | None) -> int:
+def _conclude(board: Board, end: BulkEnd, results: Results | None, *, kept: bool) -> int:
     out, counts = board.out, board.tally
     out.print()
     out.print(Text("What became of the drafts"), style="bold")
@@ -178,6 +178,9 @@ def _conclude(board: Board, end: BulkEnd, results: Results | None) -> int:
     if results is not None:
         out.print(f"See {escape(results.path)}.", soft_wrap=True)
     out.file.flush()
-    if end.trouble is not None:
-        raise Problem(end.trouble)
-    return end.exit_code(all_sent=counts.all_sent)
+    code = end.exit_code(all_sent=counts.all_sent)
+    if results is not None and results.missing:
+        lost = f"{count(results.missing, 'row')} could not be written ({results.trouble})"
+        remedy = "; the same command with another --out writes them, from the ledger" if kept else ""
+        raise Incomplete(f"{escape(results.path)}: {lost}{remedy}", code)
+    return code

@@ -32,13 +32,11 @@ class BulkEnd:
         calls: calls made.
         seconds: how long it took.
         interrupts: how often somebody asked for an end.
-        trouble: why it was stopped, if it was not asked to.
     """
 
     calls: int = 0
     seconds: float = 0.0
     interrupts: int = 0
-    trouble: str | None = None
 
     def exit_code(self, *, all_sent: bool) -> int:
         """0: all are sent; 1: some are not; 130: it was ended at once."""
@@ -48,7 +46,13 @@ class BulkEnd:
 
 
 async def run_bulk(
-    client: FeishuMailClient, drafts: Sequence[Draft], board: Board, results: Results | None, verbose: Verbose
+    client: FeishuMailClient,
+    drafts: Sequence[Draft],
+    board: Board,
+    results: Results | None,
+    verbose: Verbose,
+    *,
+    kept: bool,
 ) -> BulkEnd:
     """Send these drafts, and close the client.
 
@@ -58,6 +62,7 @@ async def run_bulk(
         board: shows the client's events, and how it goes.
         results: where each outcome is written.
         verbose: tells where errors came from.
+        kept: a ledger keeps the outcomes, too.
 
     Ctrl-C once: no new calls, those under way are finished. Twice: those are broken off too. Either way, and also
     when there is no place for the results any more, every draft has its true outcome.
@@ -69,13 +74,10 @@ async def run_bulk(
     async with client:
         run = client.send_drafts(drafts, read_ahead=len(drafts))
 
-        writing = results is not None
-
         def hear(event: Event) -> None:
-            nonlocal writing
-            if isinstance(event, DraftDone) and writing and results is not None:
+            if isinstance(event, DraftDone) and results is not None:
                 # First: what has been shown is in the file, whatever happens next.
-                writing = _wrote(results, event, run, end)
+                _write(results, event, run, board, kept=kept)
             board.hear(event)
             if isinstance(event, AppPaused | AppResumed):
                 board.look(client.snapshot(), run.waiting)
@@ -104,19 +106,16 @@ async def run_bulk(
     return end
 
 
-def _wrote(results: Results, done: DraftDone, run: BulkRun, end: BulkEnd) -> bool:
-    """Write down what became of a draft. Where that cannot be done any more, the run is stopped."""
+def _write(results: Results, done: DraftDone, run: BulkRun, board: Board, *, kept: bool) -> None:
+    """Write down what became of a draft. If that cannot be done, and nothing else keeps it, stop the run."""
     assert done.draft is not None
-    try:
-        results.write(Outcome(done.draft, done.status, done.result, done.error))
-    except OSError as error:
-        end.trouble = (
-            f"{escape(results.path)}: it cannot be written ({error.strerror}), so the run was stopped; "
-            "the drafts that ended after that are not in it"
-        )
+    if results.write(Outcome(done.draft, done.status, done.result, done.error)):
+        return
+    if results.missing == 1:
+        then = "the run goes on, and its record is in the ledger" if kept else "the run is stopped"
+        board.note(f"note: {escape(results.path)}: it cannot be written ({results.trouble}); {then}")
+    if not kept:
         run.stop()
-        return False
-    return True
 
 
 async def _tick(client: FeishuMailClient, run: BulkRun, board: Board) -> None:

@@ -17,7 +17,15 @@ from .problems import CannotStart
 if TYPE_CHECKING:
     from .account import Account
 
-__all__ = ["default_ledger", "find_ledger", "find_own_directory", "may_be_there", "own_directory", "sent_before"]
+__all__ = [
+    "default_ledger",
+    "find_ledger",
+    "find_own_directory",
+    "make_own_directory",
+    "may_be_there",
+    "own_directory",
+    "sent_before",
+]
 
 _FILE = "sqlite:///"
 _REMEDY = "; or give --ledger PATH, or --no-ledger to keep none"
@@ -44,7 +52,7 @@ def find_ledger(ledger: str | None, *, none: bool) -> str | None:
         return read_ledger(ledger)
     directory = own_directory()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own_directory()
     except OSError as error:
         raise CannotStart(f"ledger: {directory}: it cannot be made ({error.strerror}){_REMEDY}") from None
     return default_ledger()
@@ -70,6 +78,20 @@ def own_directory() -> Path:
     if directory is None:
         raise CannotStart(_HOMELESS)
     return directory
+
+
+def make_own_directory() -> None:
+    """Make that directory, and those above it that are missing, for their owner alone.
+
+    Raises:
+        CannotStart: the user has no home.
+        OSError: one of them cannot be made.
+    """
+    directory = own_directory()
+    for one in (*reversed(directory.parents), directory):
+        if not one.exists():
+            # With `parents` those above would be as open as the umask lets them.
+            one.mkdir(mode=0o700, exist_ok=True)
 
 
 def default_ledger() -> str:

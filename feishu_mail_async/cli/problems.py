@@ -1,12 +1,22 @@
 """What keeps a command from doing its work, told in one line and an exit code."""
 
 import re
-from typing import ClassVar, Final
+from typing import Final
 
 from feishu_mail_async._signals import INTERRUPTED
 from feishu_mail_async._streams import UNSAID
 
-__all__ = ["CANNOT_START", "INTERRUPTED", "SOME_NOT", "UNSAID", "USAGE", "CannotStart", "Problem", "WrongUsage"]
+__all__ = [
+    "CANNOT_START",
+    "INTERRUPTED",
+    "SOME_NOT",
+    "UNSAID",
+    "USAGE",
+    "CannotStart",
+    "Incomplete",
+    "Problem",
+    "WrongUsage",
+]
 
 SOME_NOT: Final = 1
 USAGE: Final = 2
@@ -16,9 +26,22 @@ _PARAMETER: Final = re.compile(r"\A\w+: ")
 
 
 class Problem(Exception):
-    """Ends the command before anything was sent."""
+    """Ends the command, told in one line."""
 
-    exit_code: ClassVar[int] = SOME_NOT
+    exit_code: int = SOME_NOT
+
+
+class Incomplete(Problem):
+    """The work is done, and its results could not all be written.
+
+    Args:
+        why: a sentence.
+        exit_code: that of the work.
+    """
+
+    def __init__(self, why: str, exit_code: int) -> None:
+        super().__init__(why)
+        self.exit_code = exit_code or UNSAID
 
 
 class WrongUsage(Problem):

@@ -1,12 +1,14 @@
 """`--out`: a row for each draft, written as it ends, so that nothing is lost with the program."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from feishu_mail_async._text import escape
 from feishu_mail_async.bulk import Outcome
@@ -33,6 +35,14 @@ COLUMNS: Final = (
 )
 
 _OPTION: Final = "--out"
+_NEW: Final = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_APPEND
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
 
 
 def make_row(outcome: Outcome) -> dict[str, Any]:
@@ -56,65 +66,87 @@ def make_row(outcome: Outcome) -> dict[str, Any]:
 
 
 class Results:
-    """A file of results; CSV or JSON lines, as its name says.
+    """A file of results; CSV or JSON lines, as its name says. It holds whole rows, and only its owner may read it.
 
     Args:
         path: where. It is written only after `open`.
 
+    Attributes:
+        missing: rows that could not be written.
+        trouble: why the last of them could not.
+
     Raises:
         WrongUsage: the name ends in neither .csv nor .jsonl, or the file has something in it.
+        CannotStart: there is something else than a file under that name.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._file: BinaryIO | None = None
+        self.missing = 0
+        self.trouble = ""
+        self._file: int | None = None
         self._csv = Path(path).suffix.lower() == ".csv"
         if not self._csv and Path(path).suffix.lower() != ".jsonl":
             raise WrongUsage(_OPTION, f"give a name that ends in .csv or .jsonl, not {path!r}")
-        try:
-            filled = Path(path).stat().st_size > 0
-        except (OSError, ValueError):
-            filled = False  # `open` says what is wrong, if anything is
-        if filled:
-            raise WrongUsage(
-                _OPTION, f"{escape(path)} exists, and results are not written over; give another name"
-            )
+        with contextlib.suppress(OSError, ValueError):  # `open` says what is wrong, if anything is
+            self._check(Path(path).stat())
         if not Path(path).parent.is_dir():
             raise WrongUsage(_OPTION, f"there is no directory {str(Path(path).parent)!r}")
+
+    def _check(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise CannotStart(f"{_OPTION} {escape(self.path)}: it is no ordinary file; give the name of a new one")
+        if found.st_size:
+            raise WrongUsage(
+                _OPTION, f"{escape(self.path)} exists, and results are not written over; give another name"
+            )
 
     def open(self) -> None:
         """Create the file.
 
         Raises:
-            CannotStart: that is not possible.
+            WrongUsage, CannotStart: that is not possible.
         """
         try:
-            # Without a buffer of ours: what was written stays, however the program ends.
-            self._file = Path(self.path).open("ab", buffering=0)  # noqa: SIM115 - `close` closes it
+            # Waiting for nobody, whatever has got that name meanwhile: a pipe would wait for its reader.
+            self._file = os.open(self.path, _NEW, 0o600)
+            self._check(os.fstat(self._file))
             if self._csv:
                 self._write(_csv_line(COLUMNS))
         except (OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) else error
             raise CannotStart(f"{_OPTION} {escape(self.path)}: it cannot be written ({said})") from None
 
-    def write(self, outcome: Outcome) -> None:
-        """Add a row; OSError if that is not possible."""
+    def write(self, outcome: Outcome) -> bool:
+        """Add a row; whether that was possible. The next one may be again."""
         row = make_row(outcome)
-        if self._csv:
-            self._write(_csv_line(row[column] for column in COLUMNS))
-        else:
-            self._write(json.dumps(row, ensure_ascii=False) + "\n")
+        line = _csv_line(row[column] for column in COLUMNS) if self._csv else json.dumps(row, ensure_ascii=False)
+        try:
+            self._write(line if self._csv else f"{line}\n")
+        except OSError as error:
+            self.missing += 1
+            self.trouble = error.strerror or str(error)
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            os.close(self._file)
+            self._file = None
 
     def _write(self, text: str) -> None:
+        """Write a whole row or nothing, without a buffer: what is written stays, however the program ends."""
         assert self._file is not None
+        begin = os.fstat(self._file).st_size
         left = text.encode("utf-8", errors="replace")
-        while left:
-            left = left[os.write(self._file.fileno(), left) :]
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, begin)
+            raise
 
 
 def _csv_line(cells: Iterable[Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from feishu_mail_async.model import check_text
 
-from .keeping import find_own_directory, own_directory
+from .keeping import find_own_directory, make_own_directory, own_directory
 from .problems import CannotStart
 from .verbose import hide
 
@@ -57,7 +57,7 @@ def keep_secret(base_url: str, app_id: str, secret: str) -> Path:
     """
     path = _path(base_url, app_id)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own_directory()
         # Made for its owner alone, and complete before it has its name.
         handle, draft = tempfile.mkstemp(prefix=f".{_PREFIX}", dir=path.parent)
         try:
