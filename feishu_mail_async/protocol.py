@@ -4,6 +4,7 @@ Source: "发送草稿" for the request and the body of the reply; for `automatio
 headers and the log id, the platform's generic documentation.
 """
 
+import datetime as dt
 import functools
 import ipaddress
 import json
@@ -11,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -58,6 +60,8 @@ _UNRESERVED: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PAGE_SIZE: Final = 100
 _MAILBOXES_KEPT: Final = 1000
 _LONGEST_PAUSE: Final = 3600.0
+_EPOCH: Final = 1e9
+"""From here on a number of seconds is one since 1970; it is a day of 2001."""
 _LONGEST_MESSAGE: Final = 300
 _LONGEST_LINK: Final = 2000
 _LONGEST_HEADER: Final = 200
@@ -160,6 +164,7 @@ class Reply(NamedTuple):
         log_id: the header `X-Tt-Logid`.
         reset: the header `x-ogw-ratelimit-reset`, as it came.
         date: the header `Date`, as it came.
+        retry_after: the header `Retry-After`, as it came.
     """
 
     status: int
@@ -167,6 +172,7 @@ class Reply(NamedTuple):
     log_id: str | None = None
     reset: str | None = None
     date: str | None = None
+    retry_after: str | None = None
 
 
 class CallEnd(Enum):
@@ -356,7 +362,7 @@ def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg:
         conclusive=row.conclusive,
         scope=row.scope,
         until=row.until,
-        pause=_seconds(reply.reset) if row.scope is Scope.APP else None,
+        pause=_asked_for(reply) if row.scope is Scope.APP else None,
         error=api_error(row, msg, http_status=reply.status, log_id=log_id),
         code=code,
         http_status=reply.status,
@@ -385,10 +391,37 @@ def _text(value: Any, longest: int | None = None) -> str | None:
     return escape(value[:longest]) if isinstance(value, str) and value else None
 
 
-def _seconds(header: str | None) -> float | None:
-    """The seconds in a reset header: at most an hour; None where it says nothing usable."""
+def _asked_for(reply: Reply) -> float | None:
+    """The seconds that an answer asks to wait."""
+    reset = _seconds(reply.reset, reply.date)
+    return _seconds(reply.retry_after, reply.date) if reset is None else reset
+
+
+def _seconds(header: str | None, date: str | None) -> float | None:
+    """The seconds that a header asks to wait: at most an hour; None where it says nothing usable.
+
+    Args:
+        header: seconds, milliseconds, or a moment: seconds or milliseconds since 1970, or a date.
+        date: when the answer was made, by the server's own clock.
+    """
     try:
-        seconds = float(header) if header is not None else math.nan
+        number = float(header or "")
     except ValueError:
-        return None
-    return min(seconds, _LONGEST_PAUSE) if seconds >= 0 else None
+        number = _moment(header)
+    if number >= _EPOCH * 1000:
+        number /= 1000
+    if number >= _EPOCH:
+        number -= _moment(date)
+    elif number > _LONGEST_PAUSE:  # nobody is asked to wait so many seconds
+        number /= 1000
+    return min(number, _LONGEST_PAUSE) if number >= 0 else None
+
+
+def _moment(date: str | None) -> float:
+    """The seconds since 1970 of an HTTP date; NaN where it is none."""
+    try:
+        moment = parsedate_to_datetime(date or "")
+    except (ValueError, TypeError, OverflowError):
+        return math.nan
+    seconds = (moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)).timestamp()
+    return seconds if seconds >= _EPOCH else math.nan

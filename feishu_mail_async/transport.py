@@ -284,6 +284,7 @@ async def _read(response: aiohttp.ClientResponse) -> Reply:
         log_id=_header(response, "X-Tt-Logid"),
         reset=_header(response, "x-ogw-ratelimit-reset"),
         date=_header(response, "Date"),
+        retry_after=_header(response, "Retry-After"),
     )
 
 

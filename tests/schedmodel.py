@@ -383,7 +383,10 @@ class Model:
             if judgement.end is CallEnd.NEVER_LEFT:
                 self.unreachable(call, now, refused)
             else:
-                self.pause_until(now + (self.limit.per if judgement.pause is None else judgement.pause))
+                per = self.limit.per
+                self.pause_until(
+                    now + (per if judgement.pause is None else min(judgement.pause, max(60.0, 4 * per)))
+                )
                 self.doubtful = self.since is not None and call.probe  # of an older pause, but it was answered
         elif answered:
             self.pause = None

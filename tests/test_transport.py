@@ -325,6 +325,28 @@ async def test_a_429_that_breaks_off_still_pauses_the_app() -> None:
 
 
 @pytest.mark.parametrize(
+    "headers",
+    [
+        [("Retry-After", "7")],
+        [("Retry-After", "Wed, 21 Oct 2026 07:28:07 GMT"), ("Date", "Wed, 21 Oct 2026 07:28:00 GMT")],
+        [
+            ("x-ogw-ratelimit-reset", "1792567687"),
+            ("Date", "Wed, 21 Oct 2026 07:28:00 GMT"),
+            ("Retry-After", "50"),
+        ],
+        [("x-ogw-ratelimit-reset", "7000")],
+    ],
+    ids=["Retry-After", "a date", "a moment", "milliseconds"],
+)
+async def test_a_429_says_in_many_ways_for_how_long_to_wait(headers: list[tuple[str, str]]) -> None:
+    async with talking_to(http(429, b"", *headers)) as (_, client):
+        assert isinstance(await one_error(client), FrequencyLimited)
+        paused = client.snapshot().paused
+        assert paused is not None
+        assert 6.5 < paused <= 7
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         b"\0\1\2\3 no HTTP\r\n\r\n",

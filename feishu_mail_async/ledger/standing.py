@@ -24,6 +24,10 @@ APP: Final = "app"
 _HOUR: Final = 3600.0
 _FEW: Final = 64
 """Closures that are kept before those are looked for whose time is over."""
+_MOST_WINDOWS: Final = 4
+"""Windows of the limit that a pause lasts at most: after one all calls are forgotten, whatever a server says."""
+_ALWAYS_BELIEVED: Final = 60.0
+"""Seconds of a pause that are kept in any case: the server's window may be longer than the limit's."""
 _UNWATCHED: Final = 60.0
 """Seconds without a probe after which an outage may have ended and begun again."""
 
@@ -323,7 +327,9 @@ class Standing:
         if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.APP:
             if judgement.end is CallEnd.NEVER_LEFT:
                 return self._unreachable(grant, judgement, delays, now)
-            seconds = self.budget.limit.per if judgement.pause is None else judgement.pause
+            per = self.budget.limit.per
+            longest = max(_MOST_WINDOWS * per, _ALWAYS_BELIEVED)
+            seconds = per if judgement.pause is None else min(judgement.pause, longest)
             self.pause_app(now + seconds, str(judgement.error))
         elif answered:
             self.pause = None
