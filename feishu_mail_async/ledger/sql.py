@@ -29,6 +29,7 @@ from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
 from .failures import TROUBLE, busy, passes, reason, stale, told, words
 from .home import Overview
+from .jumps import Jumps, elapsed
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
 from .pruning import make_prunable
 from .sqlbook import SqlBook, limit_of, permits_of, standing_of
@@ -69,6 +70,7 @@ class SqlLedger:
         self._file = LedgerFile(self.where)
         self._patience = patience
         self._clock = clock or HostClock()
+        self.jumps = Jumps(self.where)
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
         self._opened = False
@@ -241,7 +243,9 @@ class SqlLedger:
         async with asyncio.timeout(None if self._sqlite else LONGEST):
             engine = await self._open()
             async with engine.begin() as connection:
-                return await work(connection)
+                done = await work(connection)
+            self.jumps.committed(connection)
+            return done
 
     def _struggle(self, error: BaseException) -> None:
         if not self._struggling:
@@ -257,7 +261,10 @@ class SqlLedger:
     async def now(self, connection: AsyncConnection) -> float:
         """The ledger's time, asked for once the transaction holds its locks: waiting for them takes time."""
         if not self._sqlite:
-            return float((await connection.execute(_DATABASE_TIME)).scalar_one())
+            before = elapsed()
+            told_time = float((await connection.execute(_DATABASE_TIME)).scalar_one())
+            self.jumps.look(told_time, before, elapsed())
+            return told_time
         row = (await connection.execute(sa.select(schema.schema))).one()
         last = Reading(row.time, row.monotonic, row.boot)
         reading = self._clock.read(last)

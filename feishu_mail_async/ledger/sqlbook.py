@@ -749,6 +749,8 @@ class SqlBook:
             row = (await connection.execute(changed)).one()
         began = _loop_time()
         now = await self._ledger.now(connection)
+        if await self._ledger.jumps.correct(connection, row.id, now):
+            row = (await connection.execute(sa.select(app).where(app.c.id == row.id))).one()
         return _Transaction(connection, row, now, began, await standing_of(connection, row, names))
 
     def _adopt(self, begun: _Transaction, names: set[str]) -> None:

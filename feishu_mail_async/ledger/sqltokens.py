@@ -70,6 +70,8 @@ class SqlTokens:
         async def take(connection: AsyncConnection) -> str | None:
             row = await self._row(connection, user)
             now = await self._ledger.now(connection)
+            if row is not None and await self._ledger.jumps.correct(connection, row.app_id, now):
+                row = await self._row(connection, user)
             if row is None or (row.lease not in {None, lease} and row.lease_lapses > now):
                 return None
             await self._update(connection, user, {"lease": lease, "lease_lapses": now + seconds})
