@@ -156,7 +156,7 @@ class BulkRun:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque()
         self._fetched = 0
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._reading = False  # the reader has begun; before that there is nothing to break off
         self._stopping = False
         self._left = False
@@ -293,7 +293,7 @@ class BulkRun:
             if not self._stopping:
                 self._failure = RuntimeError("drafts: it was cancelled from within")
                 self._failure.__cause__ = error
-        except Exception as error:  # noqa: BLE001 - it is the caller's own, and reaches the caller
+        except BaseException as error:  # noqa: BLE001 - it is the caller's own, and reaches the caller
             self._failure = error
 
     async def _read_from(self, iterator: AsyncIterator[str | Draft] | Iterator[str | Draft]) -> None:
@@ -426,6 +426,9 @@ class BulkRun:
         except FeishuMailError as error:
             self._fail(entry, error)
             return
+        except BaseException as error:
+            self._fail(entry, NotSent(f"an internal error: {type(error).__name__}"), error)
+            raise
         if entry in self._entries:
             self._entries[entry] = job
             entry.duplicate = job in self._jobs

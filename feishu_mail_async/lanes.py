@@ -139,10 +139,10 @@ class LaneHeap:
         self._live = 0
 
     def push(self, lane: "Lane", key: _Key) -> None:
-        lane.heap = self
         lane.ticket = next(_tickets)  # no two records are ever equal, so lanes are never compared
-        self._live += 1
         heapq.heappush(self._records, (key, lane.ticket, lane))
+        lane.heap = self
+        self._live += 1
 
     def remove(self, lane: "Lane") -> None:
         lane.heap = None
@@ -311,10 +311,9 @@ class Lanes:
             yield from lane.asks
 
     def _enqueue(self, ask: Ask, now: float) -> None:
-        key = (ask.user, ask.mailbox, ask.priority, ask.stream)
-        lane = self.lanes.get(key)
+        lane = self.lanes.get((ask.user, ask.mailbox, ask.priority, ask.stream))
         if lane is None:
-            lane = self.lanes[key] = self._new_lane(ask)
+            lane = self._new_lane(ask)
         lane.asks[ask] = None
         ask.lane = lane
         self.waiting[ask.priority] += 1
@@ -322,14 +321,13 @@ class Lanes:
             self._place(lane, now)
 
     def _new_lane(self, ask: Ask) -> Lane:
-        user = self.users.get(ask.user)
-        if user is None:
-            user = self.users[ask.user] = Gate(ask.user)
-        self._idle_users.pop(ask.user, None)
-        mailbox = self.mailboxes.get(ask.mailbox)
-        if mailbox is None:
-            mailbox = self.mailboxes[ask.mailbox] = Gate(ask.mailbox)
+        user = self.users.get(ask.user) or Gate(ask.user)
+        mailbox = self.mailboxes.get(ask.mailbox) or Gate(ask.mailbox)
         lane = Lane(user, mailbox, ask.priority, ask.stream)
+        # Only now that all of it is there: a gate without a lane would be forgotten by nobody.
+        self.users[ask.user], self.mailboxes[ask.mailbox] = user, mailbox
+        self._idle_users.pop(ask.user, None)
+        self.lanes[ask.user, ask.mailbox, ask.priority, ask.stream] = lane
         for gate in lane.gates:
             gate.lanes[lane] = None
         return lane

@@ -28,7 +28,7 @@ from .ledger.book import Book, Taken, mutex, of
 from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
 from .model import Priority, RateLimit
 from .protocol import Judgement
-from .tasks import start_task
+from .tasks import check_stack, start_task
 
 __all__ = ["Scheduler", "Snapshot"]
 
@@ -149,6 +149,7 @@ class Scheduler:
 
     def resume(self, stream: Stream) -> None:
         """Let the asks of a stream go again."""
+        check_stack()
         self._lanes.resume(stream, self._now())
         self._nudge()
 

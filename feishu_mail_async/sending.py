@@ -45,7 +45,7 @@ from .protocol import CallEnd, Judgement, Page, Reply, judge, list_path, lost, n
 from .retry import Again, PolicyDelays, Tries, retrying
 from .scheduler import Scheduler
 from .secrecy import forget_frames, note_frames
-from .tasks import start_task
+from .tasks import check_stack, start_task
 from .tokens import Tokens
 from .transport import Failure, Transport
 
@@ -147,6 +147,7 @@ class Sender:
 
     async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
         """Make a call and wait for its job to end; the parameters are those of `send`."""
+        check_stack()
         caller = _Caller(call.draft, self.unread(call))
         try:
             if deadline is None:
@@ -311,7 +312,7 @@ class Sender:
             job.join(listener, priority, stream)
             return job
         outage = math.inf if self.policy.outage is None else self.policy.outage
-        job = self.jobs[call.key] = Job(self, call, listener)
+        job = Job(self, call, listener)
         if record is not None and record.uncertain:
             job.doubt()
         ask = Ask(
@@ -324,7 +325,11 @@ class Sender:
             draft_id=None if call.draft is None else call.draft.draft_id,
             timeout=self.transport.attempt_timeout,
         )
-        job.begin(ask)
+        try:
+            job.begin(ask)
+        except BaseException:
+            job.leave(listener, "it could not begin")
+            raise
         return job
 
     def end_waiting(self, error: Misconfigured) -> None:
@@ -402,10 +407,10 @@ class Job:
 
     def join(self, listener: Listener, priority: Priority, stream: Stream | None) -> None:
         """Add a listener; a more urgent one makes the call more urgent."""
-        self.listeners.append(listener)
-        self._stopping = False
         assert self._ask is not None
         self._sender.scheduler.move(self._ask, priority, stream)
+        self.listeners.append(listener)
+        self._stopping = False
 
     def leave(self, listener: Listener, reason: str = "its run was left") -> None:
         """Take a listener away, before the end or after it; `reason` says why, if it is the last one."""
@@ -483,6 +488,7 @@ class Job:
     def begin(self, ask: Ask) -> None:
         """Ask for the first turn."""
         self._ask = ask
+        self._sender.jobs[self.call.key] = self
         if self.call.draft is not None and self._events.heard:
             self._events.publish(DraftQueued(self._began, *self._about))
             self.reconsider()  # whoever has heard of it may have stopped its run
@@ -818,11 +824,13 @@ class Job:
             # Of one that the client's closing has ended nothing is known that was not before.
             self._sender.scheduler.book.note(self.call.key, error.status, error)
         self._forget()
-        if self._events.heard:
-            self._tell_end()
-        listeners, self.listeners = self.listeners, []
-        for listener in listeners:
-            listener.ended(self)
+        try:
+            if self._events.heard:
+                self._tell_end()
+        finally:  # what a subscriber raises must not keep the others from hearing of it
+            listeners, self.listeners = self.listeners, []
+            for listener in listeners:
+                listener.ended(self)
 
     def _forget(self) -> None:
         if self._sender.jobs.get(self.call.key) is self:

@@ -1,14 +1,17 @@
-"""Tasks that begin, and come to their end, whatever becomes of whoever wanted them."""
+"""Tasks that begin only where they can, and come to their end, whatever becomes of whoever wanted them."""
 
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-__all__ = ["being_cancelled", "finish", "start_task"]
+__all__ = ["being_cancelled", "check_stack", "finish", "start_task"]
 
 T = TypeVar("T")
+
+_ROOM: Final = 64
+"""Frames that must be free: more than anything of ours takes, with the logging of a subscriber's failure."""
 
 
 class _Task(asyncio.Task[T]):
@@ -26,6 +29,12 @@ class _Task(asyncio.Task[T]):
             self.get_loop().call_soon(self.cancel, msg)  # its first step stands before that in the loop's queue
             return True
         return super().cancel(msg)
+
+
+def check_stack(room: int = _ROOM) -> None:
+    """Raise RecursionError now, where nothing has been changed yet, if what follows could meet it half-way."""
+    if room:
+        check_stack(room - 1)
 
 
 def being_cancelled() -> bool:
@@ -50,7 +59,11 @@ def start_task(
         context: the context it runs in; None: a copy of the current one.
     """
     # Not by the loop's task factory: an eager one would take the first step in the midst of what its starter does.
-    task = _Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
+    try:
+        task = _Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
+    except BaseException:
+        work.close()  # else Python warns that nobody has awaited it
+        raise
     if running is not None:
         running.add(task)
         task.add_done_callback(running.discard)

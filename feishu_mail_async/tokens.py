@@ -280,8 +280,8 @@ class Tokens:
 
     def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[Hidden[str]]:
         task = start_task(self._hidden(fetch), "feishu-mail-token")
-        self._fetching[user] = task
         task.add_done_callback(lambda done: self._fetched(user, done))
+        self._fetching[user] = task  # last: what stays here for ever would be waited for, for ever
         return task
 
     @staticmethod
@@ -334,7 +334,7 @@ class Tokens:
         return token
 
     def _fetched(self, user: str | None, task: asyncio.Task[Hidden[str]]) -> None:
-        del self._fetching[user]
+        self._fetching.pop(user, None)
         if not task.cancelled():
             task.exception()  # looked at, in case nobody waits for it any more
 
