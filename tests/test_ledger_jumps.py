@@ -88,7 +88,7 @@ async def test_what_lasts_for_a_while_lasts_as_long(fleet: Fleet) -> None:
     assert [row["lapses"] for row in after] == pytest.approx([row["lapses"] + 3600.0 for row in before], abs=5.0)
     taken = await one.take(ask(user="alice", mailbox="b@x"))
     assert taken.granted is None
-    assert [(kind, key) for kind, key, _ in taken.shut] == [("user", "alice")]
+    assert [(shut.kind, shut.key) for shut in taken.shut] == [("user", "alice")]
 
 
 async def test_a_correction_that_is_not_committed_is_done_again(fleet: Fleet) -> None:

@@ -3,7 +3,6 @@
 import codecs
 import json
 import os
-import shlex
 import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Final, Self
 from feishu_mail_async._text import escape
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
+from feishu_mail_async.rights import too_open
 from feishu_mail_async.tokens import Tokens
 
 from .logins import LoginClient, Logins, find_logins
@@ -27,7 +27,6 @@ ENVIRONMENT: Final = "FEISHU_USER_ACCESS_TOKEN"
 UNNAMED: Final = "(unnamed)"
 """Names the budget in a ledger where nothing else does."""
 
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_READ: Final = 16 * 1024 * 1024
 _MOST_NAMED: Final = 10
 _MARKS: Final = (
@@ -222,10 +221,8 @@ def _read_tokens(path: str) -> dict[str | None, str]:
         if stat.S_ISDIR(mode):
             raise CannotStart(f"{name}: it is a directory; give a file")
         # Of the file that was opened, not of whatever stands under that name a moment later.
-        if os.name == "posix" and stat.S_IMODE(mode) & _OTHERS:
-            raise CannotStart(
-                f"{name}: others may read it; keep it to yourself with: chmod 600 {shlex.quote(path)}"
-            )
+        if (wrong := too_open(handle, path)) is not None:
+            raise CannotStart(f"{name}: {wrong}")
         content = b""
         while _is_unfinished(content) and (piece := os.read(handle, 65_536)):
             content += piece

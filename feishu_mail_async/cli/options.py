@@ -10,6 +10,7 @@ import typer
 from feishu_mail_async.ledger import check_url
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.protocol import FEISHU, LARK, check_base_url
+from feishu_mail_async.rights import SHARED_FILES
 
 from .problems import WrongUsage
 from .verbose import hide
@@ -75,7 +76,8 @@ TokenFileOption = Annotated[
         "--token-file",
         metavar="PATH",
         help="A file that only you may read, with a user_access_token in its first line, or with JSON of users: "
-        '{"alice": "u-…", "bob": "u-…"}. Without it: FEISHU_USER_ACCESS_TOKEN, or who has logged in.',
+        '{"alice": "u-…", "bob": "u-…"}. One that others may read is accepted on a read-only mount, as containers '
+        f"have it, and with {SHARED_FILES}=allow. Without it: FEISHU_USER_ACCESS_TOKEN, or who has logged in.",
         rich_help_panel=_ACCOUNT,
     ),
 ]

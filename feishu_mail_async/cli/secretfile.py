@@ -4,13 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
-import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 from feishu_mail_async.model import check_text
+from feishu_mail_async.rights import too_open
 
 from .keeping import find_own_directory, make_own_directory, own_directory
 from .problems import CannotStart
@@ -21,7 +20,6 @@ __all__ = ["APP_ID", "APP_SECRET", "find_secret", "forget_secret", "keep_secret"
 APP_ID: Final = "FEISHU_APP_ID"
 APP_SECRET: Final = "FEISHU_APP_SECRET"  # noqa: S105 - a variable's name
 
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _PREFIX: Final = "app-secret-"
 _LARGEST: Final = 64 * 1024
 
@@ -125,12 +123,11 @@ def _read(path: Path) -> dict[str, str] | None:
     except OSError as error:
         raise CannotStart(f"the app's secret cannot be read: {path}: {error.strerror}") from None
     try:
-        if os.name == "posix" and stat.S_IMODE(os.fstat(handle).st_mode) & _OTHERS:
-            raise CannotStart(
-                f"{path}: others may read the app's secret; keep it to yourself with: "
-                f"chmod 600 {shlex.quote(str(path))}"
-            )
+        if (wrong := too_open(handle, str(path))) is not None:
+            raise CannotStart(f"the app's secret in {path}: {wrong}")
         content = os.read(handle, _LARGEST)
+    except OSError as error:
+        raise CannotStart(f"the app's secret cannot be read: {path}: {error.strerror}") from None
     finally:
         os.close(handle)
     kept = _checked(content)

@@ -19,12 +19,12 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from feishu_mail_async.errors import LedgerError
+from feishu_mail_async.rights import SHARED_FILES, shared_allowed, too_open
 
 from . import schema
 
 __all__ = ["LedgerFile", "make_engine"]
 
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _ROOT: Final = 0
 _PRAGMAS: Final = (
     "busy_timeout=0",
@@ -69,7 +69,8 @@ class LedgerFile:
             for name in (self._path, *self._beside):
                 with contextlib.suppress(FileNotFoundError):
                     _check_owner(name, {os.geteuid()})
-                    _check_rights(name)
+                    if (wrong := too_open(str(name), str(name))) is not None:
+                        raise LedgerError(f"ledger: {name}: {wrong}")
         self._known = found.st_dev, found.st_ino
 
     def check(self) -> None:
@@ -110,17 +111,12 @@ class LedgerFile:
 
 def _check_owner(name: Path, owners: set[int]) -> None:
     owner = name.stat().st_uid
-    if owner not in owners:
+    if owner not in owners and not shared_allowed():
         raise LedgerError(
             f"ledger: {name}: it belongs to another user ({owner}), who may read and change what is in it: give a "
-            f"path of your own, or make it yours: chown {os.geteuid()} {shlex.quote(str(name))}"
+            f"path of your own, or set {SHARED_FILES}=allow to accept it, or make it yours: "
+            f"chown {os.geteuid()} {shlex.quote(str(name))}"
         )
-
-
-def _check_rights(name: Path) -> None:
-    if stat.S_IMODE(name.stat().st_mode) & _OTHERS:
-        quoted = shlex.quote(str(name))
-        raise LedgerError(f"ledger: {name}: others may read it; keep it to yourself: chmod 600 {quoted}")
 
 
 def make_engine(path: str, file: LedgerFile, patience: float) -> AsyncEngine:
