@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import re
 import signal
 import socket
+import struct
+import termios
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -17,7 +21,7 @@ import pytest
 pytest.importorskip("procrastinate")
 
 import stop_program
-from clisupport import PATIENCE, TOKEN_VARIABLE, Ended, Feishu, environment, start_command
+from clisupport import PATIENCE, TOKEN_VARIABLE, Ended, Feishu, environment, start_command, wait_for
 
 from feishu_mail_async import Draft
 from feishu_mail_async.fleet import Queue, enqueue, prepare
@@ -291,3 +295,28 @@ def test_a_database_that_freezes(feishu: Feishu, relay: Relay, postgres_url: str
     again = finish(start_command(*arguments, env=environment(FEISHU_MAIL_LEDGER=postgres_url)))
     assert again.code == 0, again
     assert feishu.sent == dict.fromkeys(ids, 1)
+
+
+# --- a file that is never written or read -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bulk FIFO --yes",
+        "send d1 --token-file FIFO",
+        "enqueue FIFO --yes --app a --ledger postgresql://x@127.0.0.1:9/x",
+    ],
+)
+def test_a_file_that_nobody_writes(tmp_path: Path, command: str, number: signal.Signals) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    env = environment(**QUICK, **({} if "--token-file" in command else {TOKEN_VARIABLE: "u-x"}))
+    program = start_command(*command.replace("FIFO", str(fifo)).split(), env=env)
+    with fifo.open("wb", buffering=0) as begun:
+        begun.write(b"{")
+        wait_for(lambda: not struct.unpack("i", fcntl.ioctl(begun, termios.FIONREAD, bytes(4)))[0])
+        program.send_signal(number)  # it has read that, and waits for the rest
+        ended = finish(program)
+    assert (ended.code, ended.out, ended.err) == (130, "", "")
