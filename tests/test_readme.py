@@ -249,7 +249,7 @@ def test_the_statuses_are_those_of_the_code() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
-    ends = 0, problems.SOME_NOT, problems.USAGE, problems.CANNOT_START, problems.INTERRUPTED
+    ends = 0, problems.SOME_NOT, problems.USAGE, problems.CANNOT_START, problems.UNSAID, problems.INTERRUPTED
     assert [int(cell) for cell in SECTIONS["Command line"].column()] == list(ends)
 
 
