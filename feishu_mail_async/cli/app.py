@@ -31,7 +31,7 @@ _NAME: Final = "feishu-mail-async"
 _EXIT_CODES: Final = (
     "Exit codes: 0 all is sent; 1 some drafts are not; 2 the command line is wrong, and nothing was sent; "
     "3 cannot start (no token, no free port, packages missing); 4 all is sent, and not all output could be "
-    "written; 130 stopped by a second Ctrl-C."
+    "written; 130 stopped by a second Ctrl-C, or because the stop took too long."
 )
 _LOGIN_EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused, failed, or something is missing; 2 the command line is wrong; 3 cannot start "
