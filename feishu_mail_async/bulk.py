@@ -291,7 +291,7 @@ class BulkRun:
                     iterator.close()
         except asyncio.CancelledError as error:
             if not self._stopping:
-                self._failure = RuntimeError("drafts: it was cancelled from within")
+                self._failure = RuntimeError("drafts: reading it was cancelled")
                 self._failure.__cause__ = error
         except BaseException as error:  # noqa: BLE001 - it is the caller's own, and reaches the caller
             self._failure = error
@@ -359,7 +359,7 @@ class BulkRun:
 
     async def _recall(self) -> None:
         """Look up what has been read: while the ledger is asked for some, the next ones gather."""
-        broken_off: FeishuMailError = NotSent("its look-up in the ledger was broken off")
+        broken_off: FeishuMailError = _broken_off()
         try:
             while self._recalling:
                 batch = list(itertools.islice(self._recalling, _LOOKED_UP))
@@ -411,6 +411,10 @@ class BulkRun:
             await self._sender.tokens.ready(user)
         except FeishuMailError as failed:
             error = failed
+        except asyncio.CancelledError:
+            for entry in self._preparing.pop(user):
+                self._fail(entry, _broken_off())
+            raise
         for entry in self._preparing.pop(user):
             if error is None:
                 self._offer(entry)
@@ -491,3 +495,7 @@ async def _end_of(task: asyncio.Task[None] | None, timeout: float | None) -> Non
 
 def _stopped() -> NotSent:
     return NotSent("the run was stopped before its turn came")
+
+
+def _broken_off() -> NotSent:
+    return NotSent("tasks of the event loop were cancelled before its turn came")

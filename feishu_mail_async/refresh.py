@@ -23,7 +23,7 @@ from .model import check_number, check_text
 from .oauth import ASSUMED_LIFETIME, TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
 from .protocol import FEISHU, check_base_url
 from .secrecy import Hidden
-from .tasks import finish, start_task
+from .tasks import finish, outcome_of, start_task
 from .tokens import check_token
 from .transport import Failure, Transport
 
@@ -150,7 +150,7 @@ class RefreshingTokens:
         known = self._known.get(name)
         if known is not None and self._good(name, known):
             return known.access_token
-        return (await asyncio.shield(self._begin(name))).access_token
+        return (await outcome_of(self._begin(name), _broken_off)).access_token
 
     async def refused(self, user: str | None, token: str) -> None:
         """The server refused this token: it is not handed out again."""
@@ -373,6 +373,10 @@ class RefreshingTokens:
         del self._finding[name]
         if not task.cancelled():
             task.exception()  # looked at, in case nobody waits for it any more
+
+
+def _broken_off() -> NotSent:
+    return NotSent("tokens: refreshing one was cancelled, with tasks of the event loop; nothing was sent")
 
 
 def _stored(granted: Grant, since: float, before: StoredToken | None) -> StoredToken:

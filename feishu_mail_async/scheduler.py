@@ -24,13 +24,16 @@ from .codes import Scope, Verdict
 from .errors import FeishuMailError, LedgerError, ScopeClosed, TransportError
 from .events import AppPaused, AppResumed, ClosureEnded, ClosureStarted, EventHub, UserCooled
 from .lanes import OWN, Ask, Lanes, Stream, Turn
-from .ledger.book import Book, Taken, mutex, of
+from .ledger.book import Book, Taken, answer_of, mutex, of
 from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
 from .model import Priority, RateLimit
 from .protocol import Judgement
 from .tasks import check_stack, start_task
 
 __all__ = ["Scheduler", "Snapshot"]
+
+_SUCCESSOR: Final = 0.1
+"""Seconds after which a dispatcher that was cancelled has a successor."""
 
 _SAME: Final = 1e-3
 """Seconds by which the end of a pause may be read differently from one look at a shared ledger to the next."""
@@ -178,8 +181,17 @@ class Scheduler:
                     await asyncio.sleep(0)
                 else:
                     await self._sleep(self._next_change(now))
+        except asyncio.CancelledError:
+            # Not a task at once: whoever cancels until there are none left would never come to an end.
+            asyncio.get_running_loop().call_later(_SUCCESSOR, self._succeed)
+            raise
         finally:
             self._dispatcher = None
+
+    def _succeed(self) -> None:
+        """The dispatcher was cancelled by a stranger; those who still wait get another one."""
+        if self._dispatcher is None and self._lanes.any_waiting():
+            self._run()
 
     async def _take(self, asks: list[Ask], now: float) -> None:
         """Take a turn for one of these asks; what else the ledger knows of them is told them."""
@@ -191,6 +203,9 @@ class Scheduler:
         else:
             try:
                 taken = await of(offered)
+            except asyncio.CancelledError:
+                offered.add_done_callback(self._nobody_takes)
+                raise
             except FeishuMailError as error:
                 self._refuse_all(self._lanes.asks(), error)
                 return
@@ -207,6 +222,13 @@ class Scheduler:
         await self._spacing.take()  # `_not_before` has seen that this does not suspend
         user, mailbox = self._lanes.serve(ask, now)
         ask.taker.granted(Turn(user, mailbox, ask, grant))
+
+    def _nobody_takes(self, offered: asyncio.Future[Taken]) -> None:
+        """The dispatcher that offered these asks is gone, and their turn comes without it."""
+        if not offered.cancelled() and offered.exception() is None:
+            granted = offered.result().granted
+            if granted is not None:
+                self.book.give_back(granted[1])
 
     def _heard(self, asks: list[Ask], taken: Taken, now: float) -> None:
         """What a book knows of asks that were offered to it, beside whose turn it is."""
@@ -324,7 +346,7 @@ class Scheduler:
 
     async def _settle_later(self, turn: Turn, settled: asyncio.Future[Settled], judgement: Judgement) -> None:
         try:
-            done = await settled
+            done = await answer_of(settled)
             self._settled(turn, done, judgement, self._now())
         except BaseException:
             self._given_back(turn)  # whatever broke it off must not keep a user shut
@@ -357,7 +379,7 @@ class Scheduler:
 
     async def _give_back_later(self, turn: Turn, given: asyncio.Future[None]) -> None:
         try:
-            await given
+            await answer_of(given)
         finally:
             self._given_back(turn)
 
@@ -384,7 +406,7 @@ class Scheduler:
 
     async def _close_user_later(self, user: str, closing: asyncio.Future[None]) -> None:
         try:
-            await closing
+            await answer_of(closing)
         except BaseException:
             self._renewed(user)
             raise

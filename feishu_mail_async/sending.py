@@ -45,7 +45,7 @@ from .protocol import CallEnd, Judgement, Page, Reply, judge, list_path, lost, n
 from .retry import Again, PolicyDelays, Tries, retrying
 from .scheduler import Scheduler
 from .secrecy import forget_frames, note_frames
-from .tasks import check_stack, start_task
+from .tasks import being_cancelled, check_stack, start_task
 from .tokens import Tokens
 from .transport import Failure, Transport
 
@@ -668,7 +668,7 @@ class Job:
             try:
                 await asyncio.shield(written)
             except asyncio.CancelledError:
-                if not judgement.sent:
+                if not judgement.sent and being_cancelled():
                     raise
             finally:
                 self._in_flight = False

@@ -1,4 +1,10 @@
-"""Tasks that begin only where they can, and come to their end, whatever becomes of whoever wanted them."""
+"""Tasks that begin only where they can, and come to their end, whatever becomes of whoever wanted them.
+
+Strangers may cancel them, as clean-ups do that cancel all tasks of a loop but their own, and a task of ours then
+ends: a loop that is about to close must not wait for it. But nobody waits for it in vain. The dispatcher has a
+successor while somebody waits for a turn; every other task tells those who wait for it, with an error of ours and
+never with a CancelledError that was not meant for them (`outcome_of`).
+"""
 
 import asyncio
 import inspect
@@ -6,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
-__all__ = ["being_cancelled", "check_stack", "finish", "start_task"]
+__all__ = ["being_cancelled", "check_stack", "finish", "outcome_of", "start_task"]
 
 T = TypeVar("T")
 
@@ -93,3 +99,18 @@ async def finish(work: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
             task.exception()  # looked at: the caller does not want to know any more
         raise asyncio.CancelledError
     return task.result()
+
+
+async def outcome_of(work: asyncio.Future[T], broken_off: Callable[[], Exception]) -> T:
+    """Wait for work that others may wait for too: one of them giving up does not break it off.
+
+    Args:
+        work: the task, or what stands for it.
+        broken_off: makes what is raised if the work itself was cancelled.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        if being_cancelled() or not work.cancelled():
+            raise
+        raise broken_off() from None

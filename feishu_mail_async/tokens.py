@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .model import check_text
 from .secrecy import Hidden, forget_frames
-from .tasks import being_cancelled, start_task
+from .tasks import being_cancelled, outcome_of, start_task
 
 __all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
 
@@ -141,6 +141,7 @@ class Tokens:
         self._fetch: Callable[[str | None], Awaitable[str]] | None = None
         self._refused: Callable[[str | None, str], Awaitable[None]] | None = None
         self._unnamed = _UNNAMED
+        self._closed = False
         self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been looked at
         self._cache: dict[str | None, tuple[str, float]] = {}
         self._fetching: dict[str | None, asyncio.Task[Hidden[str]]] = {}
@@ -293,18 +294,17 @@ class Tokens:
             failed = forget_frames(error)
         raise failed
 
-    @staticmethod
-    async def _shared(task: asyncio.Task[Hidden[str]]) -> str:
+    async def _shared(self, task: asyncio.Task[Hidden[str]]) -> str:
         """Wait for a fetch that others may wait for too: one of them giving up must not break it off.
 
         A renewal that is broken off between the server's answer and its being kept may lose the login.
         """
-        try:
-            return (await asyncio.shield(task)).value
-        except asyncio.CancelledError:
-            if being_cancelled():
-                raise
-            raise ClientClosed("the client was closed while a token was fetched; nothing was sent") from None
+        return (await outcome_of(task, self._broken_off)).value
+
+    def _broken_off(self) -> NotSent:
+        if self._closed:
+            return ClientClosed("the client was closed while a token was fetched; nothing was sent")
+        return NotSent("tokens: fetching one was cancelled, with tasks of the event loop; nothing was sent")
 
     async def _replace(self, user: str | None, refused: str, fetch: Callable[[str | None], Awaitable[str]]) -> str:
         if self._refused is not None:
@@ -346,6 +346,7 @@ class Tokens:
 
     async def close(self) -> None:
         """End what is still being fetched."""
+        self._closed = True
         tasks = list(self._fetching.values())
         for task in tasks:
             task.cancel()

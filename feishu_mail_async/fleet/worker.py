@@ -230,6 +230,7 @@ class DraftWorker:
             self._fail(error)
         finally:
             for task in tasks:
+                task.remove_done_callback(self._beside_ended)
                 task.cancel()
             await asyncio.gather(*tasks, *self._ends, return_exceptions=True)
         if self._trouble is not None or not self._halted:
@@ -246,7 +247,7 @@ class DraftWorker:
 
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
         """Without its signs of life a worker must not go on."""
-        error = None if task.cancelled() else task.exception()
+        error = task.exception() if not task.cancelled() else RuntimeError(f"{task.get_name()} was cancelled")
         if error is not None:
             self._fail(error)
 

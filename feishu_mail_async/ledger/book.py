@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVa
 from feishu_mail_async.errors import FeishuMailError, LedgerError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 from feishu_mail_async.protocol import Judgement
-from feishu_mail_async.tasks import being_cancelled
+from feishu_mail_async.tasks import outcome_of
 
 from .record import DraftKey, Record
 from .standing import Delays, Grant, Settled, Standing
@@ -17,7 +17,7 @@ from .standing import Delays, Grant, Settled, Standing
 if TYPE_CHECKING:
     from feishu_mail_async.lanes import Ask, Turn
 
-__all__ = ["SLACK", "Book", "Later", "Shut", "Taken", "mutex", "of"]
+__all__ = ["SLACK", "Book", "Later", "Shut", "Taken", "answer_of", "mutex", "of"]
 
 T = TypeVar("T")
 
@@ -29,16 +29,18 @@ async def of(later: Later[T]) -> T:
     """Wait for the answer, where it takes a while. Whoever gives up waiting does not break it off.
 
     Raises:
-        LedgerError: the ledger was closed before it answered.
+        LedgerError: the ledger was closed, or its work cancelled, before it answered.
     """
-    if not isinstance(later, asyncio.Future):
-        return later
-    try:
-        return await asyncio.shield(later)
-    except asyncio.CancelledError:
-        if being_cancelled():
-            raise
-    raise LedgerError("ledger: it was closed before it answered")
+    return await answer_of(later) if isinstance(later, asyncio.Future) else later
+
+
+async def answer_of(work: asyncio.Future[T]) -> T:
+    """The same of what always takes a while."""
+    return await outcome_of(work, _broken_off)
+
+
+def _broken_off() -> LedgerError:
+    return LedgerError("ledger: it was closed, or its tasks were cancelled, before it answered")
 
 
 SLACK: Final = 5.0
