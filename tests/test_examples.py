@@ -567,7 +567,8 @@ def test_a_night_with_a_wrong_file_sends_nothing(feishu: Feishu, lines: Sequence
 def test_the_procrastinate_task_rehearses(postgres_url: str) -> None:
     text = rehearsed("procrastinate_task.py", DATABASE_URL=postgres_url)
     assert text.count("ended with status: Success") == 7
-    assert "calls 6, mails 6, sent twice 0." in text
+    # The draft deferred twice is one call if both jobs are taken at once, else one more that says "already sent".
+    assert re.search(r"calls [67], mails 6, sent twice 0\.", text)
 
 
 def jobs(url: str) -> list[tuple[str, str]]:
