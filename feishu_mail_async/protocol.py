@@ -4,7 +4,7 @@ Source: "发送草稿" for the request and the body of the reply; for `automatio
 headers and the log id, the platform's generic documentation.
 """
 
-import datetime as dt
+import calendar
 import functools
 import ipaddress
 import json
@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from email.utils import parsedate_tz
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -419,9 +419,9 @@ def _seconds(header: str | None, date: str | None) -> float | None:
 
 def _moment(date: str | None) -> float:
     """The seconds since 1970 of an HTTP date; NaN where it is none."""
+    parsed = parsedate_tz(date or "")
     try:
-        moment = parsedate_to_datetime(date or "")
-    except (ValueError, TypeError, OverflowError):
+        seconds = math.nan if parsed is None else calendar.timegm(parsed[:6]) - (parsed[9] or 0)
+    except (ValueError, OverflowError):
         return math.nan
-    seconds = (moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)).timestamp()
     return seconds if seconds >= _EPOCH else math.nan

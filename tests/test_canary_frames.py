@@ -312,14 +312,13 @@ async def test_a_ledger_that_fails(scene: Scene, tmp_path: Path) -> None:
 
 
 async def test_a_statement_that_fails(scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What no database takes is a mistake of ours, and is logged with its traceback."""
+    """What no database takes is told without the value, which is a token here."""
     ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     store = ledger.tokens(scene.sandbox.base_url, scene.sandbox.client_id)
     error = await failure(store.save("alice", StoredToken(f"{TOKEN}\ud800", 0.0, 0.0, f"r-{TOKEN}")))
     assert isinstance(error, LedgerError)
     assert frames_holding(error, [TOKEN]) == []
     await ledger.close()
-    assert caplog.records
     for record in caplog.records:
         assert TOKEN not in record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:

@@ -1046,6 +1046,7 @@ class Wire:
 
     closed = False
     attempt_timeout = 30.0
+    base_url = "https://open.feishu.cn"
 
     def __init__(self) -> None:
         self.calls = 0

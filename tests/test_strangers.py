@@ -18,6 +18,7 @@ from feishu_mail_async import (
     FeishuMailError,
     NotSent,
     Outcome,
+    OutcomeUnknown,
     RateLimit,
     RefreshingTokens,
     SendResult,
@@ -280,5 +281,5 @@ async def test_a_run_whose_look_into_the_ledger_is_cancelled_ends(tmp_path: Path
             await settle(2)  # now it looks
             assert cancel("feishu-mail-recall") == 1
             outcomes = await asyncio.wait_for(run, 60)
-            assert [type(outcome.error) for outcome in outcomes] == 3 * [NotSent]
+            assert [type(outcome.error) for outcome in outcomes] == 3 * [OutcomeUnknown]
             assert [outcome.error for outcome in await drained(client, drafts)] == 3 * [None]

@@ -25,7 +25,8 @@ async def rows_of(
         app_id: the app's row.
         keys: each as it is stored, in the order of the table's columns.
     """
-    values = {"app_id": app_id, "keys": json.dumps(list(keys))}
+    # Not in ASCII: a database in SQL_ASCII takes no escapes.
+    values = {"app_id": app_id, "keys": json.dumps(list(keys), ensure_ascii=False)}
     query = _query(table, sqlite=connection.dialect.name == "sqlite")
     found: sa.CursorResult[Any] = await connection.execute(query, values)
     return found
