@@ -28,7 +28,7 @@ from .ledger.book import Book, Taken, answer_of, mutex, of
 from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
 from .model import Priority, RateLimit
 from .protocol import Judgement
-from .tasks import check_stack, start_task
+from .tasks import check_stack, look_at, start_task
 
 __all__ = ["Scheduler", "Snapshot"]
 
@@ -423,7 +423,9 @@ class Scheduler:
 
     def _write(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Let something be written that must not be broken off with whoever wanted it."""
-        return start_task(work, "feishu-mail-ledger", self._writing)
+        task = start_task(work, "feishu-mail-ledger", self._writing)
+        task.add_done_callback(look_at)  # a ledger that closes ends it, and whoever wanted it may have gone
+        return task
 
     async def written(self) -> None:
         """Wait until all that has ended so far is on record."""

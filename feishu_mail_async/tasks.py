@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
-__all__ = ["being_cancelled", "check_stack", "finish", "outcome_of", "start_task"]
+__all__ = ["being_cancelled", "check_stack", "finish", "look_at", "outcome_of", "start_task"]
 
 T = TypeVar("T")
 
@@ -74,6 +74,12 @@ def start_task(
         running.add(task)
         task.add_done_callback(running.discard)
     return task
+
+
+def look_at(task: asyncio.Task[Any]) -> None:
+    """Look at the failure of a task that may have nobody left to tell: else asyncio logs that nobody did."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def finish(work: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:

@@ -29,7 +29,7 @@ from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, Rec
 from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.model import OutcomeStatus, Priority, RateLimit
 from feishu_mail_async.protocol import CallEnd, Judgement
-from feishu_mail_async.tasks import start_task
+from feishu_mail_async.tasks import look_at, start_task
 
 from . import reasons, schema
 from .book import SLACK, Shut, Taken
@@ -850,7 +850,7 @@ class SqlBook:
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do something that is not broken off with whoever wanted it."""
         task = start_task(work, "feishu-mail-ledger", self._tasks)
-        task.add_done_callback(_look_at)
+        task.add_done_callback(look_at)
         return task
 
     async def written(self) -> None:
@@ -863,11 +863,6 @@ class SqlBook:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _look_at(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # in case nobody waits for it any more
 
 
 async def _nothing(_: _Transaction) -> None:
