@@ -226,7 +226,7 @@ async def test_failed_ones_are_tried_again(url: str, sandbox: Sandbox) -> None:
             await client.send_draft(unknown, user="alice")
     async with open_client(sandbox, url, rate_limit=RateLimit(calls=1, per=600, spacing=600)) as client:
         with pytest.raises(NotSent):
-            await client.send_draft(skipped, user="alice", deadline=0.3)
+            await client.send_draft(skipped, user="alice", deadline=2.0)
     async with open_client(sandbox, url) as client:
         before = await client.recall([Draft(one, user="alice") for one in (failed, unknown, skipped)])
         results = await outcomes(client, [Draft(one, user="alice") for one in (failed, unknown, skipped)])

@@ -1,6 +1,7 @@
 """One budget for the process: loops one after another, and loops in threads at once, as the server sees them."""
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -176,14 +177,16 @@ def test_an_outage_ends_what_waits_in_other_threads() -> None:
 
     async def out() -> None:
         async with there.sandbox.outage():
+            began.set()
             await over.wait()
 
     async def end() -> None:
         over.set()
 
     with server() as there, loops(2) as threads:
-        over = asyncio.Event()
+        over, began = asyncio.Event(), threading.Event()
         outage = there.home.begin(out())
+        assert began.wait(60)
         runs = [
             thread.begin(send(there.client(retry=policy), there.sandbox.add_draft("alice"))) for thread in threads
         ]
