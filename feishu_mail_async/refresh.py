@@ -23,7 +23,7 @@ from .model import check_number, check_text
 from .oauth import ASSUMED_LIFETIME, TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
 from .protocol import FEISHU, check_base_url
 from .secrecy import Hidden
-from .tasks import finish, outcome_of, start_task
+from .tasks import finish, look_at, outcome_of, start_task
 from .tokens import check_token
 from .transport import Failure, Transport
 
@@ -371,8 +371,7 @@ class RefreshingTokens:
 
     def _found(self, name: str, task: asyncio.Task[StoredToken]) -> None:
         del self._finding[name]
-        if not task.cancelled():
-            task.exception()  # looked at, in case nobody waits for it any more
+        look_at(task)
 
 
 def _broken_off() -> NotSent:

@@ -101,8 +101,7 @@ async def finish(work: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
             break
         broken_off = True
     if broken_off:
-        if not task.cancelled():
-            task.exception()  # looked at: the caller does not want to know any more
+        look_at(task)
         raise asyncio.CancelledError
     return task.result()
 

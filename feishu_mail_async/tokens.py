@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from .errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from .model import check_text
 from .secrecy import Hidden, forget_frames
-from .tasks import being_cancelled, outcome_of, start_task
+from .tasks import being_cancelled, look_at, outcome_of, start_task
 
 __all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
 
@@ -335,8 +335,7 @@ class Tokens:
 
     def _fetched(self, user: str | None, task: asyncio.Task[Hidden[str]]) -> None:
         self._fetching.pop(user, None)
-        if not task.cancelled():
-            task.exception()  # looked at, in case nobody waits for it any more
+        look_at(task)
 
     @staticmethod
     def _failed(user: str | None, error: BaseException) -> NotSent:
