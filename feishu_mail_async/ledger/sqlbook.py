@@ -37,7 +37,7 @@ from .lookup import rows_of
 from .pruning import prune
 from .record import DraftKey, DraftState, Record
 from .standing import APP, Closure, Delays, Grant, Pause, Settled, Standing, scopes
-from .texts import storable, stored
+from .texts import stored
 
 if TYPE_CHECKING:
     from .sql import SqlLedger
@@ -490,10 +490,10 @@ class SqlBook:
         """What a call has made of its draft."""
         draft = schema.draft
         doubtful = not judgement.sent and (turn.grant.doubtful or not judgement.conclusive)
-        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": storable(judgement.log_id)}
+        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": judgement.log_id}
         if judgement.sent:
             state = DraftState.SENT if judgement.verdict is Verdict.SENT else DraftState.ALREADY_SENT
-            values |= {name: storable(judgement.text(name)) for name in ("message_id", "thread_id")}
+            values |= {name: judgement.text(name) for name in ("message_id", "thread_id")}
             values |= {"code": None, "error": None}
         elif judgement.verdict is Verdict.FATAL and not renewing:
             state = DraftState.UNKNOWN if doubtful else DraftState.FAILED
@@ -894,7 +894,7 @@ def _look_again(since: float, until: float, now: float) -> float:
 def _told(error: FeishuMailError) -> dict[str, Any]:
     decided = decisive(error)
     code = decided.code if isinstance(decided, ApiError) and abs(decided.code) <= _LARGEST_CODE else None
-    return {"error": storable(str(error)), "code": code}
+    return {"error": str(error), "code": code}
 
 
 def _columns(standing: Standing) -> dict[str, Any]:
@@ -903,7 +903,7 @@ def _columns(standing: Standing) -> dict[str, Any]:
         "last": _or_null(standing.last),
         "pauses": standing.pauses,
         "pause_until": None if pause is None else pause.until,
-        "pause_reason": None if pause is None else storable(pause.reason),
+        "pause_reason": None if pause is None else pause.reason,
         "probe": None if pause is None else pause.probe,
         "probe_lapses": None if pause is None or pause.probe is None else _or_null(pause.probe_lapses),
         "smooth_until": _or_null(standing.smooth_until),
