@@ -14,6 +14,7 @@ from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
 from feishu_mail_async.rights import too_open
 from feishu_mail_async.tokens import Tokens
 
+from .decoding import marked_encoding
 from .logins import LoginClient, Logins, find_logins
 from .options import DEFAULT_RATE, read_base_url, read_rate
 from .problems import CannotStart, WrongUsage
@@ -29,12 +30,6 @@ UNNAMED: Final = "(unnamed)"
 
 _MOST_READ: Final = 16 * 1024 * 1024
 _MOST_NAMED: Final = 10
-_MARKS: Final = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _WANTED: Final = 'give one token, or JSON such as {"alice": "u-…", "bob": "u-…"}'
 
 
@@ -235,7 +230,7 @@ def _read_tokens(path: str) -> dict[str | None, str]:
 
 def _find_tokens(content: bytes, name: str) -> dict[str | None, str]:
     """Find the tokens in a file's content: JSON, or one token in its first line; the rest may be anything."""
-    encoding = _marked_encoding(content) or "utf-8-sig"
+    encoding = marked_encoding(content) or "utf-8-sig"
     whole = _is_json(content) or encoding != "utf-8-sig"
     try:
         text = (content if whole else content.partition(b"\n")[0]).decode(encoding).strip()
@@ -257,14 +252,9 @@ def _is_json(content: bytes) -> bool:
     return content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
-def _marked_encoding(content: bytes) -> str | None:
-    """Name the encoding that a byte order mark tells of, other than UTF-8's."""
-    return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
-
-
 def _is_unfinished(content: bytes) -> bool:
     """Whether more is to be read: of a token its line, of JSON and of what is no UTF-8 everything."""
-    whole = _is_json(content) or _marked_encoding(content) is not None
+    whole = _is_json(content) or marked_encoding(content) is not None
     return len(content) < _MOST_READ and (whole or b"\n" not in content)
 
 

@@ -3,7 +3,7 @@
 import codecs
 from typing import Final
 
-__all__ = ["decode"]
+__all__ = ["decode", "marked_encoding"]
 
 _SPREADSHEET: Final = 'open it in the spreadsheet, save it as "CSV UTF-8", and give that file'
 _NO_TEXT: Final = (
@@ -38,7 +38,7 @@ def decode(content: bytes) -> tuple[str, str]:
 
 
 def _decode(content: bytes) -> tuple[str, str]:
-    encoding = _marked(content) or _unmarked(content)
+    encoding = marked_encoding(content) or _unmarked(content)
     if encoding is not None:
         return content.decode(encoding, errors="replace"), encoding.upper()
     try:
@@ -53,7 +53,8 @@ def _decode(content: bytes) -> tuple[str, str]:
     return content.decode("utf-8", errors="surrogateescape"), ""
 
 
-def _marked(content: bytes) -> str | None:
+def marked_encoding(content: bytes) -> str | None:
+    """Name the encoding that a byte order mark tells of, other than UTF-8's."""
     return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
 
 
