@@ -4,6 +4,7 @@ A connection carries no setting that outlives a transaction, and no prepared sta
 transaction mode each transaction may have another session. Nor does it begin with a parameter that poolers refuse.
 """
 
+import os
 import re
 from itertools import zip_longest
 from typing import Any, Final
@@ -14,9 +15,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from feishu_mail_async.protocol import is_loopback
+
 from .patience import LONGEST
 
-__all__ = ["check_encoding", "make_engine", "read_address", "show_address"]
+__all__ = ["caution", "check_encoding", "make_engine", "read_address", "show_address"]
 
 _CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": 5,
@@ -29,6 +32,12 @@ _CONNECTION: Final[dict[str, Any]] = {
 }
 _ENCODING: Final = {"client_encoding": "utf8"}
 """Whatever the surroundings or the URL say, or the database's default is."""
+_IN_CLEAR: Final = (
+    "tokens cross the network to it, and nothing makes it encrypt them: add ?sslmode=verify-full to its URL, or "
+    "sslmode=require if its certificate cannot be checked (sslmode=disable if this network is safe without)"
+)
+_DECIDED: Final = frozenset({"disable", "require", "verify-ca", "verify-full"})
+"""Values of `sslmode` that somebody has chosen with open eyes: all but the defaults."""
 _ENOUGH: Final = frozenset({"UTF8", "SQL_ASCII"})
 """Encodings of databases that hold every text; the second one takes bytes as they come."""
 _SETTINGS: Final = {
@@ -64,6 +73,23 @@ def show_address(url: URL) -> str:
     several = ",".join(f"{host}:{port}" if port else host for host, port in pairs)
     head, at, tail = shown.rpartition("@")
     return f"{head}{at}{several}{tail}" if at else shown.replace("://", f"://{several}", 1)
+
+
+def caution(url: URL) -> str:
+    """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
+    query = url.query
+    if "service" in query:
+        return ""
+    sslmode = query.get("sslmode") or os.environ.get("PGSSLMODE")
+    hosts = query.get("hostaddr") or query.get("host") or url.host or os.environ.get("PGHOST") or ""
+    listed = ",".join([hosts] if isinstance(hosts, str) else hosts).split(",")
+    return "" if sslmode in _DECIDED or all(map(_is_here, listed)) else _IN_CLEAR
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether a PostgreSQL host, with or without a port, is a socket's directory or this machine."""
+    name = host.rpartition(":")[0].strip("[]")
+    return not host or host.startswith(("/", "@")) or is_loopback(host) or is_loopback(name)
 
 
 def check_encoding(encoding: str) -> str | None:

@@ -23,7 +23,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
-from feishu_mail_async.protocol import is_loopback
 
 from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
@@ -44,11 +43,6 @@ _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _MOST_LOST: Final = 1.0
 """Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
-_IN_CLEAR: Final = (
-    "tokens cross the network to it, and nothing makes it encrypt them: add ?sslmode=verify-full to its URL, or "
-    "sslmode=require if its certificate cannot be checked (sslmode=disable if this network is safe without)"
-)
-_DECIDED: Final = frozenset({"disable", "require", "verify-ca", "verify-full"})
 _cautioned: Final[set[str]] = set()
 """The ledgers of which it was said: once in a process is enough."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
@@ -91,13 +85,7 @@ class SqlLedger:
     @property
     def caution(self) -> str:
         """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
-        query = self._url.query
-        if self._sqlite or "service" in query:
-            return ""
-        sslmode = query.get("sslmode") or os.environ.get("PGSSLMODE")
-        hosts = query.get("hostaddr") or query.get("host") or self._url.host or os.environ.get("PGHOST") or ""
-        listed = ",".join([hosts] if isinstance(hosts, str) else hosts).split(",")
-        return "" if sslmode in _DECIDED or all(map(_is_here, listed)) else _IN_CLEAR
+        return "" if self._sqlite else postgres.caution(self._url)
 
     def book(self, base_url: str, app: str, limit: RateLimit) -> SqlBook:
         """The book of one app. Nothing is opened before it is used."""
@@ -330,12 +318,6 @@ class SqlLedger:
                 f"knows {schema.VERSION}): upgrade with pip install -U feishu-mail-async"
             )
         self.prunable = await make_prunable(connection)
-
-
-def _is_here(host: str) -> bool:
-    """Tell whether a PostgreSQL host, with or without a port, is a socket's directory or this machine."""
-    name = host.rpartition(":")[0].strip("[]")
-    return not host or host.startswith(("/", "@")) or is_loopback(host) or is_loopback(name)
 
 
 def _give_up(context: sa.engine.ExceptionContext) -> None:
