@@ -229,7 +229,10 @@ class BulkRun:
         await self.leave()
 
     async def leave(self) -> None:
-        """End the run: what waits is given up, calls in flight are waited for, the outcomes left are dropped."""
+        """End the run: what waits is given up, calls in flight are waited for, the outcomes left are dropped.
+
+        Cancelling it does not break it off: it goes on by itself.
+        """
         if self._origin.elsewhere:
             return
         self._left = self._stopping = True

@@ -1,7 +1,6 @@
 """The face: checks what it is given, and wires the rooms together."""
 
 import asyncio
-import contextlib
 import os
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
@@ -34,6 +33,7 @@ from .protocol import FEISHU, check_base_url
 from .scheduler import Scheduler, Snapshot
 from .secrecy import Hidden
 from .sending import Sender
+from .tasks import carry_through, start_task
 from .tokens import Tokens, UserTokens
 from .transport import Transport
 
@@ -438,6 +438,8 @@ class FeishuMailClient:
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a promised name
         """Close the client: what waits ends with ClientClosed, calls in flight are finished.
 
+        Cancelling it does not break it off: it goes on by itself, and soon ends.
+
         Args:
             timeout: seconds to wait for the calls in flight, which are broken off then; None: until they end.
         """
@@ -446,13 +448,26 @@ class FeishuMailClient:
         self._closed = True
         if self._origin.elsewhere:
             return
-        runs = list(self._runs)
-        for run in runs:
+        for run in list(self._runs):
             run.stop()
+        for sender in self._senders():
+            sender.close()
         try:
-            if self._sender is not None and self._lister is not None:
-                await asyncio.gather(self._sender.close(timeout), self._lister.close(timeout))
-            for run in runs:
+            await carry_through(self._close(timeout), "feishu-mail-close")
+        except asyncio.CancelledError:
+            # Whoever closes does not wait any longer: calls in flight have a moment more, and then are broken off.
+            hurried = _LEAST_WRITING if timeout is None else min(timeout, _LEAST_WRITING)
+            carry_through(self._close(hurried), "feishu-mail-close")
+            raise
+
+    async def _close(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Let calls in flight finish, and give back all that is held."""
+        try:
+            now = asyncio.get_running_loop().time
+            began = now()
+            for sender in self._senders():
+                await sender.wait_closed(None if timeout is None else max(0.0, began + timeout - now()))
+            for run in list(self._runs):
                 await run.finish(timeout)
             await self._tokens.close()
         finally:
@@ -463,11 +478,15 @@ class FeishuMailClient:
             self._unsubscribe()
             await asyncio.sleep(0)  # a dispatcher for which nobody waits any more ends in this step
 
+    def _senders(self) -> list[Sender]:
+        return [sender for sender in (self._lister, self._sender) if sender is not None]
+
     async def _leave(self, app: _App, timeout: float | None) -> None:  # noqa: ASYNC109
         """Have on record what has ended; the last client of a ledger of our own closes it."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if timeout is None else max(timeout, _LEAST_WRITING)):
-                await app.scheduler.written()
+        patience = None if timeout is None else max(timeout, _LEAST_WRITING)
+        writing = start_task(app.scheduler.written(), "feishu-mail-written")
+        await asyncio.wait([writing], timeout=patience)
+        writing.cancel()
         if app.ledger is not None and not app.clients:
             assert self._loop is not None
             _apps[self._loop].pop(self._key, None)

@@ -23,7 +23,7 @@ from .model import check_number, check_text
 from .oauth import ASSUMED_LIFETIME, TOKEN_PATH, Grant, Login, Refusal, code_request, read_grant, refresh_request
 from .protocol import FEISHU, check_base_url
 from .secrecy import Hidden
-from .tasks import finish, look_at, outcome_of, start_task
+from .tasks import carry_through, finish, look_at, outcome_of, start_task
 from .tokens import check_token
 from .transport import Failure, Transport
 
@@ -185,10 +185,13 @@ class RefreshingTokens:
         return token
 
     async def close(self) -> None:
-        """Let refreshes under way finish, also if it is cancelled: one that is broken off may lose a login."""
+        """Let refreshes under way finish: one that is broken off may lose a login.
+
+        Cancelling it does not break it off: it goes on by itself.
+        """
         if self._origin.elsewhere:
             return
-        await finish(self._close, "feishu-mail-tokens-close")
+        await carry_through(self._close(), "feishu-mail-close")
 
     async def _close(self) -> None:
         for again in self._again.values():

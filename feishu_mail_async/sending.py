@@ -336,11 +336,14 @@ class Sender:
         """End all calls that wait: what kept one from the API would keep each of them from it."""
         self.scheduler.refuse(set(self.jobs.values()), error)
 
-    async def close(self, timeout: float | None) -> None:  # noqa: ASYNC109 - part of the promised signature
-        """End what waits, and let calls in flight finish, for `timeout` seconds at most (None: till they end)."""
+    def close(self) -> None:
+        """End what waits. Calls in flight go on."""
         self.closing = True
         for job in list(self.jobs.values()):
             job.stop()
+
+    async def wait_closed(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
+        """Let calls in flight finish, for `timeout` seconds at most; then break them off."""
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=timeout)
         for task in self.tasks:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
-__all__ = ["being_cancelled", "check_stack", "finish", "look_at", "outcome_of", "start_task"]
+__all__ = ["being_cancelled", "carry_through", "check_stack", "finish", "look_at", "outcome_of", "start_task"]
 
 T = TypeVar("T")
+
+_carried: Final[set[asyncio.Task[Any]]] = set()
+"""Held here until they have ended: whoever has started them may be gone."""
 
 _ROOM: Final = 64
 """Frames that must be free: more than anything of ours takes, with the logging of a subscriber's failure."""
@@ -35,6 +38,15 @@ class _Task(asyncio.Task[T]):
             self.get_loop().call_soon(self.cancel, msg)  # its first step stands before that in the loop's queue
             return True
         return super().cancel(msg)
+
+
+class _CarriedThrough(asyncio.Task[T]):
+    """A task that is not cancelled."""
+
+    __slots__ = ()
+
+    def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002
+        return False
 
 
 def check_stack(room: int = _ROOM) -> None:
@@ -119,3 +131,15 @@ async def outcome_of(work: asyncio.Future[T], broken_off: Callable[[], Exception
         if being_cancelled() or not work.cancelled():
             raise
         raise broken_off() from None
+
+
+def carry_through(work: Coroutine[Any, Any, T], name: str) -> asyncio.Future[T]:
+    """Start a clean-up that goes on to its end, and return what can be awaited.
+
+    Neither whoever awaits it breaks it off by giving up, nor does a program's end, which cancels all tasks. So it
+    must end by itself, and `asyncio.timeout`, which cancels, is of no use in it.
+    """
+    task = _CarriedThrough(work, loop=asyncio.get_running_loop(), name=name)
+    _carried.add(task)
+    task.add_done_callback(_carried.discard)
+    return asyncio.shield(task)

@@ -545,11 +545,14 @@ class Proxy:
             await asyncio.gather(*both, return_exceptions=True)
             for end in (writer, out):
                 end.close()
+            for end in (writer, out):
                 with contextlib.suppress(OSError):
                     await end.wait_closed()
             self._tasks.discard(task)
 
     async def end(self) -> None:
+        if self._tasks:  # its clients have closed their connections, which it has yet to hear of
+            await asyncio.wait(self._tasks, timeout=5)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -23,6 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
+from feishu_mail_async.tasks import carry_through
 
 from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
@@ -150,7 +151,7 @@ class SqlLedger:
             return
         if self._closing is None:
             # Of several that close it none returns before it is closed, and none breaks it off for the others.
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = carry_through(self._close(), "feishu-mail-ledger")
             self._closing.add_done_callback(self._closed)
         await asyncio.shield(self._closing)
 
@@ -159,7 +160,8 @@ class SqlLedger:
             self._closing = None
 
     async def _close(self) -> None:
-        await asyncio.gather(*(book.abandon() for book in list(self._books)))
+        for book in list(self._books):
+            await book.abandon()
         engine, self._engine, self._opened, self._used = self._engine, None, False, False
         self._origin = Origin()
         self._opening = asyncio.Lock()  # the next one to open it may run in another event loop

@@ -107,6 +107,7 @@ class Sandbox:
         self._token_script: deque[str | Fault] = deque()
         self._numbers = itertools.count(1)
         self._server: web.Server | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._listener: asyncio.Server | None = None
         self._port: int | None = None
         self._handlers: set[asyncio.Task[Any]] = set()
@@ -158,10 +159,13 @@ class Sandbox:
         await self._listen(listening)
 
     async def close(self) -> None:
-        """Stop listening, and end every call that is still under way."""
+        """Stop listening, and end every call that is still under way; cancelling it does not break it off."""
         server, self._server = self._server, None
-        if server is None:
-            return
+        if server is not None:
+            self._closing = asyncio.ensure_future(self._close(server))
+            await asyncio.shield(self._closing)
+
+    async def _close(self, server: web.Server) -> None:
         self._stop_listening()
         self._endpoints.close()
         # Idle connections first, or their keeping-alive would be waited for; then those that sleep or hang.
