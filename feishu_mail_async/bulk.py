@@ -30,6 +30,7 @@ from .ledger.record import UNREAD, Record
 from .model import Draft, OutcomeStatus, Priority, SendResult
 from .secrecy import forget_frames
 from .sending import Call, Job, Sender, early
+from .sweeps import Sweep, drain, each
 from .tasks import start_task
 
 __all__ = ["BulkRun", "DraftSource", "Outcome", "Summary"]
@@ -150,7 +151,7 @@ class BulkRun:
         self._entries: dict[_Entry, Job | None] = {}
         self._jobs: dict[Job, None] = {}
         self._recalling: deque[_Entry] = deque()
-        self._preparing: dict[str | None, list[_Entry]] = {}
+        self._preparing: dict[str | None, deque[_Entry]] = {}
         self._recaller: asyncio.Task[None] | None = None
         self._unreadable = False  # nobody waits for the ledger any more
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,12 +191,18 @@ class BulkRun:
         self._stopping = True
         if self._reader is not None and self._reading:
             self._reader.cancel()
-        for waiting in self._preparing.values():
-            for entry in waiting:
-                self._fail(entry, _stopped())
-        for job in list(self._jobs):
-            job.reconsider()
+        self._sweep(self._stop_waiting(drain(self._preparing.values())))
         self._changed()
+
+    def _stop_waiting(self, preparing: Iterator[deque[_Entry]]) -> Iterator[None]:
+        for waiting in preparing:
+            while waiting:
+                self._fail(waiting.popleft(), self._given_up())
+                yield
+        yield from each(self._jobs, Job.reconsider)
+
+    def _sweep(self, steps: Iterator[object]) -> Sweep:
+        return self._sender.scheduler.sweep(steps, self._stream)
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         return self
@@ -238,25 +245,37 @@ class BulkRun:
         self._left = self._stopping = True
         if self._reader is not None and self._reading:
             self._reader.cancel()
-        for entry, job in list(self._entries.items()):
-            if job is not None:
-                job.leave(entry)
-            else:
-                gone = early(NotSent("its run was left before its turn came"), entry.draft, entry.record)
-                self._sender.ended_early(entry.draft, entry.call.key.user, gone)
-        self._entries.clear()
-        self._outcomes.clear()
-        self._changed()
-        # A job that somebody else listens to goes on without us.
-        jobs = [job.task for job in self._jobs if not job.listeners]
+        calls: list[asyncio.Task[None]] = []
+        await self._sweep(self._leave_waiting(calls)).ended()
+        tasks = [task for task in (self._reader, self._recaller, *calls, *self._tasks) if task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _leave_waiting(self, calls: list[asyncio.Task[None]]) -> Iterator[None]:
+        """Give up what waits, and let go of the outcomes; `calls` gets those under way that are ours alone."""
+        for entry in drain(self._entries):
+            if entry in self._entries:
+                self._leave_to_others(entry, calls)
+            yield
+        while self._outcomes:
+            self._outcomes.popleft()
+            yield
         for task in self._tasks:
             task.cancel()
         if self._recaller is not None:
             self._recaller.cancel()
-        tasks = [task for task in (self._reader, self._recaller, *jobs, *self._tasks) if task is not None]
-        self._jobs.clear()
-        if tasks:
-            await asyncio.wait(tasks)
+        self._changed()
+
+    def _leave_to_others(self, entry: _Entry, calls: list[asyncio.Task[None]]) -> None:
+        job = self._entries[entry]
+        if job is None:
+            self._fail(entry, self._given_up())
+            return
+        del self._entries[entry]
+        self._jobs.pop(job, None)
+        job.leave(entry)
+        if job.task is not None and not job.listeners:
+            calls.append(job.task)
 
     async def finish(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
         """After `stop`, wait until every draft has its outcome; the ledger is given up after `timeout` seconds."""
@@ -269,6 +288,7 @@ class BulkRun:
             self._recaller.cancel()
         for last in (self._reader, self._recaller, *self._tasks):
             await _end_of(last, None)
+        await self._sweep(iter(())).ended()  # behind those that tell what has ended
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -354,7 +374,7 @@ class BulkRun:
         if entry.record is not UNREAD:
             self._await_token(entry)
         elif self._unreadable:
-            self._fail(entry, _stopped())
+            self._fail(entry, self._given_up())
         else:
             self._recalling.append(entry)
             if self._recaller is None:
@@ -367,9 +387,11 @@ class BulkRun:
             while self._recalling:
                 batch = list(itertools.islice(self._recalling, _LOOKED_UP))
                 records = await self._sender.recall([entry.call for entry in batch])
-                for entry in batch:
+                for number, entry in enumerate(batch, 1):
                     self._recalling.popleft()
                     self._looked_up(entry, records.get(entry.call.key))
+                    if number % _BREATH == 0:
+                        await asyncio.sleep(0)
                 await asyncio.sleep(0)
         except FeishuMailError as error:
             # Whatever has been read so far shares it: a ledger that is away is not waited for again and again.
@@ -378,8 +400,7 @@ class BulkRun:
         finally:
             self._recaller = None
             failed, self._recalling = self._recalling, deque()
-            for entry in failed:
-                self._fail(entry, type(broken_off)(str(broken_off)), broken_off.__cause__)
+            self._sweep(each(failed, lambda entry: self._fail(entry, *_another(broken_off))))
 
     def _looked_up(self, entry: _Entry, known: Record | RecordRefused | None) -> None:
         if isinstance(known, RecordRefused):
@@ -398,31 +419,39 @@ class BulkRun:
         """Let a draft wait for its turn, or for its user's token: that must not hold up the other users."""
         user = entry.call.user
         if self._stopping:
-            self._fail(entry, _stopped())
+            self._fail(entry, self._given_up())
         elif user in self._preparing:
             self._preparing[user].append(entry)
         elif self._sender.tokens.at_hand(user):
             self._offer(entry)
         else:
-            self._preparing[user] = [entry]
+            self._preparing[user] = deque([entry])
             start_task(self._prepare(user), "feishu-mail-prepare", self._tasks)
 
     async def _prepare(self, user: str | None) -> None:
         """Fetch a user's token, then let the drafts go that wait for it."""
         error: FeishuMailError | None = None
+        waiting = self._preparing[user]
         try:
-            await self._sender.tokens.ready(user)
-        except FeishuMailError as failed:
-            error = failed
+            try:
+                await self._sender.tokens.ready(user)
+            except FeishuMailError as failed:
+                error = failed
+            for number in itertools.count(1):
+                if not waiting or self._stopping:
+                    break
+                entry = waiting.popleft()
+                if error is None:
+                    self._offer(entry)
+                else:
+                    self._fail(entry, *_another(error))
+                if number % _BREATH == 0:
+                    await asyncio.sleep(0)  # who comes meanwhile goes behind the others
         except asyncio.CancelledError:
-            for entry in self._preparing.pop(user):
-                self._fail(entry, _broken_off())
+            self._sweep(each(waiting, lambda entry: self._fail(entry, _broken_off())))
             raise
-        for entry in self._preparing.pop(user):
-            if error is None:
-                self._offer(entry)
-            else:
-                self._fail(entry, type(error)(str(error)), error.__cause__)
+        finally:
+            del self._preparing[user]
 
     def _offer(self, entry: _Entry) -> None:
         if entry not in self._entries:
@@ -453,6 +482,9 @@ class BulkRun:
         if self._entries.pop(entry, self) is not self:
             self._sender.ended_early(entry.draft, entry.call.key.user, error)
             self._add(Outcome(entry.draft, error.status, None, error))
+
+    def _given_up(self) -> NotSent:
+        return NotSent(f"{'its run was left' if self._left else 'the run was stopped'} before its turn came")
 
     # -- outcomes --------------------------------------------------------------------------------------
 
@@ -496,9 +528,10 @@ async def _end_of(task: asyncio.Task[None] | None, timeout: float | None) -> Non
         await asyncio.wait([task], timeout=timeout)
 
 
-def _stopped() -> NotSent:
-    return NotSent("the run was stopped before its turn came")
-
-
 def _broken_off() -> NotSent:
     return NotSent("tasks of the event loop were cancelled before its turn came")
+
+
+def _another(error: FeishuMailError) -> tuple[FeishuMailError, BaseException | None]:
+    """An error of its own for one of many who share it, and its cause."""
+    return type(error)(str(error)), error.__cause__

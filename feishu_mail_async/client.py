@@ -1,6 +1,7 @@
 """The face: checks what it is given, and wires the rooms together."""
 
 import asyncio
+import itertools
 import os
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
@@ -299,11 +300,11 @@ class FeishuMailClient:
             UnknownUser, ClientClosed, TypeError, ValueError: as for `send_draft`.
         """
         sender = self._bound()
-        calls = [sender.sending(*self._resolved(item)) for item in drafts]
+        items = iter(drafts)
         found: list[Record | None] = []
-        for start in range(0, len(calls), _LOOKED_UP):
-            some = calls[start : start + _LOOKED_UP]
+        while some := [sender.sending(*self._resolved(item)) for item in itertools.islice(items, _LOOKED_UP)]:
             records = await sender.recall(some)
+            await asyncio.sleep(0)  # memory answers at once
             known = [records.get(call.key) for call in some]
             found += [record if isinstance(record, Record) else None for record in known]
         return found

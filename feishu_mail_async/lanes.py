@@ -20,14 +20,18 @@ from .errors import FeishuMailError
 from .ledger.record import Record
 from .ledger.standing import Grant
 from .model import Priority
+from .sweeps import drain
 
-__all__ = ["OWN", "Ask", "Gate", "Lanes", "Stream", "Taker", "Turn", "mailbox_key"]
+__all__ = ["OWN", "Ask", "Condemned", "Gate", "Lanes", "Stream", "Taker", "Turn", "mailbox_key"]
 
 OWN: Final = "me/"
 """Begins the key of a user's own mailbox whose address is not known."""
 
 _MOST_MOVES: Final = 16
 """Lanes that are moved in one go, before others in the event loop have their chance."""
+
+_MOST_PLACES: Final = 50
+"""Lanes and gates that are looked at in one go."""
 
 USERS_REMEMBERED: Final = 10_000
 """Users at rest whose last turn is remembered."""
@@ -178,12 +182,14 @@ class Gate:
         "served",
         "stand_in",
         "strikes",
+        "sweeps",
     )
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.busy = False
         self.held = False  # while the user's token is renewed
+        self.sweeps = 0  # under way, which end what waits here
         self.open_at = -math.inf  # after a lost call, or a cool-down
         self.cooling = -math.inf  # the end of a cool-down alone, for the snapshot
         self.served = 0  # the count of turns when it had its last
@@ -195,7 +201,7 @@ class Gate:
 
     def shut(self, now: float) -> bool:
         """Whether no call can pass now."""
-        return self.busy or self.held or self.open_at > now
+        return self.busy or self.held or self.sweeps > 0 or self.open_at > now
 
 
 class Stream(Gate):
@@ -205,16 +211,17 @@ class Stream(Gate):
 
 
 class Lane:
-    """Asks of one user, mailbox, priority and stream."""
+    """Asks of one user, mailbox, priority, stream and patience with an outage."""
 
-    __slots__ = ("asks", "gates", "heap", "mailbox", "priority", "stream", "ticket", "user")
+    __slots__ = ("asks", "gates", "heap", "mailbox", "outage", "priority", "stream", "ticket", "user")
 
-    def __init__(self, user: Gate, mailbox: Gate, priority: Priority, stream: Stream | None) -> None:
+    def __init__(self, user: Gate, mailbox: Gate, ask: Ask) -> None:
         self.user = user
         self.mailbox = mailbox
-        self.priority = priority
-        self.stream = stream
-        self.gates = (user, mailbox) if stream is None else (user, mailbox, stream)
+        self.priority = ask.priority
+        self.stream = ask.stream
+        self.outage = ask.outage
+        self.gates = (user, mailbox) if ask.stream is None else (user, mailbox, ask.stream)
         # A linked list: first in, first out, and any ask can leave at once.
         self.asks: OrderedDict[Ask, None] = OrderedDict()
         self.heap: LaneHeap | None = None
@@ -233,6 +240,49 @@ class Lane:
         return (self.priority, 0 if at is self.user else self.user.served, self.head().seq)
 
 
+class Condemned:
+    """Asks that an error is to end, one after another.
+
+    Whatever comes to their lanes later stands behind them: of a lane all are meant that came before, or none.
+
+    Attributes:
+        error: the error.
+        gate: the user or the mailbox that all of them wait for, if it is one.
+    """
+
+    __slots__ = ("_before", "_gates", "_lasted", "error", "gate")
+
+    def __init__(
+        self, error: FeishuMailError, gate: Gate | None, lasted: float, before: int, gates: Iterator[Gate]
+    ) -> None:
+        self.error = error
+        self.gate = gate
+        self._lasted = lasted
+        self._before = before
+        self._gates = gates
+
+    def __contains__(self, ask: Ask) -> bool:
+        lane = ask.lane
+        return (
+            lane is not None
+            and ask.seq < self._before
+            and ask.outage <= self._lasted
+            and (self.gate is None or self.gate in lane.gates)
+        )
+
+    def __iter__(self) -> Iterator[Ask | None]:
+        """Go through them; each must be taken out of its lane. None stands for many places without any."""
+        places = itertools.count(1)
+        for gate in self._gates:
+            for lane in drain(gate.lanes):
+                while lane.asks and (ask := lane.head()) in self:
+                    yield ask
+                if next(places) % _MOST_PLACES == 0:
+                    yield None
+            if next(places) % _MOST_PLACES == 0:
+                yield None
+
+
 class Lanes:
     """All the lanes of one app.
 
@@ -248,7 +298,7 @@ class Lanes:
         self.users: dict[str, Gate] = {}
         self.mailboxes: dict[str, Gate] = {}
         self.ready = LaneHeap()
-        self.lanes: dict[tuple[str, str, Priority, Stream | None], Lane] = {}
+        self.lanes: dict[tuple[str, str, Priority, Stream | None, float], Lane] = {}
         self.alarms: list[tuple[float, int, Gate]] = []
         self._idle_users: OrderedDict[str, None] = OrderedDict()
         self._count = itertools.count(1)
@@ -299,19 +349,21 @@ class Lanes:
         """Whether any user or mailbox has to wait."""
         return any(gate.shut(now) for gates in (self.users, self.mailboxes) for gate in gates.values())
 
-    def asks(self) -> Iterator[Ask]:
-        """All that wait."""
-        for user in self.users.values():
-            yield from self.asks_at(user)
+    def condemn(
+        self, error: FeishuMailError, *, gate: Gate | None = None, lasted: float = math.inf
+    ) -> "Condemned":
+        """Those of the asks that wait now which an error is to end; they stay where they are.
 
-    @staticmethod
-    def asks_at(gate: Gate | None) -> Iterator[Ask]:
-        """All that wait for a user or a mailbox."""
-        for lane in gate.lanes if gate is not None else ():
-            yield from lane.asks
+        Args:
+            error: the error.
+            gate: only those of this user or mailbox.
+            lasted: only those that wait for no longer than so many seconds for something to be reachable.
+        """
+        gates = self.users.values() if gate is None else (gate,)
+        return Condemned(error, gate, lasted, next(self._count), drain(gates))
 
     def _enqueue(self, ask: Ask, now: float) -> None:
-        lane = self.lanes.get((ask.user, ask.mailbox, ask.priority, ask.stream))
+        lane = self.lanes.get((ask.user, ask.mailbox, ask.priority, ask.stream, ask.outage))
         if lane is None:
             lane = self._new_lane(ask)
         lane.asks[ask] = None
@@ -323,11 +375,11 @@ class Lanes:
     def _new_lane(self, ask: Ask) -> Lane:
         user = self.users.get(ask.user) or Gate(ask.user)
         mailbox = self.mailboxes.get(ask.mailbox) or Gate(ask.mailbox)
-        lane = Lane(user, mailbox, ask.priority, ask.stream)
+        lane = Lane(user, mailbox, ask)
         # Only now that all of it is there: a gate without a lane would be forgotten by nobody.
         self.users[ask.user], self.mailboxes[ask.mailbox] = user, mailbox
         self._idle_users.pop(ask.user, None)
-        self.lanes[ask.user, ask.mailbox, ask.priority, ask.stream] = lane
+        self.lanes[ask.user, ask.mailbox, ask.priority, ask.stream, ask.outage] = lane
         for gate in lane.gates:
             gate.lanes[lane] = None
         return lane
@@ -416,6 +468,11 @@ class Lanes:
             gate.busy = False
             self._opened(gate, now)
 
+    def swept(self, gate: Gate, now: float) -> None:
+        """A sweep of what waited at this gate has ended."""
+        gate.sweeps -= 1
+        self._opened(gate, now)
+
     def release(self, user: Gate, mailbox: Gate, now: float) -> None:
         """The call that shut these gates has ended."""
         user.busy = mailbox.busy = False
@@ -480,7 +537,7 @@ class Lanes:
 
     def _drop(self, lane: Lane) -> None:
         """An empty lane goes."""
-        del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
+        del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream, lane.outage]
         for gate in lane.gates:
             del gate.lanes[lane]
 

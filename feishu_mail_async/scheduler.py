@@ -14,8 +14,7 @@ import asyncio
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Coroutine, Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,11 +22,12 @@ from .budget import Spacing
 from .codes import Scope, Verdict
 from .errors import FeishuMailError, LedgerError, ScopeClosed, TransportError
 from .events import AppPaused, AppResumed, ClosureEnded, ClosureStarted, EventHub, UserCooled
-from .lanes import OWN, Ask, Lanes, Stream, Turn
+from .lanes import OWN, Ask, Condemned, Gate, Lanes, Stream, Turn
 from .ledger.book import Book, Taken, answer_of, mutex, of
 from .ledger.standing import APP, ClosedScope, Delays, Settled, Standing, scopes
 from .model import Priority, RateLimit
 from .protocol import Judgement
+from .sweeps import Sweep, Sweeper
 from .tasks import check_stack, look_at, start_task
 
 __all__ = ["Scheduler", "Snapshot"]
@@ -109,6 +109,9 @@ class Scheduler:
         self._dispatcher: asyncio.Task[None] | None = None
         self._sleeper: asyncio.Future[None] | None = None
         self._writing: set[asyncio.Task[None]] = set()
+        self._sweeper = Sweeper()
+        self._sweeping = 0  # sweeps of what waits at no one gate: meanwhile nobody has a turn
+        self._condemned: list[Condemned] = []
 
     @property
     def _standing(self) -> Standing:
@@ -168,6 +171,9 @@ class Scheduler:
     async def _dispatch(self) -> None:
         try:
             while self._lanes.any_waiting():
+                if self._sweeping:
+                    await self._sleep(math.inf)
+                    continue
                 now = self._now()
                 self._lanes.ring(now)
                 at = self._not_before(now)
@@ -207,7 +213,7 @@ class Scheduler:
                 offered.add_done_callback(self._nobody_takes)
                 raise
             except FeishuMailError as error:
-                self._refuse_all(self._lanes.asks(), error)
+                self._refuse_all(error)
                 return
             now = self._now()
             self._tell_changes(now)
@@ -215,7 +221,7 @@ class Scheduler:
         if taken.granted is None:
             return
         ask, grant = taken.granted
-        if ask.lane is None:  # given up while the ledger was asked
+        if self.book.shared and self._gone(ask):  # while the ledger was asked
             with contextlib.suppress(LedgerError):  # then it lapses
                 await of(self.book.give_back(grant))
             return
@@ -242,9 +248,9 @@ class Scheduler:
                 self.cancel(ask)
                 ask.taker.recorded(record)
         for ask, error in taken.refused:
-            self._refuse_all([ask], error)
-        for ask in asks:
-            scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
+            self.refuse(ask, error)
+        closed = [self.book.closed(scopes(ask.user, ask.mailbox), now) for ask in asks]
+        for scope in dict.fromkeys(closed):
             if scope is not None:
                 self._refuse_scope(scope, now)
 
@@ -367,7 +373,7 @@ class Scheduler:
 
     def _refuse_unreachable(self, reason: str, lasted: float) -> None:
         error = TransportError(f"{reason}; this has lasted {lasted:.0f} s")
-        self._refuse_all((ask for ask in self._lanes.asks() if ask.outage <= lasted), error)
+        self._refuse_all(error, lasted=lasted)
 
     def give_back(self, turn: Turn) -> asyncio.Task[None] | None:
         """No call was made in this turn; what is returned is as for `settle`."""
@@ -456,23 +462,77 @@ class Scheduler:
 
     # -- closed scopes ---------------------------------------------------------------------------------
 
-    def refuse(self, takers: AbstractSet[object], error: FeishuMailError) -> None:
-        """End what waits for these takers."""
-        self._refuse_all((ask for ask in self._lanes.asks() if ask.taker in takers), error)
+    def refuse(self, ask: Ask, error: FeishuMailError) -> None:
+        """End an ask if it waits."""
+        if ask.lane is not None:  # it may have been given up by one who was told before it
+            self.cancel(ask)
+            ask.taker.refused(copy.copy(error))
 
-    def _refuse_all(self, asks: Iterable[Ask], error: FeishuMailError) -> None:
-        for ask in list(asks):
-            if ask.lane is not None:  # it may have been given up by one who was told before it
-                self.cancel(ask)
-                ask.taker.refused(copy.copy(error))
+    def _refuse_all(self, error: FeishuMailError, *, gate: Gate | None = None, lasted: float = math.inf) -> None:
+        condemned = self._lanes.condemn(error, gate=gate, lasted=lasted)
+        self._condemned.append(condemned)
+        self.sweep(
+            self._refusing(condemned),
+            gate,
+            lambda: self._condemned.remove(condemned),
+        )
+
+    def _refusing(self, condemned: Condemned) -> Iterator[None]:
+        for ask in condemned:
+            if ask is not None:
+                self.refuse(ask, condemned.error)
+            yield
 
     def _refuse_scope(self, scope: str, now: float) -> None:
         kind, _, key = scope.partition(":")
         gates = {"user": self._lanes.users, "mailbox": self._lanes.mailboxes}.get(kind)
-        asks = self._lanes.asks() if gates is None else self._lanes.asks_at(gates.get(key))
+        gate = None if gates is None else gates.get(key)
         refusal = self._refusal(scope, now)
-        if refusal is not None:
-            self._refuse_all(asks, refusal)
+        if refusal is not None and (gates is None or gate is not None):
+            self._refuse_all(refusal, gate=gate)
+
+    def refuse_condemned(self, ask: Ask) -> bool:
+        """End an ask now if it waits and a sweep is about to end it; whether that was so."""
+        for condemned in self._condemned:
+            if ask in condemned:
+                self.refuse(ask, condemned.error)
+                return True
+        return False
+
+    # -- sweeps ----------------------------------------------------------------------------------------
+
+    def sweep(
+        self,
+        steps: Iterator[object],
+        gate: Gate | None = None,
+        done: Callable[[], object] = lambda: None,
+    ) -> Sweep:
+        """End many asks, a few in each pass of the loop. Meanwhile none of them has a turn.
+
+        Args:
+            steps: ends one, or does as little, whenever it is asked for its next item.
+            gate: what all of them wait for: a user, a mailbox or a stream; None: they have nothing in common, and
+                nobody has a turn.
+            done: called when all is done.
+        """
+        if gate is None:
+            self._sweeping += 1
+        else:
+            gate.sweeps += 1
+
+        def end() -> None:
+            done()
+            if gate is None:
+                self._sweeping -= 1
+            else:
+                self._lanes.swept(gate, self._now())
+            self._nudge()
+
+        return self._sweeper.start(steps, end)
+
+    def _gone(self, ask: Ask) -> bool:
+        """Whether an ask has ended, or may be about to."""
+        return ask.lane is None or self._sweeping > 0 or any(gate.sweeps for gate in ask.lane.gates)
 
     def _refusal(self, scope: str, now: float) -> ScopeClosed | None:
         """What those are told whose scope this is; None if whoever was told of its closing has reopened it."""

@@ -11,7 +11,7 @@ import contextvars
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
@@ -45,6 +45,7 @@ from .protocol import CallEnd, Judgement, Page, Reply, judge, list_path, lost, n
 from .retry import Again, PolicyDelays, Tries, retrying
 from .scheduler import Scheduler
 from .secrecy import forget_frames, note_frames
+from .sweeps import Sweep, each
 from .tasks import being_cancelled, check_stack, start_task
 from .tokens import Tokens
 from .transport import Failure, Transport
@@ -129,6 +130,7 @@ class Sender:
         self.delays = PolicyDelays(policy)
         self.time = asyncio.get_running_loop().time
         self.closing = False
+        self._ending: Sweep | None = None
         self.jobs: dict[DraftKey, Job] = {}
         # Calls in flight whose callers have all gone are in no one's hands but ours.
         self.tasks: set[asyncio.Task[None]] = set()
@@ -308,7 +310,7 @@ class Sender:
         if self.closing or self.transport.closed:
             raise ClientClosed(_CLOSED if self.closing else _SESSION_CLOSED, draft=call.draft)
         job = self.jobs.get(call.key)
-        if job is not None:
+        if job is not None and not job.condemned():
             job.join(listener, priority, stream)
             return job
         outage = math.inf if self.policy.outage is None else self.policy.outage
@@ -334,22 +336,26 @@ class Sender:
 
     def end_waiting(self, error: Misconfigured) -> None:
         """End all calls that wait: what kept one from the API would keep each of them from it."""
-        self.scheduler.refuse(set(self.jobs.values()), error)
+        self.scheduler.sweep(each(self.jobs.values(), lambda job: job.give_up(error)))
 
     def close(self) -> None:
-        """End what waits. Calls in flight go on."""
-        self.closing = True
-        for job in list(self.jobs.values()):
-            job.stop()
+        """Begin to end what waits. Calls in flight go on."""
+        self._ending = self.scheduler.sweep(self._closing())
 
     async def wait_closed(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
         """Let calls in flight finish, for `timeout` seconds at most; then break them off."""
+        if self._ending is not None:
+            await self._ending.ended()
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=timeout)
-        for task in self.tasks:
-            task.cancel()
+        await self.scheduler.sweep(each(self.tasks, asyncio.Task.cancel)).ended()
         if self.tasks:
             await asyncio.wait(self.tasks)
+
+    def _closing(self) -> Iterator[None]:
+        # In its turn: what is being ended by others keeps its reason.
+        self.closing = True
+        yield from each(self.jobs.values(), Job.stop)
 
 
 class Job:
@@ -439,6 +445,15 @@ class Job:
             self._forget()
         else:
             self._end(self._stopped())
+
+    def give_up(self, error: FeishuMailError) -> None:
+        """End with this error if it waits for a turn."""
+        if self._ask is not None:
+            self._sender.scheduler.refuse(self._ask, error)
+
+    def condemned(self) -> bool:
+        """Tell whether an error was about to end it, which has ended it now: nobody can join it any more."""
+        return self._ask is not None and self._sender.scheduler.refuse_condemned(self._ask)
 
     def sent(self, draft: Draft) -> SendResult:
         """The result for one who asked for `draft` (its tag may differ), or the error raised."""

@@ -16,6 +16,7 @@ import logging
 import math
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -287,7 +288,7 @@ class SqlBook:
         # Turns of which it is not known whether they were taken: whatever they hold is freed first.
         self._orphans: set[str] = set()
         self._reopened: set[str] = set()
-        self._notes: _Notes = {}
+        self._notes: _Notes = OrderedDict()  # the first are taken out again and again
         self._noting: asyncio.Task[None] | None = None
         self._tidy_at: float | None = None
         self._recalling: tuple[list[DraftKey], asyncio.Task[_Recalled]] | None = None
@@ -602,8 +603,10 @@ class SqlBook:
                     _log.error("%s; what became of draft %s is not on record", refused, key.draft_id)
             except LedgerError as failed:
                 _log.error("%s; %d outcomes are not on record", failed, len(self._notes))
-                some = self._notes
-            self._notes = {key: note for key, note in self._notes.items() if some.get(key) is not note}
+                self._notes.clear()
+            for key, note in some.items():
+                if self._notes.get(key) is note:
+                    del self._notes[key]
         self._tidy_soon()
 
     async def _write_noted(self, notes: Sequence[tuple[DraftKey, tuple[OutcomeStatus, FeishuMailError]]]) -> None:
