@@ -31,7 +31,7 @@ _MOST_MOVES: Final = 16
 """Lanes that are moved in one go, before others in the event loop have their chance."""
 
 _MOST_PLACES: Final = 50
-"""Lanes and gates that are looked at in one go."""
+"""Lanes, gates and asks that are looked at in one go."""
 
 USERS_REMEMBERED: Final = 10_000
 """Users at rest whose last turn is remembered."""
@@ -211,16 +211,15 @@ class Stream(Gate):
 
 
 class Lane:
-    """Asks of one user, mailbox, priority, stream and patience with an outage."""
+    """Asks of one user, mailbox, priority and stream."""
 
-    __slots__ = ("asks", "gates", "heap", "mailbox", "outage", "priority", "stream", "ticket", "user")
+    __slots__ = ("asks", "gates", "heap", "mailbox", "priority", "stream", "ticket", "user")
 
     def __init__(self, user: Gate, mailbox: Gate, ask: Ask) -> None:
         self.user = user
         self.mailbox = mailbox
         self.priority = ask.priority
         self.stream = ask.stream
-        self.outage = ask.outage
         self.gates = (user, mailbox) if ask.stream is None else (user, mailbox, ask.stream)
         # A linked list: first in, first out, and any ask can leave at once.
         self.asks: OrderedDict[Ask, None] = OrderedDict()
@@ -241,9 +240,7 @@ class Lane:
 
 
 class Condemned:
-    """Asks that an error is to end, one after another.
-
-    Whatever comes to their lanes later stands behind them: of a lane all are meant that came before, or none.
+    """Asks that an error is to end, one after another; none that comes later is meant.
 
     Attributes:
         error: the error.
@@ -271,16 +268,19 @@ class Condemned:
         )
 
     def __iter__(self) -> Iterator[Ask | None]:
-        """Go through them; each must be taken out of its lane. None stands for many places without any."""
-        places = itertools.count(1)
-        for gate in self._gates:
-            for lane in drain(gate.lanes):
-                while lane.asks and (ask := lane.head()) in self:
-                    yield ask
-                if next(places) % _MOST_PLACES == 0:
-                    yield None
-            if next(places) % _MOST_PLACES == 0:
+        """Go through them. None stands for many places without any."""
+        for number, place in enumerate(self._places(), 1):
+            if place is not None and place in self:
+                yield place
+            elif number % _MOST_PLACES == 0:
                 yield None
+
+    def _places(self) -> Iterator[Ask | None]:
+        for gate in self._gates:
+            yield None
+            for lane in drain(gate.lanes):
+                yield None
+                yield from drain(lane.asks)
 
 
 class Lanes:
@@ -298,7 +298,7 @@ class Lanes:
         self.users: dict[str, Gate] = {}
         self.mailboxes: dict[str, Gate] = {}
         self.ready = LaneHeap()
-        self.lanes: dict[tuple[str, str, Priority, Stream | None, float], Lane] = {}
+        self.lanes: dict[tuple[str, str, Priority, Stream | None], Lane] = {}
         self.alarms: list[tuple[float, int, Gate]] = []
         self._idle_users: OrderedDict[str, None] = OrderedDict()
         self._count = itertools.count(1)
@@ -363,7 +363,7 @@ class Lanes:
         return Condemned(error, gate, lasted, next(self._count), drain(gates))
 
     def _enqueue(self, ask: Ask, now: float) -> None:
-        lane = self.lanes.get((ask.user, ask.mailbox, ask.priority, ask.stream, ask.outage))
+        lane = self.lanes.get((ask.user, ask.mailbox, ask.priority, ask.stream))
         if lane is None:
             lane = self._new_lane(ask)
         lane.asks[ask] = None
@@ -379,7 +379,7 @@ class Lanes:
         # Only now that all of it is there: a gate without a lane would be forgotten by nobody.
         self.users[ask.user], self.mailboxes[ask.mailbox] = user, mailbox
         self._idle_users.pop(ask.user, None)
-        self.lanes[ask.user, ask.mailbox, ask.priority, ask.stream, ask.outage] = lane
+        self.lanes[ask.user, ask.mailbox, ask.priority, ask.stream] = lane
         for gate in lane.gates:
             gate.lanes[lane] = None
         return lane
@@ -537,7 +537,7 @@ class Lanes:
 
     def _drop(self, lane: Lane) -> None:
         """An empty lane goes."""
-        del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream, lane.outage]
+        del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
         for gate in lane.gates:
             del gate.lanes[lane]
 
