@@ -303,7 +303,7 @@ class RefreshingTokens:
         if (again := self._again.pop(name, None)) is not None:
             again.cancel()
         try:
-            return await finish(lambda: self._saved(name, granted), "feishu-mail-save")
+            return await finish(self._saved(name, granted), "feishu-mail-save")
         finally:
             if name in self._unsaved:
                 self._again[name] = asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._begin, name)

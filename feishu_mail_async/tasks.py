@@ -94,24 +94,20 @@ def look_at(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def finish(work: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
+async def finish(work: Coroutine[Any, Any, T], name: str) -> T:
     """Bring work to its end, however often the caller is cancelled; that is raised afterwards.
 
     Args:
-        work: what to do. It is begun anew if somebody cancels its own task, as a loop at its end does with all.
+        work: what to do. It must end by itself, as that of `carry_through`.
         name: what its task is called.
     """
+    task = _carried_through(work, name)
     broken_off = False
-    while True:
-        task = start_task(work(), name)
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                broken_off = True
-        if not (task.cancelled() and task.cancelling()):
-            break
-        broken_off = True
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            broken_off = True
     if broken_off:
         look_at(task)
         raise asyncio.CancelledError
@@ -139,7 +135,11 @@ def carry_through(work: Coroutine[Any, Any, T], name: str) -> asyncio.Future[T]:
     Neither whoever awaits it breaks it off by giving up, nor does a program's end, which cancels all tasks. So it
     must end by itself, and `asyncio.timeout`, which cancels, is of no use in it.
     """
+    return asyncio.shield(_carried_through(work, name))
+
+
+def _carried_through(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     task = _CarriedThrough(work, loop=asyncio.get_running_loop(), name=name)
     _carried.add(task)
     task.add_done_callback(_carried.discard)
-    return asyncio.shield(task)
+    return task
