@@ -10,15 +10,15 @@ from children import obey
 from common import LIFTED
 
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit, open_ledger
+from feishu_mail_async._api.protocol import FEISHU, Judgement
+from feishu_mail_async._calls.retry import PolicyDelays
+from feishu_mail_async._scheduling.lanes import Ask, Gate, Turn
+from feishu_mail_async._scheduling.memory import MemoryBook
+from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.store import Book, of
 from feishu_mail_async.codes import Verdict
-from feishu_mail_async.lanes import Ask, Gate, Turn
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger.book import Book, of
-from feishu_mail_async.ledger.memorybook import MemoryBook
-from feishu_mail_async.ledger.store import Store
 from feishu_mail_async.model import RetryPolicy
-from feishu_mail_async.protocol import FEISHU, Judgement
-from feishu_mail_async.retry import PolicyDelays
 
 APP: Final = "cli_benchmark"
 SENT: Final = Judgement(Verdict.SENT, data={"message_id": "m", "thread_id": "t"}, log_id="log")

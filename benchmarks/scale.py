@@ -49,8 +49,8 @@ from packaging.utils import canonicalize_name
 import feishu_mail_async
 from feishu_mail_async import Draft, FeishuMailClient
 from feishu_mail_async import client as client_module
-from feishu_mail_async.protocol import Reply
-from feishu_mail_async.transport import Transport
+from feishu_mail_async._api.protocol import Reply
+from feishu_mail_async._transport import Transport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

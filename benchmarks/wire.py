@@ -18,7 +18,8 @@ from unittest import mock
 
 from feishu_mail_async import Draft, FeishuMailClient
 from feishu_mail_async import client as client_module
-from feishu_mail_async.protocol import CallEnd, Reply, send_path
+from feishu_mail_async._api.protocol import CallEnd, Reply, send_path
+from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.sandbox import Fault, Ledger, Window
 from feishu_mail_async.sandbox import faults as sandbox_faults
 from feishu_mail_async.sandbox.endpoints import Endpoints
@@ -27,7 +28,6 @@ from feishu_mail_async.sandbox.oauth import OAuth
 from feishu_mail_async.sandbox.paths import read_call
 from feishu_mail_async.sandbox.window import make_window
 from feishu_mail_async.sandbox.world import SEND_SCOPE, World
-from feishu_mail_async.transport import Failure, Transport
 
 __all__ = ["CALLS", "PER", "Server", "Ways", "near", "ours", "run_virtual"]
 

@@ -1,6 +1,10 @@
 """The public names of the package."""
 
-from .bulk import BulkRun, Outcome, Summary
+from ._auth.refresh import RefreshingTokens
+from ._auth.tokens import TokenSource
+from ._calls.bulk import BulkRun, Outcome, Summary
+from ._scheduling.scheduler import Snapshot
+from ._scheduling.state import ClosedScope
 from .client import FeishuMailClient
 from .errors import (
     AccessDenied,
@@ -43,11 +47,7 @@ from .errors import (
     UserExternalQuota,
 )
 from .ledger import DraftState, Ledger, Overview, Record, open_ledger
-from .ledger.standing import ClosedScope
 from .model import Draft, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
-from .refresh import RefreshingTokens
-from .scheduler import Snapshot
-from .tokens import TokenSource
 
 __all__ = [
     "AccessDenied",

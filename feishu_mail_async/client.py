@@ -11,14 +11,21 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 
+from ._api.protocol import FEISHU, check_base_url
+from ._auth.tokens import Tokens, UserTokens
+from ._calls.bulk import BulkRun, DraftSource
+from ._calls.sending import Sender
 from ._forks import NOT_THIS_CLIENT, Origin
-from .bulk import BulkRun, DraftSource
+from ._scheduling.lanes import mailbox_key
+from ._scheduling.memory import memory_book
+from ._scheduling.scheduler import Scheduler, Snapshot
+from ._scheduling.store import Book, mutex
+from ._secrecy import Hidden
+from ._tasks import carry_through, start_task
+from ._transport import Transport
 from .errors import BadReply, ClientClosed, UnknownUser
 from .events import Event, EventHub, EventReader, Subscription, TokenRefreshed
-from .lanes import mailbox_key
 from .ledger import Ledger, Record, check_url, open_ledger
-from .ledger.book import Book, mutex
-from .ledger.memorybook import memory_book
 from .model import (
     Draft,
     Priority,
@@ -30,13 +37,6 @@ from .model import (
     check_number,
     check_text,
 )
-from .protocol import FEISHU, check_base_url
-from .scheduler import Scheduler, Snapshot
-from .secrecy import Hidden
-from .sending import Sender
-from .tasks import carry_through, start_task
-from .tokens import Tokens, UserTokens
-from .transport import Transport
 
 __all__ = ["AppKey", "FeishuMailClient"]
 

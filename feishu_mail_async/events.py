@@ -20,12 +20,12 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Final, Self
 
+from ._api.protocol import CallEnd
 from ._forks import Origin
 from ._text import escape
 from .codes import Scope, Until, Verdict
 from .errors import ApiError, FeishuMailError, decisive
 from .model import Draft, OutcomeStatus, Priority, SendResult
-from .protocol import CallEnd
 
 __all__ = [
     "AppPaused",

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from ._api.protocol import FEISHU, LARK, REDACTED, Reply, redact
 from ._text import escape
 from .codes import OAUTH, Verdict
-from .protocol import FEISHU, LARK, REDACTED, Reply, redact
 
 __all__ = [
     "ASSUMED_LIFETIME",

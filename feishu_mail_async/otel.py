@@ -34,6 +34,7 @@ except ImportError as missing:
         name=missing.name,
     ) from None
 
+from ._scheduling.scheduler import Snapshot
 from .client import AppKey, FeishuMailClient
 from .errors import ClientClosed, FeishuMailError
 from .events import (
@@ -49,7 +50,6 @@ from .events import (
     TurnGranted,
 )
 from .model import Priority
-from .scheduler import Snapshot
 
 if TYPE_CHECKING:
     from contextvars import Token

@@ -1,6 +1,6 @@
 """For test suites of programs that send."""
 
-from .ledger.memorybook import forget_all
+from ._scheduling.memory import forget_all
 
 __all__ = ["forget_calls"]
 

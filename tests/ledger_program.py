@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Outcome, Priority, RateLimit, RetryPolicy
+from feishu_mail_async._api.protocol import Reply
+from feishu_mail_async._transport import Transport
 from feishu_mail_async.ledger.sql import SqlLedger
-from feishu_mail_async.ledger.sqlbook import SqlBook
-from feishu_mail_async.protocol import Reply
-from feishu_mail_async.transport import Transport
+from feishu_mail_async.ledger.sqlstore import SqlBook
 
 LONGEST_LIFE: Final = 150
 """Seconds after which a program that nobody has ended ends itself."""

@@ -15,16 +15,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async import FeishuMailClient, RateLimit, codes
+from feishu_mail_async._api.protocol import Judgement, Reply, judge, lost, never_left
+from feishu_mail_async._scheduling.lanes import Ask, Gate, Turn, mailbox_key
+from feishu_mail_async._scheduling.state import Settled
+from feishu_mail_async._scheduling.store import Taken
 from feishu_mail_async.errors import FeishuMailError
-from feishu_mail_async.lanes import Ask, Gate, Turn, mailbox_key
 from feishu_mail_async.ledger import Record, schema
-from feishu_mail_async.ledger.book import Taken
 from feishu_mail_async.ledger.clock import HostClock
 from feishu_mail_async.ledger.sql import SqlLedger
-from feishu_mail_async.ledger.sqlbook import SqlBook
-from feishu_mail_async.ledger.standing import Settled
+from feishu_mail_async.ledger.sqlstore import SqlBook
 from feishu_mail_async.model import Priority
-from feishu_mail_async.protocol import Judgement, Reply, judge, lost, never_left
 from feishu_mail_async.sandbox import Sandbox
 
 HOMES: Final = ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)]

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any, Final
 
 from feishu_mail_async import FeishuMailClient, InvalidToken, RefreshingTokens
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken, TokenStore
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken, TokenStore
 from feishu_mail_async.sandbox import Sandbox
 
 USERS: Final = ("alice", "bob")

@@ -23,7 +23,7 @@ NUMBER: Final = struct.Struct("=i")
 
 _IMPORTED: Final = (
     "feishu_mail_async.cli.app",
-    "feishu_mail_async.ledger.sqlbook",
+    "feishu_mail_async.ledger.sqlstore",
     "feishu_mail_async.ledger.sqltokens",
     "sqlalchemy.dialects.sqlite.aiosqlite",
     "sqlalchemy.dialects.postgresql.psycopg",

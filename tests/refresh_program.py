@@ -13,7 +13,7 @@ import signal
 import sys
 
 from feishu_mail_async import RefreshingTokens, open_ledger
-from feishu_mail_async.ledger.tokens import TokenStore
+from feishu_mail_async._auth.store import TokenStore
 
 
 async def ask(times: int) -> None:

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from feishu_mail_async import lanes
+from feishu_mail_async._api.protocol import CallEnd, Judgement
+from feishu_mail_async._scheduling import lanes
+from feishu_mail_async._scheduling.lanes import Ask, Turn
+from feishu_mail_async._scheduling.memory import MemoryBook
+from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed, TransportError
-from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger.memorybook import MemoryBook
-from feishu_mail_async.ledger.store import Store
 from feishu_mail_async.model import Priority, RateLimit
-from feishu_mail_async.protocol import CallEnd, Judgement
-from feishu_mail_async.scheduler import Scheduler
 
 HOUR: Final = 3600.0
 MOST_MOVES: Final = lanes._MOST_MOVES

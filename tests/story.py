@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from feishu_mail_async import OutcomeStatus, codes
+from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async.events import (
     AttemptEnded,
     AttemptStarted,
@@ -17,7 +18,6 @@ from feishu_mail_async.events import (
     TurnGranted,
     UserCooled,
 )
-from feishu_mail_async.protocol import CallEnd
 from feishu_mail_async.sandbox.ledger import SEND, Arrival, Ledger
 
 __all__ = ["check_story", "jobs_of"]

@@ -27,8 +27,8 @@ from feishu_mail_async import (
     ServerError,
     errors,
 )
+from feishu_mail_async._api.protocol import FEISHU
 from feishu_mail_async.codes import CODES, Code, named
-from feishu_mail_async.protocol import FEISHU
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)

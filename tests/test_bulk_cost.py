@@ -17,8 +17,9 @@ from common import LIFTED
 from conftest import run_virtual
 from support import PACKAGE
 
-from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit, budget, lanes
+from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit
 from feishu_mail_async import client as client_module
+from feishu_mail_async._scheduling import budget, lanes
 
 
 class Operations:

@@ -11,9 +11,9 @@ import pytest
 from support import sides
 
 from feishu_mail_async import Draft, FeishuMailClient, RateLimit, RefreshingTokens, RetryPolicy
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.cli.results import Results
 from feishu_mail_async.codes import CODES, OAUTH
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)

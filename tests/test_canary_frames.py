@@ -24,11 +24,11 @@ from feishu_mail_async import (
     RetryPolicy,
     open_ledger,
 )
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken
+from feishu_mail_async._transport import Transport
 from feishu_mail_async.events import AttemptEnded, DraftDone, Event
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Fault, Sandbox
-from feishu_mail_async.transport import Transport
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -165,7 +165,7 @@ async def test_a_mistake_of_ours(scene: Scene, monkeypatch: pytest.MonkeyPatch) 
     def mistaken(*_: Any) -> Any:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("feishu_mail_async.sending.judge", mistaken)
+    monkeypatch.setattr("feishu_mail_async._calls.sending.judge", mistaken)
     (draft_id,) = scene.sandbox.add_drafts("alice", 1)
     reported: list[BaseException] = []
     loop = asyncio.get_running_loop()

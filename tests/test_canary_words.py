@@ -10,10 +10,10 @@ from loginscene import HOUR, USERS, Scene
 from support import TOKEN, always, http, raw_server
 
 from feishu_mail_async import FeishuMailClient, NotSent, RefreshingTokens
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken
+from feishu_mail_async._transport import Transport
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Sandbox
-from feishu_mail_async.transport import Transport
 
 pytestmark = pytest.mark.looptime(start=0)
 

@@ -52,10 +52,11 @@ from clisupport import (
 )
 from nursery import Program
 
-from feishu_mail_async.cli import options, words
-from feishu_mail_async.cli.demo_scene import Scene, mistakes
+from feishu_mail_async.cli import options
+from feishu_mail_async.cli.commands.demo_scene import Scene, mistakes
 from feishu_mail_async.cli.problems import WrongUsage
-from feishu_mail_async.cli.waiting import why_waiting
+from feishu_mail_async.cli.render import wording as words
+from feishu_mail_async.cli.render.waiting import why_waiting
 from feishu_mail_async.sandbox import Arrival, Ledger
 
 pytestmark = pytest.mark.usefixtures("own_state")
@@ -422,7 +423,7 @@ def test_a_mistake_of_ours_is_one_line(cli: Callable[..., Ended], monkeypatch: p
         raise LookupError(os.environ[TOKEN_VARIABLE])
 
     monkeypatch.setattr("feishu_mail_async.cli.account.read_base_url", lambda *_, **__: "https://example.com")
-    monkeypatch.setattr("feishu_mail_async.cli.send.run_drafts", broken)
+    monkeypatch.setattr("feishu_mail_async.cli.commands.send.run_drafts", broken)
     ended = cli("send", "a")
     assert ended.code == 1
     assert ended.err.count("\n") == 1

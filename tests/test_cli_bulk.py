@@ -33,13 +33,13 @@ from clisupport import (
 )
 
 from feishu_mail_async import Draft, Outcome, OutcomeStatus, Priority, RateLimit, ScopeClosed, Snapshot
-from feishu_mail_async.cli.pace import Pace, duration, name_limit
 from feishu_mail_async.cli.plan import agreed, check_askable
 from feishu_mail_async.cli.problems import Problem
+from feishu_mail_async.cli.render.estimate import Pace, duration, name_limit
+from feishu_mail_async.cli.render.summary import Tally
+from feishu_mail_async.cli.render.wording import closing, span
 from feishu_mail_async.cli.results import COLUMNS, Results
 from feishu_mail_async.cli.rows import Rows, read_rows
-from feishu_mail_async.cli.tally import Tally
-from feishu_mail_async.cli.words import closing, span
 from feishu_mail_async.codes import CODES, named
 from feishu_mail_async.errors import AutomatedSendDisabled, FeishuMailError, api_error
 from feishu_mail_async.sandbox import Fault

@@ -15,8 +15,8 @@ pytest.importorskip("typer")
 from clisupport import CANARY, PATIENCE, TOKEN_VARIABLE, Ended, wait_for
 from loginsupport import APP_ID, APP_SECRET, Desk, expect_no_secret, open_desk, secrets_of
 
-from feishu_mail_async.cli import doctor as room
-from feishu_mail_async.ledger.clock import wall_clock
+from feishu_mail_async._clock import wall_clock
+from feishu_mail_async.cli.commands import doctor as room
 from feishu_mail_async.sandbox import Fault
 
 SEND, READ, MODIFY = (f"mail:user_mailbox.message:{what}" for what in ("send", "readonly", "modify"))

@@ -38,10 +38,10 @@ from loginsupport import (
     with_query,
 )
 
-from feishu_mail_async.cli import secretfile
+from feishu_mail_async._clock import wall_clock
+from feishu_mail_async.cli import app_secret as secretfile
 from feishu_mail_async.cli.callback import Answer, Callback
 from feishu_mail_async.cli.problems import CannotStart
-from feishu_mail_async.ledger.clock import wall_clock
 from feishu_mail_async.oauth import Login
 from feishu_mail_async.sandbox import Fault
 
@@ -662,12 +662,12 @@ def test_whoami_tells_what_has_ended(desk: Desk, monkeypatch: pytest.MonkeyPatch
     desk.log_in()
     desk.log_in("--user", "bob", who="bob", scope=SEND)
     monkeypatch.delenv(APP_SECRET)
-    monkeypatch.setattr("feishu_mail_async.cli.whoami.wall_clock", lambda: wall_clock() + 10_000)
+    monkeypatch.setattr("feishu_mail_async.cli.commands.whoami.wall_clock", lambda: wall_clock() + 10_000)
     out = desk.run("whoami").out
     assert "bob  token has ended, log in again" in out
     assert "me   token has ended, it can be renewed until" in out
     assert f"To renew tokens, set {APP_SECRET}" in out
-    monkeypatch.setattr("feishu_mail_async.cli.whoami.wall_clock", lambda: wall_clock() + 1e6)
+    monkeypatch.setattr("feishu_mail_async.cli.commands.whoami.wall_clock", lambda: wall_clock() + 1e6)
     assert "me   token has ended, it can be renewed no more: log in again" in desk.run("whoami").out
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("typer")
 
 from loginsupport import Desk, browse, open_desk
 
-from feishu_mail_async.cli import secretfile
+from feishu_mail_async.cli import app_secret as secretfile
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger.sqltokens import SqlTokens
 from feishu_mail_async.sandbox import Fault

@@ -18,9 +18,9 @@ from clisupport import Feishu, run_here
 from feishu_mail_async import Draft, FeishuMailError, Outcome, OutcomeStatus
 from feishu_mail_async.cli.cells import is_formula, protect, restore
 from feishu_mail_async.cli.ids import check_spelling
+from feishu_mail_async.cli.render.wording import as_json
 from feishu_mail_async.cli.results import COLUMNS, Results
 from feishu_mail_async.cli.rows import Rows, read_rows
-from feishu_mail_async.cli.words import as_json
 
 pytestmark = pytest.mark.usefixtures("own_state")
 

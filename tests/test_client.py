@@ -30,8 +30,8 @@ from feishu_mail_async import (
     SendResult,
     UserDailyQuota,
 )
+from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async.events import DraftDone
-from feishu_mail_async.protocol import Reply
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)

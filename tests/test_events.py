@@ -32,6 +32,7 @@ from feishu_mail_async import (
     codes,
     open_ledger,
 )
+from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async.events import (
     AppPaused,
     AppResumed,
@@ -48,7 +49,6 @@ from feishu_mail_async.events import (
     TurnGranted,
     UserCooled,
 )
-from feishu_mail_async.protocol import CallEnd
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)

@@ -9,7 +9,7 @@ from conftest import SEEDED, run_virtual
 from story import check_story, jobs_of
 
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit, RetryPolicy
-from feishu_mail_async.bulk import BulkRun
+from feishu_mail_async._calls.bulk import BulkRun
 from feishu_mail_async.events import ClosureStarted, DraftDone, Event
 from feishu_mail_async.sandbox import Fault, Sandbox
 

@@ -11,9 +11,9 @@ import pytest
 from loginscene import HOUR, USERS, Scene, now
 
 from feishu_mail_async import LedgerError, NotSent
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken
+from feishu_mail_async._api.protocol import Reply
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.oauth import ASSUMED_LIFETIME, Grant, Login, read_grant
-from feishu_mail_async.protocol import Reply
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)

@@ -8,7 +8,7 @@ import pytest
 from loginscene import HOUR, USERS, Scene, now
 
 from feishu_mail_async import LoginRequired, open_ledger
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken, TokenStore
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken, TokenStore
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 

@@ -81,35 +81,6 @@ def test_a_package_has_its_public_names_whichever_way_they_are_asked_for(package
         loaded_by(statement)
 
 
-@pytest.mark.parametrize("module", ["model", "codes", "errors", "protocol"])
-def test_the_pure_rooms_know_nothing_of_asyncio(module: str) -> None:
-    assert imports_of(PACKAGE / f"{module}.py") & {"asyncio", "aiohttp", "time", "aiolimiter", "tenacity"} == set()
-
-
-@pytest.mark.parametrize("module", ["scheduler", "budget", "retry", "sending", "bulk"])
-def test_only_the_transport_knows_http(module: str) -> None:
-    assert imports_of(PACKAGE / f"{module}.py") & {"aiohttp", "yarl"} == set()
-
-
-def test_no_room_looks_at_the_wall_clock() -> None:
-    """Only the loop's clock counts, so that a virtual one runs hours in milliseconds.
-
-    A stop is the exception: it has an end also where no loop runs any more.
-    """
-    found = [path.name for path in PACKAGE.glob("*.py") if imports_of(path) & {"time", "datetime"}]
-    assert found == ["_signals.py"]
-
-
-def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(str(node.module).partition(".")[0])
-    return found
-
-
 def test_every_public_name_is_there_and_listed_in_order() -> None:
     assert list(feishu_mail_async.__all__) == sorted(feishu_mail_async.__all__)
     for name in feishu_mail_async.__all__:

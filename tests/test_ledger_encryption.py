@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from feishu_mail_async import open_ledger
-from feishu_mail_async.cli import doctor
-from feishu_mail_async.ledger.home import Ledger
+from feishu_mail_async.cli.commands import doctor
+from feishu_mail_async.ledger.opening import Ledger
 
 HOST = "https://open.feishu.cn"
 

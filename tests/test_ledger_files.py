@@ -13,7 +13,7 @@ import pytest
 from ledgersupport import SENT, Process, ask, client_of, nothing_held
 
 from feishu_mail_async import Draft, LedgerError, OutcomeStatus, OutcomeUnknown, RateLimit
-from feishu_mail_async.lanes import Gate, Turn
+from feishu_mail_async._scheduling.lanes import Gate, Turn
 from feishu_mail_async.ledger.clock import HostClock
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox

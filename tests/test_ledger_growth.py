@@ -22,9 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from support import FREE
 
 from feishu_mail_async import Draft, FeishuMailError, OutcomeStatus
+from feishu_mail_async._scheduling.state import Closure
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.sql import SqlLedger
-from feishu_mail_async.ledger.standing import Closure
 from feishu_mail_async.sandbox import Sandbox
 
 _DAY: Final = 86_400.0
@@ -47,7 +47,7 @@ async def processes(url: str) -> AsyncIterator[Fleet]:
 def tidy(monkeypatch: pytest.MonkeyPatch) -> None:
     """What may go is looked for after each call."""
     for name in ("_TIDY_FIRST", "_TIDY_NEXT", "_TIDY_EVERY"):
-        monkeypatch.setattr(f"feishu_mail_async.ledger.sqlbook.{name}", 0.0, raising=False)
+        monkeypatch.setattr(f"feishu_mail_async.ledger.sqlstore.{name}", 0.0, raising=False)
 
 
 @contextlib.contextmanager

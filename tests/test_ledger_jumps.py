@@ -10,9 +10,9 @@ from ledgersupport import APP, BASE, Process, ask, rows
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async import RateLimit
+from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.sql import SqlLedger
-from feishu_mail_async.ledger.tokens import StoredToken
 
 LIMIT = RateLimit(calls=4, per=60, spacing=0)
 TIME = sa.func.extract("epoch", sa.func.clock_timestamp())

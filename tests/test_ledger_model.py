@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from ledgersupport import HOMES, LOST, NEVER, SENT, Clock, Process, TimedLedger, Waits, ask, home_url, refused
 
-from feishu_mail_async.lanes import Turn, mailbox_key
+from feishu_mail_async._api.protocol import Judgement, Reply, judge
+from feishu_mail_async._scheduling.lanes import Turn, mailbox_key
 from feishu_mail_async.ledger.clock import HostClock, Reading
 from feishu_mail_async.model import Priority, RateLimit
-from feishu_mail_async.protocol import Judgement, Reply, judge
 
 T = TypeVar("T")
 
@@ -336,7 +336,7 @@ class Processes(RuleBasedStateMachine):
         assert all(one.user != call.user and one.mailbox != call.mailbox for one in living)
 
     def turn(self, one: Any, grant: Any) -> Turn:
-        from feishu_mail_async.lanes import Gate  # noqa: PLC0415
+        from feishu_mail_async._scheduling.lanes import Gate  # noqa: PLC0415
 
         return Turn(Gate(one.user), Gate(one.mailbox), one, grant)
 
@@ -518,7 +518,7 @@ def test_a_window_never_opens_early_over_restarts(
 
 
 def _gate(key: str) -> Any:
-    from feishu_mail_async.lanes import Gate  # noqa: PLC0415
+    from feishu_mail_async._scheduling.lanes import Gate  # noqa: PLC0415
 
     return Gate(key)
 

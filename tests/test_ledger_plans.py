@@ -18,9 +18,9 @@ from ledgersupport import APP, LOST, Process, ask, client_of, fleet, home_url, r
 from support import FREE
 
 from feishu_mail_async import Draft, FeishuMailError, OutcomeStatus, RateLimit
+from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import DraftKey
 from feishu_mail_async.ledger.sql import SqlLedger
-from feishu_mail_async.ledger.tokens import StoredToken
 from feishu_mail_async.sandbox import Sandbox
 
 _LARGE: Final = r"feishu_mail_(?:draft|permit|lock|closure|token)"
@@ -105,7 +105,7 @@ def misses(plan: list[str]) -> list[str]:
 
 async def test_every_query_goes_by_an_index(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_TIDY_FIRST", "_TIDY_NEXT", "_TIDY_EVERY"):
-        monkeypatch.setattr(f"feishu_mail_async.ledger.sqlbook.{name}", 0.0)
+        monkeypatch.setattr(f"feishu_mail_async.ledger.sqlstore.{name}", 0.0)
     with statements() as seen:
         await live(url)
     asked = {

@@ -18,7 +18,7 @@ from ledgerprocesses import Scene, cycles, pulse, shares
 from test_limit import SERVERS, Server
 
 from feishu_mail_async import FeishuMailClient, RateLimit
-from feishu_mail_async.ledger.sqlbook import SqlBook
+from feishu_mail_async.ledger.sqlstore import SqlBook
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="it forks, and sends signals")

@@ -28,9 +28,9 @@ from feishu_mail_async import (
     OutcomeStatus,
     RecordRefused,
 )
+from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import DraftKey, DraftState, schema
 from feishu_mail_async.ledger.sql import SqlLedger
-from feishu_mail_async.ledger.tokens import StoredToken
 from feishu_mail_async.sandbox import Sandbox
 
 _BOTH: Final = ["sqlite", "postgresql"]

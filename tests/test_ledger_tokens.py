@@ -10,7 +10,7 @@ import pytest
 from support import TOKEN
 
 from feishu_mail_async import open_ledger
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken, TokenStore
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken, TokenStore
 
 HOST: Final = "https://open.feishu.cn"
 FIRST: Final = StoredToken(

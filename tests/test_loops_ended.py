@@ -20,15 +20,15 @@ from feishu_mail_async import (
     RateLimit,
     RetryPolicy,
 )
+from feishu_mail_async._api.protocol import Judgement
+from feishu_mail_async._calls.retry import PolicyDelays
+from feishu_mail_async._scheduling.lanes import Ask, Turn
+from feishu_mail_async._scheduling.memory import MemoryBook
+from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async.codes import Verdict
-from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger.memorybook import MemoryBook
-from feishu_mail_async.ledger.store import Store
-from feishu_mail_async.protocol import Judgement
-from feishu_mail_async.retry import PolicyDelays
 from feishu_mail_async.sandbox import Fault, Sandbox
-from feishu_mail_async.scheduler import Scheduler
 from feishu_mail_async.testing import forget_calls
 
 # --- loops that end ----------------------------------------------------------------------------------------

@@ -14,16 +14,16 @@ from unittest import mock
 import pytest
 from schedmodel import FixedDelays, VirtualLoop
 
+from feishu_mail_async._api.protocol import CallEnd, Judgement
+from feishu_mail_async._scheduling import process as store_module
+from feishu_mail_async._scheduling.lanes import Ask, Turn
+from feishu_mail_async._scheduling.memory import MemoryBook
+from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, ScopeClosed
-from feishu_mail_async.lanes import Ask, Turn
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger import store as store_module
-from feishu_mail_async.ledger.memorybook import MemoryBook
-from feishu_mail_async.ledger.store import Store
 from feishu_mail_async.model import Priority, RateLimit
-from feishu_mail_async.protocol import CallEnd, Judgement
-from feishu_mail_async.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import asyncio

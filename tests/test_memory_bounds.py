@@ -25,7 +25,7 @@ def ours() -> Counter[str]:
 
 @pytest.mark.looptime
 async def test_a_client_that_sees_ever_new_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feishu_mail_async.lanes.USERS_REMEMBERED", 50)
+    monkeypatch.setattr("feishu_mail_async._scheduling.lanes.USERS_REMEMBERED", 50)
     async with Sandbox(users=["alice"], latency=0, calls=100_000) as sandbox:
 
         async def token(user: str | None) -> str:

@@ -12,9 +12,9 @@ import pytest
 from support import FREE, ONCE, SENT, TOKEN, Handler, Request, always, http, raw_server, settle
 
 from feishu_mail_async import BadReply, ContentRisk, FeishuMailClient, RetryPolicy, SendResult
+from feishu_mail_async._api.protocol import CallEnd, Reply
+from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.oauth import TOKEN_PATH
-from feishu_mail_async.protocol import CallEnd, Reply
-from feishu_mail_async.transport import Failure, Transport
 
 pytestmark = pytest.mark.looptime(start=0)
 

@@ -27,8 +27,7 @@ from feishu_mail_async import (
     TransportError,
     UserDailyQuota,
 )
-from feishu_mail_async.codes import CODES, Scope, Until, Verdict, named
-from feishu_mail_async.protocol import (
+from feishu_mail_async._api.protocol import (
     FEISHU,
     LARK,
     CallEnd,
@@ -40,6 +39,7 @@ from feishu_mail_async.protocol import (
     never_left,
     send_path,
 )
+from feishu_mail_async.codes import CODES, Scope, Until, Verdict, named
 from feishu_mail_async.sandbox import Sandbox
 
 # -- the request -------------------------------------------------------------------------------------------

@@ -52,10 +52,10 @@ from feishu_mail_async import (
     events,
     open_ledger,
 )
+from feishu_mail_async._api.protocol import FEISHU
+from feishu_mail_async._auth.store import StoredToken
+from feishu_mail_async._clock import wall_clock
 from feishu_mail_async.cli import app, problems
-from feishu_mail_async.ledger.clock import wall_clock
-from feishu_mail_async.ledger.tokens import StoredToken
-from feishu_mail_async.protocol import FEISHU
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 LANGUAGES: Final = (ENGLISH, CHINESE)

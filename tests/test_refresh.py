@@ -22,8 +22,8 @@ from feishu_mail_async import (
     ScopeClosed,
     UnknownUser,
 )
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.codes import OAUTH
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)

@@ -15,7 +15,7 @@ from clisupport import Feishu
 from conftest import SEEDED
 
 from feishu_mail_async import LoginRequired, RefreshingTokens, open_ledger
-from feishu_mail_async.ledger.tokens import StoredToken
+from feishu_mail_async._auth.store import StoredToken
 
 
 class Login:

@@ -14,7 +14,8 @@ pytest.importorskip("typer")
 from clisupport import CANARY, TOKEN_VARIABLE
 
 from feishu_mail_async import LedgerError, open_ledger
-from feishu_mail_async.cli import account, secretfile
+from feishu_mail_async.cli import account
+from feishu_mail_async.cli import app_secret as secretfile
 from feishu_mail_async.cli.problems import CannotStart
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
@@ -74,7 +75,7 @@ def test_a_mount_that_is_read_only(
 ) -> None:
     """As containers get their secrets, from Kubernetes and from Docker: often of root's, for all to read."""
     path.chmod(mode)
-    monkeypatch.setattr("feishu_mail_async.rights.os", Machine(user, owner, read_only=True))
+    monkeypatch.setattr("feishu_mail_async._rights.os", Machine(user, owner, read_only=True))
     assert read(path) == {None: CANARY}
 
 
@@ -82,7 +83,7 @@ def test_a_mount_that_is_read_only(
 def test_what_root_has_given_to_a_group(path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
     """As PostgreSQL has it for keys: of root's, and for a group to read."""
     path.chmod(mode)
-    monkeypatch.setattr("feishu_mail_async.rights.os", Machine(ME, ROOT))
+    monkeypatch.setattr("feishu_mail_async._rights.os", Machine(ME, ROOT))
     if mode in {0o440, 0o640}:
         assert read(path) == {None: CANARY}
     else:
@@ -104,7 +105,7 @@ def test_all_else_is_refused_with_what_can_be_done(
     path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, machine: Machine, remedy: str
 ) -> None:
     path.chmod(mode)
-    monkeypatch.setattr("feishu_mail_async.rights.os", machine)
+    monkeypatch.setattr("feishu_mail_async._rights.os", machine)
     with pytest.raises(CannotStart, match="others may read it") as caught:
         read(path)
     assert remedy + shlex.quote(str(path)) in str(caught.value)

@@ -22,18 +22,18 @@ from hypothesis.stateful import (
 )
 from schedmodel import HOUR, FixedDelays, Flight, Reflex, VirtualLoop, Want, World
 
+from feishu_mail_async._api.protocol import CallEnd, Judgement, Reply, lost, never_left
+from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._calls.retry import PolicyDelays
+from feishu_mail_async._calls.sending import Sender
+from feishu_mail_async._scheduling.lanes import USERS_REMEMBERED, Ask, Turn, mailbox_key
+from feishu_mail_async._scheduling.memory import MemoryBook
+from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.scheduler import Scheduler, Snapshot
 from feishu_mail_async.codes import Scope, Until, Verdict
 from feishu_mail_async.errors import FeishuMailError, OutcomeUnknown, ScopeClosed, TransportError
-from feishu_mail_async.lanes import USERS_REMEMBERED, Ask, Turn, mailbox_key
 from feishu_mail_async.ledger import Record
-from feishu_mail_async.ledger.memorybook import MemoryBook
-from feishu_mail_async.ledger.store import Store
 from feishu_mail_async.model import Draft, Priority, RateLimit, RetryPolicy
-from feishu_mail_async.protocol import CallEnd, Judgement, Reply, lost, never_left
-from feishu_mail_async.retry import PolicyDelays
-from feishu_mail_async.scheduler import Scheduler, Snapshot
-from feishu_mail_async.sending import Sender
-from feishu_mail_async.tokens import Tokens
 
 FEW: Final = settings(
     max_examples=100,

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feishu_mail_async import AutomatedSendDisabled, BadReply, FeishuMailClient, FeishuMailError, NotSent
+from feishu_mail_async._api.protocol import Reply, judge, lost, never_left, read_page
 from feishu_mail_async._text import escape
 from feishu_mail_async.codes import named
 from feishu_mail_async.oauth import Login, Refusal, read_grant
-from feishu_mail_async.protocol import Reply, judge, lost, never_left, read_page
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 EVIL = "no\n2026-01-01 ERROR root: all is lost\r\x1b[2J\x9b2J\u202egnp.exe\u2066\u200b\ufeff\u00ad\u2028\x7f\x00"

@@ -23,7 +23,7 @@ from feishu_mail_async import (
     RefreshingTokens,
     SendResult,
 )
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.sandbox import Sandbox
 
 virtual = pytest.mark.looptime(start=0)

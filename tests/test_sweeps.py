@@ -28,12 +28,12 @@ from feishu_mail_async import (
     TransportError,
 )
 from feishu_mail_async import client as client_module
-from feishu_mail_async.bulk import BulkRun
+from feishu_mail_async._api.protocol import CallEnd, Reply
+from feishu_mail_async._calls.bulk import BulkRun
+from feishu_mail_async._scheduling.sweeps import SLICE
+from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.events import DraftDone, Event, TurnGranted
-from feishu_mail_async.ledger.sqlbook import SqlBook
-from feishu_mail_async.protocol import CallEnd, Reply
-from feishu_mail_async.sweeps import SLICE
-from feishu_mail_async.transport import Failure, Transport
+from feishu_mail_async.ledger.sqlstore import SqlBook
 
 MANY: Final = 10_000
 FEW: Final = 500

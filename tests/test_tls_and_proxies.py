@@ -24,9 +24,9 @@ from feishu_mail_async import (
     RefreshingTokens,
     TransportError,
 )
-from feishu_mail_async.ledger.tokens import MemoryTokens, StoredToken
-from feishu_mail_async.protocol import CallEnd
-from feishu_mail_async.transport import Failure, Transport
+from feishu_mail_async._api.protocol import CallEnd
+from feishu_mail_async._auth.store import MemoryTokens, StoredToken
+from feishu_mail_async._transport import Failure, Transport
 
 pytestmark = pytest.mark.looptime(start=0)
 

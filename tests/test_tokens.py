@@ -20,8 +20,8 @@ from feishu_mail_async import (
     TokenSource,
     UnknownUser,
 )
+from feishu_mail_async._auth.tokens import Tokens
 from feishu_mail_async.sandbox import Fault, Sandbox
-from feishu_mail_async.tokens import Tokens
 
 pytestmark = pytest.mark.looptime(start=0)
 

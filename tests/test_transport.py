@@ -29,9 +29,9 @@ from feishu_mail_async import (
     OutcomeUnknown,
     TransportError,
 )
-from feishu_mail_async.protocol import LONGEST_REPLY, CallEnd, Reply
+from feishu_mail_async._api.protocol import LONGEST_REPLY, CallEnd, Reply
+from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.sandbox import Fault, Sandbox
-from feishu_mail_async.transport import Failure, Transport
 
 pytestmark = pytest.mark.looptime(start=0)
 

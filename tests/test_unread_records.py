@@ -21,7 +21,7 @@ from feishu_mail_async import (
     Outcome,
     OutcomeUnknown,
 )
-from feishu_mail_async.cli import words
+from feishu_mail_async.cli.render import wording as words
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.events import DraftDone, Event
 from feishu_mail_async.ledger.sql import SqlLedger

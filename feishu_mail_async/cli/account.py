@@ -8,18 +8,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._rights import too_open
 from feishu_mail_async._text import escape
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
-from feishu_mail_async.rights import too_open
-from feishu_mail_async.tokens import Tokens
 
+from .app_secret import named_app_id
 from .decoding import marked_encoding
 from .logins import LoginClient, Logins, find_logins
+from .logs import hide
 from .options import DEFAULT_RATE, read_base_url, read_rate
 from .problems import CannotStart, WrongUsage
-from .secretfile import named_app_id
-from .verbose import hide
 
 __all__ = ["ENVIRONMENT", "UNNAMED", "Account", "read_account", "reason"]
 

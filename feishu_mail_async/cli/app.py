@@ -10,20 +10,20 @@ import typer
 from feishu_mail_async._signals import heard
 from feishu_mail_async._text import escape_lines
 
-from .bulk import bulk
-from .demo import demo
-from .doctor import doctor
-from .enqueue import enqueue
+from .commands.bulk import bulk
+from .commands.demo import demo
+from .commands.doctor import doctor
+from .commands.enqueue import enqueue
+from .commands.listing import list_drafts
+from .commands.login import login
+from .commands.sandbox import sandbox
+from .commands.send import send
+from .commands.status import status
+from .commands.whoami import logout, whoami
+from .commands.worker import worker
 from .interrupts import stop_seconds
-from .listing import list_drafts
-from .login import login
+from .logs import print_traceback
 from .problems import INTERRUPTED, SOME_NOT, Problem
-from .sandbox import sandbox
-from .send import send
-from .status import status
-from .verbose import print_traceback
-from .whoami import logout, whoami
-from .worker import worker
 
 __all__ = ["app", "run"]
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async.oauth import Login, WrongState
-from feishu_mail_async.secrecy import Hidden
 
 __all__ = ["Answer", "Callback"]
 

@@ -3,8 +3,8 @@
 from types import ModuleType
 from typing import Final
 
+from .app_secret import named_app_id
 from .problems import CannotStart, WrongUsage
-from .secretfile import named_app_id
 
 __all__ = ["load_fleet", "named_app"]
 

@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from feishu_mail_async._auth.refresh import RefreshingTokens
+from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import Ledger, open_ledger
-from feishu_mail_async.ledger.tokens import StoredToken
-from feishu_mail_async.refresh import RefreshingTokens
 
-from .keeping import default_ledger, may_be_there
+from .app_secret import find_secret, kept_apps, named_app_id
+from .logs import hide
 from .loop import run_loop
 from .options import read_ledger
 from .problems import CannotStart, WrongUsage
-from .secretfile import find_secret, kept_apps, named_app_id
-from .verbose import hide
+from .state_dir import default_ledger, may_be_there
 
 __all__ = ["LoginClient", "Logins", "choose_app", "find_logins", "ledger_of_logins", "read_logins"]
 

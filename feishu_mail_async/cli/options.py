@@ -7,13 +7,13 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
+from feishu_mail_async._api.protocol import FEISHU, LARK, check_base_url
+from feishu_mail_async._rights import SHARED_FILES
 from feishu_mail_async.ledger import check_url
 from feishu_mail_async.model import RateLimit
-from feishu_mail_async.protocol import FEISHU, LARK, check_base_url
-from feishu_mail_async.rights import SHARED_FILES
 
+from .logs import hide
 from .problems import WrongUsage
-from .verbose import hide
 
 __all__ = [
     "DEFAULT_RATE",

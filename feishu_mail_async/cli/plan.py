@@ -17,10 +17,10 @@ from feishu_mail_async._text import escape
 from feishu_mail_async.model import Draft
 
 from .account import Account
-from .pace import duration, name_limit
 from .problems import WrongUsage
-from .screen import print_rows
-from .words import count, span
+from .render.console import print_rows
+from .render.estimate import duration, name_limit
+from .render.wording import count, span
 
 __all__ = ["agreed", "check_askable", "print_plan"]
 

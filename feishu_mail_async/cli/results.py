@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async._text import escape
-from feishu_mail_async.bulk import Outcome
 from feishu_mail_async.errors import ApiError, decisive
 
 from .cells import protect
 from .problems import CannotStart, WrongUsage
-from .words import advise, brief, log_id
+from .render.wording import advise, brief, log_id
 
 __all__ = ["COLUMNS", "Results", "make_row"]
 

@@ -21,8 +21,8 @@ from .cells import MARK, is_formula, restore
 from .decoding import decode
 from .ids import check_spelling, is_rounded, unwrap
 from .problems import CannotStart, WrongUsage
+from .render.wording import count
 from .results import COLUMNS
-from .words import count
 
 __all__ = ["STANDARD_INPUT", "Rows", "name_file", "read_rows"]
 

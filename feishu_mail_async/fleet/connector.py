@@ -14,7 +14,7 @@ from procrastinate.manager import JobManager
 from procrastinate.utils import utcnow
 from psycopg_pool import AsyncConnectionPool
 
-from feishu_mail_async.ledger.failures import passes, reason, stale
+from feishu_mail_async.ledger.errors import passes, reason, stale
 
 from .jobs import CONNECTION, conninfo
 

@@ -12,7 +12,7 @@ import psycopg
 from procrastinate.schema import SchemaManager
 from psycopg.types.json import Jsonb
 
-from feishu_mail_async.ledger.failures import remedy
+from feishu_mail_async.ledger.errors import remedy
 from feishu_mail_async.ledger.postgres import check_encoding
 from feishu_mail_async.model import Draft
 

@@ -16,7 +16,7 @@ from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.utils import utcnow
 from procrastinate.worker import Worker
 
-from feishu_mail_async.bulk import Outcome
+from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError, OutcomeUnknown, RecordRefused
 from feishu_mail_async.model import Draft, Priority, RateLimit

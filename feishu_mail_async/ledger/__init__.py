@@ -7,7 +7,8 @@ Both are one implementation on SQLAlchemy, which is needed only for them: `pip i
 for SQLite, `[fleet]` for PostgreSQL.
 """
 
-from .home import Ledger, Overview, check_url, open_ledger
-from .record import DraftKey, DraftState, Record
+from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record
+
+from .opening import Ledger, Overview, check_url, open_ledger
 
 __all__ = ["DraftKey", "DraftState", "Ledger", "Overview", "Record", "check_url", "open_ledger"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["HostClock", "Reading", "wall_clock"]
+__all__ = ["HostClock", "Reading"]
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _OFFSETS: Final = Path("/proc/self/timens_offsets")
@@ -55,11 +55,6 @@ class HostClock:
         now = self._monotonic() - self._offset
         passed = now - last.monotonic if last.boot == self._boot else 0.0
         return Reading(last.time + max(0.0, passed), now, self._boot)
-
-
-def wall_clock() -> float:
-    """Seconds since 1970, for what is told across processes and shown to people, and decides nothing else."""
-    return time.time()
 
 
 def _boot() -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 from tenacity import RetryCallState, wait_random_exponential
 
-from .failures import busy
+from .errors import busy
 
 __all__ = ["LONGEST", "LONG_LOCKED", "Patience", "pause"]
 

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from feishu_mail_async._clock import wall_clock
+from feishu_mail_async._scheduling.record import DraftState
+from feishu_mail_async._scheduling.state import APP
+
 from . import schema
-from .clock import wall_clock
-from .record import DraftState
-from .standing import APP
 
 __all__ = ["make_prunable", "prune"]
 

@@ -21,19 +21,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from feishu_mail_async._forks import Origin, forked
+from feishu_mail_async._tasks import carry_through
 from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
-from feishu_mail_async.tasks import carry_through
 
 from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
-from .failures import TROUBLE, busy, passes, reason, stale, told, words
-from .home import Overview
+from .errors import TROUBLE, busy, passes, reason, stale, told, words
 from .jumps import Jumps, elapsed
+from .opening import Overview
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
 from .pruning import make_prunable
-from .sqlbook import SqlBook, limit_of, permits_of, standing_of
 from .sqlite import LedgerFile
+from .sqlstore import SqlBook, limit_of, permits_of, standing_of
 from .sqltokens import SqlTokens
 
 __all__ = ["SqlLedger"]

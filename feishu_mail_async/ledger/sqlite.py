@@ -18,8 +18,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from feishu_mail_async._rights import SHARED_FILES, shared_allowed, too_open
 from feishu_mail_async.errors import LedgerError
-from feishu_mail_async.rights import SHARED_FILES, shared_allowed, too_open
 
 from . import schema
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.model import RateLimit
 
 from . import schema
 from .texts import storable
-from .tokens import StoredToken
 
 if TYPE_CHECKING:
     from .sql import SqlLedger

@@ -1,0 +1,427 @@
+"""What goes to the server and what its answers mean. Pure: no I/O, no clock.
+
+Source: "发送草稿" for the request and the body of the reply; for `automation_send_disable`, the gateway's
+headers and the log id, the platform's generic documentation.
+"""
+
+import calendar
+import functools
+import ipaddress
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_tz
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, quote_plus, urlsplit
+
+from feishu_mail_async._text import escape
+from feishu_mail_async.codes import Code, Scope, Until, Verdict, lookup, named
+from feishu_mail_async.errors import (
+    AutomatedSendDisabled,
+    BadReply,
+    FeishuMailError,
+    Misconfigured,
+    TransportError,
+    api_error,
+)
+from feishu_mail_async.model import Draft, check_id, check_text
+
+__all__ = [
+    "FEISHU",
+    "LARK",
+    "LONGEST_REPLY",
+    "REDACTED",
+    "CallEnd",
+    "Judgement",
+    "Page",
+    "Reply",
+    "check_base_url",
+    "is_loopback",
+    "judge",
+    "list_path",
+    "lost",
+    "never_left",
+    "read_page",
+    "redact",
+    "send_path",
+]
+
+FEISHU: Final = "https://open.feishu.cn"
+LARK: Final = "https://open.larksuite.com"
+
+LONGEST_REPLY: Final = 256 * 1024
+"""Bytes of a reply that are read at most; the API's own have a few hundred."""
+
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9_-]+")
+_PAGE_SIZE: Final = 100
+_MAILBOXES_KEPT: Final = 1000
+_LONGEST_PAUSE: Final = 3600.0
+_EPOCH: Final = 1e9
+"""From here on a number of seconds is one since 1970; it is a day of 2001."""
+_LONGEST_MESSAGE: Final = 300
+_LONGEST_LINK: Final = 2000
+_LONGEST_HEADER: Final = 200
+REDACTED: Final = "***"
+"""Stands where an answer repeated the token."""
+_TOO_MANY_REQUESTS: Final = 429
+_NO_SUCH_CALL: Final = {301, 308, 404, 405, 410}
+"""With these a server says that it has not done what it was asked for, because that is not here.
+
+It may also be so with other pages of gateways (302, 403), but they may come after a call was passed on, too.
+"""
+_API_PATH: Final = "open-apis"
+_URL: Final = re.compile(r"[!-~]+")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether `host` can only be this machine."""
+    if host is None:
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_base_url(base_url: object) -> str:
+    """Return the URL of the API's host in one spelling, or raise ValueError or TypeError.
+
+    It is https, or http on a loopback host: the token must never cross a network in clear text.
+    """
+    if not isinstance(base_url, str):
+        raise ValueError(f"base_url: give a string like {FEISHU}, not {type(base_url).__name__}")  # noqa: TRY004
+    text = check_text("base_url", base_url)
+    try:
+        if _URL.fullmatch(text) is None:
+            raise ValueError  # noqa: TRY301 - one sentence for all that is no URL
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"base_url: {text!r} is no URL; give one like {FEISHU}") from None
+    host = parts.hostname
+    if not host or parts.scheme not in {"http", "https"}:
+        raise ValueError(f"base_url: {text!r} is no https URL; give one like {FEISHU}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url: it holds a user name or password; leave them out")
+    if parts.query or parts.fragment:
+        raise ValueError(f"base_url: {text!r} has a query or a fragment; give one like {FEISHU}")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise ValueError(f"base_url: {text!r} would send the token in clear text; use https")
+    if ":" in host:
+        host = f"[{host}]"
+    ordinary = 443 if parts.scheme == "https" else 80
+    authority = host if port in {None, ordinary} else f"{host}:{port}"
+    path, inside = _before_api_path(parts.path.rstrip("/"))
+    taken = f"{parts.scheme}://{authority}{path}"
+    if inside:
+        raise ValueError(f"base_url: {text!r} holds a part of the API's path; leave /{_API_PATH} out: {taken}")
+    return taken
+
+
+def _before_api_path(path: str) -> tuple[str, bool]:
+    """The path up to where the API's begins, and whether it does begin in it."""
+    segments = path.split("/")
+    known = [segment.lower() == _API_PATH for segment in segments]
+    return ("/".join(segments[: known.index(True)]), True) if any(known) else (path, False)
+
+
+def _segment(text: str) -> str:
+    """Percent-encode one path segment whole: nothing in it can start another segment or a query."""
+    if _UNRESERVED.fullmatch(text):
+        return text
+    # Dots are "unreserved", but a segment of dots alone is taken for a step within the path.
+    return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
+
+
+def send_path(draft: Draft) -> str:
+    """The path of the call that sends this draft ("发送草稿", HTTP URL)."""
+    return f"{_drafts_path(draft.mailbox)}/{_segment(draft.draft_id)}/send"
+
+
+def list_path(mailbox: str, page_token: str | None, page_size: int = _PAGE_SIZE) -> str:
+    """The path of the call that lists a page of a mailbox's drafts ("列出草稿")."""
+    query = f"?page_size={page_size}"
+    if page_token is not None:
+        query += f"&page_token={quote(page_token, safe='')}"
+    return _drafts_path(mailbox) + query
+
+
+@functools.lru_cache(_MAILBOXES_KEPT)
+def _drafts_path(mailbox: str) -> str:
+    return f"/open-apis/mail/v1/user_mailboxes/{_segment(mailbox)}/drafts"
+
+
+class Reply(NamedTuple):
+    """One HTTP answer, as far as it could be read.
+
+    Attributes:
+        status: the HTTP status.
+        body: the whole body; None if it broke off or was longer than `LONGEST_REPLY`.
+        log_id: the header `X-Tt-Logid`.
+        reset: the header `x-ogw-ratelimit-reset`, as it came.
+        date: the header `Date`, as it came.
+        retry_after: the header `Retry-After`, as it came.
+    """
+
+    status: int
+    body: bytes | None
+    log_id: str | None = None
+    reset: str | None = None
+    date: str | None = None
+    retry_after: str | None = None
+
+
+class CallEnd(Enum):
+    """How a call ended, which decides when its permit and its locks come back."""
+
+    ANSWERED = "answered"
+    LOST = "lost"
+    NEVER_LEFT = "never left"
+
+
+class Judgement(NamedTuple):
+    """What one attempt means.
+
+    Attributes:
+        verdict: sent, already sent, retry or fatal.
+        end: how the call ended.
+        conclusive: whether it is certain that this attempt sent nothing.
+        scope: who waits (retry) or is closed (fatal).
+        until: what ends that closure; None: nothing but the draft is concerned.
+        pause: seconds the server asks the app to wait; None: it did not say.
+        error: what to raise if this is the last word.
+        data: the `data` of a success.
+        code: the `code` in the answer's body; None without one.
+        http_status: of the answer; None without one.
+        log_id: of the answer.
+    """
+
+    verdict: Verdict
+    end: CallEnd = CallEnd.ANSWERED
+    conclusive: bool = True
+    scope: Scope = Scope.DRAFT
+    until: Until | None = None
+    pause: float | None = None
+    error: FeishuMailError | None = None
+    data: Mapping[str, Any] = MappingProxyType({})
+    code: int | None = None
+    http_status: int | None = None
+    log_id: str | None = None
+
+    @property
+    def sent(self) -> bool:
+        """Whether the mail went out, by this call or an earlier one."""
+        return self.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
+
+    def text(self, name: str) -> str | None:
+        """A text in `data`, as it can be shown; None where there is none."""
+        return _text(self.data.get(name))
+
+
+def never_left(reason: str, *, lasting: bool = False) -> Judgement:
+    """The judgement on a call that provably did not reach the server.
+
+    Args:
+        reason: why.
+        lasting: whether it will be so until a setting is changed.
+    """
+    said = f"the server cannot be reached: {reason}"
+    if lasting:
+        return Judgement(Verdict.FATAL, CallEnd.NEVER_LEFT, error=Misconfigured(said))
+    return Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT, scope=Scope.APP, error=TransportError(said))
+
+
+def lost(reason: str) -> Judgement:
+    """The judgement on a call without an answer, which may have sent the mail."""
+    return Judgement(
+        Verdict.RETRY, CallEnd.LOST, conclusive=False, error=BadReply(f"no answer came back: {reason}")
+    )
+
+
+def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Judgement:
+    """What an answer means. The body's code decides; the HTTP status only where there is none.
+
+    Args:
+        reply: the answer.
+        token: the token of the call. Where the answer repeats it, it is taken out.
+        base_url: where the call went.
+    """
+    log_id = _shown(reply.log_id, token)
+    body = _parse(reply.body, token)
+    code = body.get("code")
+    if isinstance(code, bool) or not isinstance(code, int):
+        return _not_the_api(reply, log_id, base_url)
+    row = lookup(code, reply.status)
+    if row.verdict is Verdict.SENT:
+        return _sent(body.get("data"), code, reply.status, log_id)
+    if row.verdict is Verdict.ALREADY_SENT:
+        return Judgement(Verdict.ALREADY_SENT, code=code, http_status=reply.status, log_id=log_id)
+    return _refused(row, code, reply, log_id, _text(body.get("msg"), _LONGEST_MESSAGE) or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a mailbox's drafts; `next_token` is None on the last one."""
+
+    draft_ids: tuple[str, ...]
+    next_token: str | None
+
+
+def read_page(judgement: Judgement) -> Page:
+    """Read the `data` of a successful list call.
+
+    Raises:
+        BadReply: it does not have the documented form.
+    """
+    items = judgement.data.get("items") or []
+    more = judgement.data.get("has_more") is True
+    next_token = judgement.data.get("page_token") if more else None
+    try:
+        draft_ids = tuple(check_id("id", item["id"]) for item in items)
+        if more and not (isinstance(next_token, str) and next_token and next_token.encode()):
+            raise ValueError("there is more, but no page_token")  # noqa: TRY301 - one way to say it
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadReply(
+            f"the list of drafts does not have the documented form ({error})", log_id=judgement.log_id
+        ) from None
+    return Page(draft_ids, next_token)
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Take secrets out of a text, also where they stand in it as in a URL; the longest first."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        for written in (secret, quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(written, REDACTED)
+    return text
+
+
+def _shown(header: str | None, token: str | None) -> str | None:
+    """A header as it can stand in a message."""
+    if header and token:
+        header = header.replace(token, REDACTED)
+    return header and escape(header[:_LONGEST_HEADER])
+
+
+def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
+    """The JSON object in `body`; empty where there is none."""
+    try:
+        # Not by the strict rule: a bad byte in a message must not hide the code beside it.
+        text = body.decode("utf-8", "replace").removeprefix("\ufeff") if body else ""
+        parsed = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(parsed, dict):
+        return {}
+    if token and (token in text or "\\" in text):
+        _redact(parsed, token)
+    return parsed
+
+
+def _redact(parsed: dict[str, Any], token: str) -> None:
+    """Take the token out of every text in parsed JSON, where no escapes hide it any more."""
+    containers: list[Any] = [parsed]
+    while containers:
+        container = containers.pop()
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            if isinstance(value, str):
+                container[key] = value.replace(token, REDACTED)
+            elif isinstance(value, dict | list):
+                containers.append(value)
+
+
+def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
+    fields = data if isinstance(data, dict) else {}
+    disabled = fields.get("automation_send_disable")
+    if disabled is None or disabled is False:
+        return Judgement(Verdict.SENT, data=fields, code=code, http_status=status, log_id=log_id)
+    told = disabled if isinstance(disabled, dict) else {}
+    reason = _text(told.get("reason"), _LONGEST_MESSAGE) or ""
+    return Judgement(
+        Verdict.FATAL,
+        scope=Scope.MAILBOX,
+        until=Until.REOPEN,
+        error=AutomatedSendDisabled(reason, _reference(told.get("reference")), log_id=log_id),
+        code=code,
+        http_status=status,
+        log_id=log_id,
+    )
+
+
+def _reference(value: Any) -> str | None:
+    text = _text(value)
+    return text if text is not None and len(text) <= _LONGEST_LINK else None  # half a link leads nowhere
+
+
+def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg: str) -> Judgement:
+    return Judgement(
+        row.verdict,
+        conclusive=row.conclusive,
+        scope=row.scope,
+        until=row.until,
+        pause=_asked_for(reply) if row.scope is Scope.APP else None,
+        error=api_error(row, msg, http_status=reply.status, log_id=log_id),
+        code=code,
+        http_status=reply.status,
+        log_id=log_id,
+    )
+
+
+def _not_the_api(reply: Reply, log_id: str | None, base_url: str) -> Judgement:
+    if reply.status == _TOO_MANY_REQUESTS:
+        # A gateway that refuses without a body refuses for the reason gateways have.
+        return _refused(named("FrequencyLimited"), None, reply, log_id, "HTTP 429 without a JSON body")
+    if reply.status in _NO_SUCH_CALL and reply.body is not None:
+        wrong = Misconfigured(
+            f"HTTP {reply.status}: base_url {base_url} is not the API's address, for there is no such call; give "
+            f"one like {FEISHU}",
+            log_id=log_id,
+        )
+        return Judgement(Verdict.FATAL, error=wrong, http_status=reply.status, log_id=log_id)
+    what = "was cut off or too long" if reply.body is None else "is not the API's (a gateway's page, perhaps)"
+    error = BadReply(f"HTTP {reply.status}: the answer {what}", http_status=reply.status, log_id=log_id)
+    return Judgement(Verdict.RETRY, conclusive=False, error=error, http_status=reply.status, log_id=log_id)
+
+
+def _text(value: Any, longest: int | None = None) -> str | None:
+    """A text of the server's as it can stand in an error, a log and a file; None where it is none."""
+    return escape(value[:longest]) if isinstance(value, str) and value else None
+
+
+def _asked_for(reply: Reply) -> float | None:
+    """The seconds that an answer asks to wait."""
+    reset = _seconds(reply.reset, reply.date)
+    return _seconds(reply.retry_after, reply.date) if reset is None else reset
+
+
+def _seconds(header: str | None, date: str | None) -> float | None:
+    """The seconds that a header asks to wait: at most an hour; None where it says nothing usable.
+
+    Args:
+        header: seconds, milliseconds, or a moment: seconds or milliseconds since 1970, or a date.
+        date: when the answer was made, by the server's own clock.
+    """
+    try:
+        number = float(header or "")
+    except ValueError:
+        number = _moment(header)
+    if number >= _EPOCH * 1000:
+        number /= 1000
+    if number >= _EPOCH:
+        number -= _moment(date)
+    elif number > _LONGEST_PAUSE:  # nobody is asked to wait so many seconds
+        number /= 1000
+    return min(number, _LONGEST_PAUSE) if number >= 0 else None
+
+
+def _moment(date: str | None) -> float:
+    """The seconds since 1970 of an HTTP date; NaN where it is none."""
+    parsed = parsedate_tz(date or "")
+    try:
+        seconds = math.nan if parsed is None else calendar.timegm(parsed[:6]) - (parsed[9] or 0)
+    except (ValueError, OverflowError):
+        return math.nan
+    return seconds if seconds >= _EPOCH else math.nan

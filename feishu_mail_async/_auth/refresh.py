@@ -1,0 +1,424 @@
+"""Tokens that renew themselves, over a store that several processes may share.
+
+A refresh token works once: the answer to a refresh brings the next one, and the old one is dead. So one of all
+processes refreshes at a time, under a lease; it looks again whether another has done so, and the new tokens are
+saved before anybody uses them.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import aiohttp
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from feishu_mail_async._api.protocol import FEISHU, check_base_url
+from feishu_mail_async._clock import wall_clock
+from feishu_mail_async._forks import Origin, forked
+from feishu_mail_async._secrecy import Hidden
+from feishu_mail_async._tasks import carry_through, finish, look_at, outcome_of, start_task
+from feishu_mail_async._transport import Failure, Transport
+from feishu_mail_async.errors import ClientClosed, LoginRequired, NotSent, UnknownUser
+from feishu_mail_async.model import check_number, check_text
+from feishu_mail_async.oauth import (
+    ASSUMED_LIFETIME,
+    TOKEN_PATH,
+    Grant,
+    Login,
+    Refusal,
+    code_request,
+    read_grant,
+    refresh_request,
+)
+
+from .store import MemoryTokens, StoredToken, TokenStore
+from .tokens import check_token
+
+__all__ = ["RefreshingTokens"]
+
+_log: Final = logging.getLogger("feishu_mail_async._auth.tokens")
+
+_TIMEOUT: Final = 10.0
+_TRIES: Final = 3
+_LEASE: Final = 90.0
+"""Seconds after which a refresh of which nothing was heard has died: more than all its tries can take."""
+_LOOK_AGAIN: Final = 0.2
+_SAVE_AGAIN: Final = 5.0
+"""Seconds after which tokens that could not be saved are saved again, though nobody asks for them."""
+_ASK_AGAIN: Final = 1.0
+"""Seconds that a refresh takes at least which brought no access token that can be used."""
+_LONGEST_SHARE: Final = 0.5
+_NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
+_NO_ACCESS_TOKEN: Final = Refusal("the token endpoint's answer holds no access token that can be used")
+_NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
+_SECRETS: Final = ("client_secret", "code", "code_verifier", "refresh_token")
+_ADVICE: Final = "feishu-mail-async login, or your own way to log in"
+
+
+class _Passing(Exception):
+    """A refusal that may pass."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """Tokens that are not saved yet: no other copy of them is anywhere.
+
+    Attributes:
+        token: the tokens.
+        before: those that they were refreshed from; None for a login's, which replace whatever is kept.
+        lease: under which they were refreshed.
+    """
+
+    token: StoredToken
+    before: StoredToken | None = None
+    lease: str | None = None
+
+    def outdated(self, kept: StoredToken | None) -> bool:
+        """Tell whether others have to be kept than these: newer ones, or none, after a logout.
+
+        A process that refreshes in vain takes the spent refresh token away; what it leaves is no newer.
+        """
+        if kept is None:
+            return True
+        if self.before is None:
+            return False
+        spent = {self.before.refresh_token, None}
+        return kept.access_token != self.before.access_token or kept.refresh_token not in spent
+
+
+class RefreshingTokens:
+    """A token source whose tokens are refreshed ahead of their expiry, and once when one is refused.
+
+    Args:
+        app_id: the app's id.
+        app_secret: the app's secret. It goes to the token endpoint and nowhere else. None: nothing is
+            refreshed, and tokens serve as long as they live.
+        store: keeps the tokens: `MemoryTokens()`, or `ledger.tokens(base_url, app_id)`, which all processes share.
+        base_url: the API's host.
+        margin: seconds before its expiry from which on a token is refreshed; at most half its lifetime.
+        session: an aiohttp session of the caller's own; None: one is opened, and closed by `close`.
+        clock: seconds since 1970.
+
+    Raises:
+        ValueError, TypeError: a parameter is wrong; the sentence names it.
+
+    Source: "refresh user_access_token".
+    """
+
+    def __init__(
+        self,
+        app_id: str,
+        app_secret: str | None,
+        store: TokenStore | None = None,
+        *,
+        base_url: str = FEISHU,
+        margin: float = 300.0,
+        session: aiohttp.ClientSession | None = None,
+        clock: Callable[[], float] = wall_clock,
+    ) -> None:
+        secret = Hidden(app_secret)
+        del app_secret
+        self._app_id = check_text("app_id", app_id)
+        self._app_secret = secret.read(lambda given: None if given is None else check_text("app_secret", given))
+        check_number("margin", margin, lambda value: value >= 0, "seconds, 0 or more")
+        self._margin = margin
+        self._clock = clock
+        self.store: TokenStore = MemoryTokens() if store is None else store
+        self._transport = Transport(check_base_url(base_url), _TIMEOUT, session)
+        self._known: dict[str, StoredToken] = {}
+        self._refused: dict[str, str] = {}
+        self._unsaved: dict[str, _Granted] = {}
+        self._again: dict[str, asyncio.TimerHandle] = {}
+        self._finding: dict[str, asyncio.Task[StoredToken]] = {}
+        self._refreshing: set[str] = set()
+        self._origin = Origin()
+
+    async def token(self, user: str | None) -> str:
+        """A token of this user that is good now.
+
+        Args:
+            user: the user; None: the only one who has logged in.
+
+        Raises:
+            LoginRequired: a person has to log in, or to log in again.
+            UnknownUser: no user was named, and several have logged in.
+            NotSent: the token endpoint cannot be reached, or refuses; trying again may help.
+            LedgerError: the store cannot be used.
+            ClientClosed: the process was forked from the one that uses them.
+        """
+        if self._origin.elsewhere:
+            raise ClientClosed(forked("these tokens", "make new RefreshingTokens here"))
+        self._origin.opened()
+        name = await self._resolve(user)
+        known = self._known.get(name)
+        if known is not None and self._good(name, known):
+            return known.access_token
+        return (await outcome_of(self._begin(name), _broken_off)).access_token
+
+    async def refused(self, user: str | None, token: str) -> None:
+        """The server refused this token: it is not handed out again."""
+        refused = Hidden(token)
+        del token
+        self._refused[await self._resolve(user)] = refused.value
+
+    async def log_in(self, user: str, code: str, login: Login) -> StoredToken:
+        """Turn the authorization code of a login into tokens, and keep them.
+
+        Args:
+            user: a name for the user.
+            code: the code, as `Login.read_answer` found it.
+            login: the login that it belongs to.
+
+        Raises:
+            NotSent: the token endpoint refuses; the message says why.
+            LedgerError: the store cannot be used.
+        """
+        given = Hidden(code)
+        del code
+        check_text("user", user)
+        if self._app_secret is None:
+            raise ValueError("app_secret: nobody can log in without it")
+        began = self._clock()
+        granted = await self._ask(Hidden(code_request(self._app_id, self._app_secret, given.value, login)))
+        if isinstance(granted, Refusal):
+            raise NotSent(f"the login failed: {granted.text}")
+        token = _stored(granted, began, None)
+        await self._save(user, _Granted(token))
+        self._refused.pop(user, None)
+        return token
+
+    async def close(self) -> None:
+        """Let refreshes under way finish: one that is broken off may lose a login.
+
+        Cancelling it does not break it off: it goes on by itself.
+        """
+        if self._origin.elsewhere:
+            return
+        await carry_through(self._close(), "feishu-mail-close")
+
+    async def _close(self) -> None:
+        for again in self._again.values():
+            again.cancel()
+        for name, finding in self._finding.items():
+            if name not in self._refreshing and name not in self._unsaved:
+                finding.cancel()  # it waits for another process
+        saving = [self._begin(name) for name in self._unsaved]
+        if tasks := {*self._finding.values(), *saving}:
+            await asyncio.wait(tasks)
+        for again in self._again.values():
+            again.cancel()
+        for name in self._unsaved:
+            _log.error("the new tokens of user %s could not be saved: the user has to log in again", name)
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._app_id}>"
+
+    # -- finding a token -------------------------------------------------------------------------------
+
+    async def _resolve(self, user: str | None) -> str:
+        if user is not None:
+            return user
+        if len(self._known) == 1:
+            return next(iter(self._known))
+        users = await self.store.users()
+        if len(users) == 1:
+            return users[0]
+        if not users:
+            raise LoginRequired(f"nobody has logged in to app {self._app_id}: {_ADVICE}")
+        raise UnknownUser(f"user: {', '.join(users)} have logged in; name one of them", users=tuple(users))
+
+    def _good(self, name: str, token: StoredToken) -> bool:
+        margin = min(self._margin, token.lifetime * _LONGEST_SHARE)
+        return token.access_token != self._refused.get(name) and self._clock() < token.expires - margin
+
+    def _begin(self, name: str) -> asyncio.Task[StoredToken]:
+        """Find the user's token, once for all who want it."""
+        finding = self._finding.get(name)
+        if finding is None:
+            # A task of its own: whoever waits for it may give up, and it must not be broken off for that.
+            finding = self._finding[name] = start_task(self._find(name), "feishu-mail-refresh")
+            finding.add_done_callback(lambda done: self._found(name, done))
+        return finding
+
+    async def _find(self, name: str) -> StoredToken:
+        """The user's token: of the store, if another process has refreshed it, or refreshed here."""
+        if name in self._unsaved:
+            await self._save(name, self._unsaved[name])
+        while True:
+            kept = await self._load(name)
+            if self._good(name, kept):
+                return kept
+            if kept.refresh_token is None or self._app_secret is None:
+                return self._last_resort(name, kept, _NO_SECRET if kept.refresh_token else _NO_REFRESH_TOKEN)
+            lease = await self.store.lease(name, _LEASE)
+            if lease is None:
+                await _look_again()  # another process refreshes it
+                continue
+            found = await self._refresh_under(lease, name)
+            if found is not None:
+                return found
+
+    async def _refresh_under(self, lease: str, name: str) -> StoredToken | None:
+        """Refresh a user's tokens; None if another process has done so, or the lease has lapsed."""
+        ended = False
+        self._refreshing.add(name)
+        try:
+            kept = await self._load(name)
+            if self._good(name, kept) or kept.refresh_token is None or self._app_secret is None:
+                return None
+            request = Hidden(refresh_request(self._app_id, self._app_secret, kept.refresh_token))
+            began = self._clock()
+            granted = await self._ask(request)
+            if isinstance(granted, Refusal):
+                if granted.again:
+                    # Dead for good: nobody has to ask again.
+                    ended = True
+                    dead = StoredToken(kept.access_token, kept.expires, kept.lifetime, scope=kept.scope)
+                    await self.store.save(name, dead, lease)
+                return self._last_resort(name, kept, granted)
+            token = _stored(granted, began, kept)
+            ended = True
+            if not await self._save(name, _Granted(token, kept, lease)):
+                return None
+            _log.info("the token of user %s was refreshed", name)
+            if token.access_token == kept.access_token:
+                await asyncio.sleep(_ASK_AGAIN)
+                return self._last_resort(name, token, _NO_ACCESS_TOKEN)
+            return token
+        finally:
+            self._refreshing.discard(name)
+            if not ended:
+                await self.store.release(name, lease)
+
+    async def _save(self, name: str, granted: _Granted) -> bool:
+        """Save tokens before anybody uses them, whoever is cancelled; false if others have to be kept.
+
+        Where the store fails, it is tried again: by whoever asks for a token, after a while, and by `close`.
+        """
+        self._unsaved[name] = granted
+        if (again := self._again.pop(name, None)) is not None:
+            again.cancel()
+        try:
+            return await finish(self._saved(name, granted), "feishu-mail-save")
+        finally:
+            if name in self._unsaved:
+                self._again[name] = asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._begin, name)
+
+    async def _saved(self, name: str, granted: _Granted) -> bool:
+        saved = await self.store.save(name, granted.token, granted.lease)
+        while not saved:
+            # The lease has lapsed. Still these tokens are the only ones alive, unless others were saved since.
+            lease = await self.store.lease(name, _LEASE)
+            kept = await self.store.load(name)
+            if lease is None and kept is not None:
+                await _look_again()
+            elif granted.outdated(kept):
+                if lease is not None:
+                    await self.store.release(name, lease)
+                break
+            else:
+                saved = await self.store.save(name, granted.token, lease)
+        if self._unsaved.get(name) is granted:
+            del self._unsaved[name]
+        if saved:
+            self._known[name] = granted.token
+        return saved
+
+    async def _load(self, name: str) -> StoredToken:
+        kept = await self.store.load(name)
+        if kept is None:
+            self._known.pop(name, None)
+            raise LoginRequired(f"user {name} has not logged in to app {self._app_id}: {_ADVICE}")
+        self._known[name] = kept
+        return kept
+
+    def _last_resort(self, name: str, kept: StoredToken, refusal: Refusal) -> StoredToken:
+        """A token that cannot be refreshed serves as long as it lives."""
+        if self._clock() < kept.expires and kept.access_token != self._refused.get(name):
+            return kept
+        if refusal.again:
+            raise LoginRequired(f"user {name} has to log in again ({refusal.text}): {_ADVICE}")
+        raise NotSent(f"the token of user {name} cannot be refreshed: {refusal.text}")
+
+    # -- the token endpoint ----------------------------------------------------------------------------
+
+    async def _ask(self, request: Hidden[dict[str, str]]) -> Grant | Refusal:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Passing),
+            wait=wait_random_exponential(multiplier=0.5, max=5.0),
+            stop=stop_after_attempt(_TRIES),
+            reraise=True,
+        )
+        try:
+            granted: Grant | Refusal = await retrying(self._ask_once, request)
+        except _Passing as passing:
+            return passing.refusal
+        return granted
+
+    async def _ask_once(self, request: Hidden[dict[str, str]]) -> Grant | Refusal:
+        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request.value)
+        if isinstance(answer, Failure):
+            refusal = Refusal(f"the token endpoint did not answer: {answer.reason}", retry=not answer.lasting)
+            if answer.lasting:
+                return refusal
+            raise _Passing(refusal)
+        secrets = (request.value.get(name, "") for name in _SECRETS)
+        granted = read_grant(answer, secrets)
+        if isinstance(granted, Refusal) and granted.retry:
+            raise _Passing(granted)
+        return granted
+
+    def _found(self, name: str, task: asyncio.Task[StoredToken]) -> None:
+        del self._finding[name]
+        look_at(task)
+
+
+def _broken_off() -> NotSent:
+    return NotSent("tokens: refreshing one was cancelled, with tasks of the event loop; nothing was sent")
+
+
+def _stored(granted: Grant, since: float, before: StoredToken | None) -> StoredToken:
+    """Make of what was granted what is kept.
+
+    Args:
+        granted: the tokens. In place of one that did not come, or cannot be used, the one `before` stays.
+        since: when the request was made: lifetimes are counted from there, never from too late.
+        before: the tokens that were refreshed; None for a login.
+    """
+    kept = before or StoredToken("", since, ASSUMED_LIFETIME)
+    scope = granted.scope or kept.scope
+    renewed = replace(kept, scope=scope)
+    if granted.access_token is not None and _usable(granted.access_token):
+        lives = granted.expires_in
+        renewed = replace(renewed, access_token=granted.access_token, expires=since + lives, lifetime=lives)
+    if granted.refresh_token is not None:
+        lives_on = granted.refresh_expires_in
+        ends = None if lives_on is None else since + lives_on
+        renewed = replace(renewed, refresh_token=granted.refresh_token, refresh_expires=ends)
+    return renewed
+
+
+def _usable(access_token: str) -> bool:
+    try:
+        check_token(access_token, "")
+    except ValueError:
+        return False
+    return True
+
+
+async def _look_again() -> None:
+    await asyncio.sleep(_LOOK_AGAIN * random.uniform(0.5, 1.5))

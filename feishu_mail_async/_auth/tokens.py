@@ -1,0 +1,355 @@
+"""Where a user_access_token comes from."""
+
+import asyncio
+import hashlib
+import inspect
+import itertools
+import math
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Final, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary
+
+from feishu_mail_async._secrecy import Hidden, forget_frames
+from feishu_mail_async._tasks import being_cancelled, look_at, outcome_of, start_task
+from feishu_mail_async.errors import ClientClosed, LoginRequired, NotSent, UnknownUser
+from feishu_mail_async.model import check_text
+
+__all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
+
+T = TypeVar("T")
+
+_LONGEST: Final = 4096
+_FRESH: Final = 60.0
+_USERS_KEPT: Final = 10_000
+_SALT: Final = secrets.token_bytes(16)
+_UNNAMED: Final = "(unnamed)"
+_OTHER_KINDS: Final = {
+    "t-": "a tenant_access_token",
+    "a-": "an app_access_token",
+    "ur-": "a refresh token",
+    "cli_": "an app's id",
+}
+"""What else begins like this, and is easily taken for a user_access_token (`u-`, or a JWT)."""
+
+
+@runtime_checkable
+class TokenSource(Protocol):
+    """Anything that hands out user_access_tokens, one user at a time."""
+
+    async def token(self, user: str | None) -> str:
+        """A token for this user that is good now (`user` is None where the caller named none)."""
+
+    async def refused(self, user: str | None, token: str) -> None:
+        """The server refused this token: the next call of `token` should return another one."""
+
+
+UserTokens = str | Mapping[str, str] | Callable[[str | None], Awaitable[str]] | TokenSource
+"""What `FeishuMailClient(tokens)` takes."""
+
+
+def check_token(token: object, whose: str) -> str:
+    """Return `token` if it can stand in a header. What is said of it never quotes it."""
+    name = f"tokens: the token of {whose}"
+    if not isinstance(token, str):
+        raise TypeError(f"{name} is {type(token).__name__}; give a string")
+    if not token.strip():
+        raise ValueError(f"{name} is empty; give a user_access_token")
+    if len(token) > _LONGEST:
+        raise ValueError(f"{name} has {len(token)} characters; a user_access_token has at most {_LONGEST}")
+    if token.lower().startswith("bearer "):
+        raise ValueError(f"{name} begins with 'Bearer'; give the token alone")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ValueError(f"{name} holds spaces or characters that no token has; give it as it was issued")
+    kind = next((kind for start, kind in _OTHER_KINDS.items() if token.startswith(start)), None)
+    if kind is not None:
+        raise ValueError(f"{name} is {kind}; give a user_access_token, which a user's login brings")
+    return token
+
+
+class _NotAsync(TypeError):
+    """A source gave something at once that has to be awaited."""
+
+
+def _to_await(result: Awaitable[T], name: str) -> Awaitable[T]:
+    """Return what a source returned if it can be awaited: of a lambda that is not known before."""
+    if inspect.isawaitable(result):
+        return result
+    raise _NotAsync(f"{name} returned {type(result).__name__}, which cannot be awaited; give an async callable")
+
+
+def _check_takes_user(source: Callable[..., object], name: str) -> None:
+    """Raise TypeError for a callable that cannot be called with the user, or never returns what can be awaited."""
+    if inspect.isgeneratorfunction(source) or inspect.isasyncgenfunction(source):
+        raise TypeError(f"tokens: {name} is a generator; give an async callable that returns a token")
+    try:
+        signature = inspect.signature(source)
+    except (TypeError, ValueError):
+        return  # nothing is known of it
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise TypeError(f"tokens: {name} must take the user, and nothing else: async def token(user)") from None
+
+
+_numbers: Final = itertools.count(1)
+_known: Final[WeakKeyDictionary[object, int]] = WeakKeyDictionary()
+
+
+def _number(source: object) -> int:
+    """A number for a token source, the same for as long as it lives."""
+    anchor = getattr(source, "__self__", source)
+    try:
+        return _known.setdefault(anchor, next(_numbers))
+    except TypeError:  # it cannot be a key; then no other client is taken to have the same
+        return next(_numbers)
+
+
+def _good(token: object, user: str | None) -> str:
+    try:
+        return check_token(token, _label(user))
+    except (TypeError, ValueError) as error:
+        raise NotSent(str(error)) from error
+
+
+def _nobody(_: str) -> None:
+    pass
+
+
+def _label(user: str | None) -> str:
+    return "the only user" if user is None else f"user {user!r}"
+
+
+class Tokens:
+    """One face for every kind of token source.
+
+    `ready` is awaited before a turn is asked for; `current` never waits, so that no permit is held while a
+    token is fetched.
+
+    Attributes:
+        lasting: the names of users go into a ledger that outlives this process.
+        on_change: is told the key of each user for whom there is another token than before.
+
+    Raises:
+        TypeError, ValueError: `source` is none of the kinds, or a token in it cannot be one.
+    """
+
+    def __init__(self, source: UserTokens, *, lasting: bool = False) -> None:
+        self.lasting = lasting
+        self.on_change: Callable[[str], object] = _nobody
+        self._fixed: Mapping[str | None, str] | None = None
+        self._fetch: Callable[[str | None], Awaitable[str]] | None = None
+        self._refused: Callable[[str | None, str], Awaitable[None]] | None = None
+        self._unnamed = _UNNAMED
+        self._closed = False
+        self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been looked at
+        self._cache: dict[str | None, tuple[str, float]] = {}
+        self._fetching: dict[str | None, asyncio.Task[Hidden[str]]] = {}
+        self._name = "the callable"
+        if isinstance(source, type):
+            raise TypeError(f"tokens: give an instance of {source.__name__}, not the class itself")
+        if isinstance(source, str):
+            self._fixed = {None: check_token(source, _label(None))}
+            digest = hashlib.blake2b(source.encode(), key=_SALT, digest_size=4).hexdigest()
+            self._unnamed = f"(token {digest})"
+        elif isinstance(source, Mapping):
+            if not source:
+                raise ValueError("tokens: the mapping is empty; give at least one user and token")
+            for user, token in source.items():
+                check_token(token, _label(check_text("tokens: a user's name", user)))
+            self._fixed = source  # type: ignore[assignment]  # str keys serve where str | None may be asked
+        elif isinstance(source, TokenSource):
+            self._fetch, self._refused, self._name = source.token, source.refused, "token"
+            _check_takes_user(self._fetch, self._name)
+            self._unnamed = f"(token source {_number(source)})"
+        elif callable(source):
+            self._fetch = source
+            _check_takes_user(source, self._name)
+            self._unnamed = f"(token source {_number(source)})"
+        else:
+            raise TypeError(
+                f"tokens: give a string, a mapping of users to tokens, an async callable or a TokenSource, "
+                f"not {type(source).__name__}"
+            )
+        if lasting:
+            self._unnamed = _UNNAMED
+
+    def resolve(self, user: str | None) -> str | None:
+        """The user that is meant, or UnknownUser, which lists those that are known."""
+        if self._fixed is None:
+            return user
+        if user in self._fixed:
+            return user
+        known = tuple(sorted(name for name in self._fixed if name is not None))
+        if user is None and len(known) == 1:
+            return known[0]
+        if not known:
+            raise UnknownUser(
+                f"user: {user!r} is not known; this client has one unnamed user. Leave user out, or give tokens "
+                f"as a mapping of users to tokens"
+            )
+        listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")  # noqa: PLR2004
+        what = "name one of them" if user is None else f"{user!r} is not one of them"
+        raise UnknownUser(f"user: this client has tokens for {listed}; {what}", users=known)
+
+    def key(self, user: str | None) -> str:
+        """The name under which a (resolved) user's calls go one at a time, also across clients.
+
+        Two clients with one unnamed user each may stand for two people. Such a user goes by a digest of the
+        token, salted anew in each process, or by the source the tokens come from. A ledger outlives both: there
+        every unnamed user of an app is the same.
+        """
+        return self._unnamed if user is None else user
+
+    @staticmethod
+    def mark(token: str) -> str:
+        """What identifies a token without being it, in every process."""
+        return hashlib.blake2b(token.encode(), person=b"feishu-mail", digest_size=16).hexdigest()
+
+    def current(self, user: str | None) -> str:
+        """The token to use now, without waiting; `ready` has been awaited before.
+
+        A source that was asked more than a minute ago is asked again meanwhile: so it can renew a token before
+        it expires, also for drafts that have waited for hours.
+
+        Raises:
+            NotSent: the mapping has lost its token, or holds one that cannot be one.
+        """
+        if self._fixed is None:
+            known = self._cache.get(user)
+            if known is None:
+                raise NotSent(f"tokens: there is none for {_label(user)} any more")
+            if self._fetch is not None and not self.at_hand(user) and user not in self._fetching:
+                self._begin(user, self._ask(user, self._fetch))
+            return known[0]
+        try:
+            # A mapping is the caller's own, and may have changed since it was given.
+            token = self._fixed[user]
+        except Exception as error:
+            raise self._failed(user, error) from error
+        if self._looked_at.get(user) is not token:
+            if len(self._looked_at) > _USERS_KEPT:
+                self._looked_at.clear()
+            self._looked_at[user] = _good(token, user)
+        return token
+
+    def at_hand(self, user: str | None) -> bool:
+        """Whether `ready` has nothing to wait for."""
+        if self._fetch is None:
+            return True
+        known = self._cache.get(user)
+        return known is not None and asyncio.get_running_loop().time() - known[1] < _FRESH
+
+    def outdate(self, user: str | None) -> None:
+        """Have `ready` ask the source again."""
+        if user in self._cache:
+            self._cache[user] = self._cache[user][0], -math.inf
+
+    async def ready(self, user: str | None) -> str:
+        """A token for this user; one fetched within the last minute is taken again.
+
+        Raises:
+            NotSent: the source failed or gave what cannot be a token; its exception is the cause.
+        """
+        if self._fetch is None or self.at_hand(user):
+            return self.current(user)
+        task = self._fetching.get(user) or self._begin(user, self._ask(user, self._fetch))
+        return await self._shared(task)
+
+    async def renew(self, user: str | None, refused: str) -> str | None:
+        """Another token in place of a refused one; None if there is none.
+
+        Raises:
+            NotSent: as for `ready`.
+        """
+        if self._fetch is None:
+            token = self.current(user)
+            if token == refused:
+                return None
+            self.on_change(self.key(user))
+            return token
+        # What is being fetched may have been asked for before the refusal; then it does not count.
+        task = self._fetching.get(user)
+        token = await self._shared(task) if task is not None else self.current(user)
+        if token == refused:
+            renewal = self._fetching.get(user) or self._begin(user, self._replace(user, refused, self._fetch))
+            token = await self._shared(renewal)
+        if token == refused:
+            self.outdate(user)  # so that the next draft asks again
+            return None
+        return token
+
+    def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[Hidden[str]]:
+        task = start_task(self._hidden(fetch), "feishu-mail-token")
+        task.add_done_callback(lambda done: self._fetched(user, done))
+        self._fetching[user] = task  # last: what stays here for ever would be waited for, for ever
+        return task
+
+    @staticmethod
+    async def _hidden(fetch: Coroutine[None, None, str]) -> Hidden[str]:
+        """Fetch a token; asyncio shows a task's result, and an error its frames."""
+        try:
+            return Hidden(await fetch)
+        except NotSent as error:
+            failed = forget_frames(error)
+        raise failed
+
+    async def _shared(self, task: asyncio.Task[Hidden[str]]) -> str:
+        """Wait for a fetch that others may wait for too: one of them giving up must not break it off.
+
+        A renewal that is broken off between the server's answer and its being kept may lose the login.
+        """
+        return (await outcome_of(task, self._broken_off)).value
+
+    def _broken_off(self) -> NotSent:
+        if self._closed:
+            return ClientClosed("the client was closed while a token was fetched; nothing was sent")
+        return NotSent("tokens: fetching one was cancelled, with tasks of the event loop; nothing was sent")
+
+    async def _replace(self, user: str | None, refused: str, fetch: Callable[[str | None], Awaitable[str]]) -> str:
+        if self._refused is not None:
+            try:
+                await _to_await(self._refused(user, refused), "refused")
+            except Exception as error:
+                raise self._failed(user, error) from error
+        return await self._ask(user, fetch)
+
+    async def _ask(self, user: str | None, fetch: Callable[[str | None], Awaitable[str]]) -> str:
+        try:
+            token = await _to_await(fetch(user), self._name)
+        except LoginRequired:
+            raise
+        except asyncio.CancelledError as error:
+            if being_cancelled():
+                raise
+            raise self._failed(user, error) from error  # something within the source was cancelled, not we
+        except Exception as error:
+            raise self._failed(user, error) from error
+        if len(self._cache) > _USERS_KEPT:
+            del self._cache[next(iter(self._cache))]
+        before = self._cache.get(user)
+        self._cache[user] = _good(token, user), asyncio.get_running_loop().time()
+        if before is not None and before[0] != token:
+            self.on_change(self.key(user))
+        return token
+
+    def _fetched(self, user: str | None, task: asyncio.Task[Hidden[str]]) -> None:
+        self._fetching.pop(user, None)
+        look_at(task)
+
+    @staticmethod
+    def _failed(user: str | None, error: BaseException) -> NotSent:
+        # What the source says of its failure may quote a token: it is the cause, and not repeated.
+        said = error if isinstance(error, _NotAsync) else type(error).__name__
+        return NotSent(f"tokens: there is none for {_label(user)} ({said})")
+
+    async def close(self) -> None:
+        """End what is still being fetched."""
+        self._closed = True
+        tasks = list(self._fetching.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"

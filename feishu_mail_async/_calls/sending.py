@@ -1,0 +1,928 @@
+"""One call's way: turn -> attempt -> verdict -> outcome.
+
+A `Job` is one call on its way, usually the sending of a draft. It waits without a task of its own, so that many
+can wait; its first turn starts the task that makes the attempts. Whoever wants its outcome is one of its
+listeners: the same draft asked for twice is one job with two listeners, and a job that has lost its last
+listener ends as soon as it may.
+"""
+
+import asyncio
+import contextvars
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
+
+from feishu_mail_async._api.protocol import (
+    CallEnd,
+    Judgement,
+    Page,
+    Reply,
+    judge,
+    list_path,
+    lost,
+    never_left,
+    read_page,
+    send_path,
+)
+from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._scheduling.lanes import Ask, Stream, Turn, mailbox_key
+from feishu_mail_async._scheduling.record import UNREAD, DraftKey, Record
+from feishu_mail_async._scheduling.scheduler import Scheduler
+from feishu_mail_async._scheduling.store import of
+from feishu_mail_async._scheduling.sweeps import Sweep, each
+from feishu_mail_async._secrecy import forget_frames, note_frames
+from feishu_mail_async._tasks import being_cancelled, check_stack, start_task
+from feishu_mail_async._transport import Failure, Transport
+from feishu_mail_async.codes import Until, Verdict
+from feishu_mail_async.errors import (
+    ClientClosed,
+    FeishuMailError,
+    LedgerError,
+    LoginRequired,
+    Misconfigured,
+    NotSent,
+    OutcomeUnknown,
+    RecordRefused,
+    sentence,
+    without_traceback,
+)
+from feishu_mail_async.events import (
+    AttemptEnded,
+    AttemptStarted,
+    DraftDone,
+    DraftQueued,
+    Event,
+    RetryPlanned,
+    TurnGranted,
+)
+from feishu_mail_async.model import Draft, Priority, RetryPolicy, SendResult
+
+from .retry import Again, PolicyDelays, Tries, retrying
+
+__all__ = ["Call", "Job", "Listener", "Sender", "early"]
+
+_CLOSED: Final = "the client was closed before the draft was sent"
+_SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
+_BROKEN_OFF: Final = Failure(CallEnd.LOST, "the call was broken off")
+_numbers: Final = itertools.count(1)
+_SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
+
+
+class Call(NamedTuple):
+    """What one call asks of the server.
+
+    Attributes:
+        method: the HTTP method.
+        path: the path and query, encoded.
+        key: tells it apart from the others of the app; a call of the same key joins the one under way.
+        user: the user, resolved; None: the only one.
+        draft: the draft it sends; None for a call that changes nothing at the server.
+    """
+
+    method: str
+    path: str
+    key: DraftKey
+    user: str | None
+    draft: Draft | None = None
+
+
+class Listener(Protocol):
+    """Whoever wants the outcome of a job."""
+
+    @property
+    def draft(self) -> Draft | None:
+        """The draft as it was given here; None for a call that sends none."""
+
+    @property
+    def wants_calls(self) -> bool:
+        """Whether further calls are to be made for it; if none of a job's listeners wants any, it stops."""
+
+    def ended(self, job: "Job") -> None:
+        """The job has ended. It must be quick and must not raise."""
+
+
+class _Caller:
+    """A listener that waits."""
+
+    def __init__(self, draft: Draft | None, record: Record | None) -> None:
+        self.draft = draft
+        self.job: Job | None = None
+        self.record = record
+        self.gone = "its caller gave it up"
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def wants_calls(self) -> bool:
+        # Its deadline has passed, or its task was cancelled: it leaves in the loop's next pass.
+        return not self.done.cancelled()
+
+    def ended(self, _: "Job") -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Sender:
+    """The calls of one client to one endpoint: its jobs, and what they need.
+
+    Args:
+        scheduler: gives the turns; shared with the other clients of the app.
+        transport: makes the calls.
+        tokens: where the tokens come from.
+        policy: when to try again.
+    """
+
+    def __init__(self, scheduler: Scheduler, transport: Transport, tokens: Tokens, policy: RetryPolicy) -> None:
+        self.scheduler = scheduler
+        self.transport = transport
+        self.tokens = tokens
+        self.policy = policy
+        self.delays = PolicyDelays(policy)
+        self.time = asyncio.get_running_loop().time
+        self.closing = False
+        self._ending: Sweep | None = None
+        self.jobs: dict[DraftKey, Job] = {}
+        # Calls in flight whose callers have all gone are in no one's hands but ours.
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def send(self, draft: Draft, user: str | None, priority: Priority, deadline: float | None) -> SendResult:
+        """Send one draft and wait for what becomes of it.
+
+        Args:
+            draft: the draft.
+            user: its user, resolved.
+            priority: who goes first.
+            deadline: seconds for all of it; None: as long as it takes.
+        """
+        job = await self.request(self.sending(draft, user), priority, deadline)
+        return job.sent(draft)
+
+    async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
+        """Make a call and wait for its job to end; the parameters are those of `send`."""
+        check_stack()
+        caller = _Caller(call.draft, self.unread(call))
+        try:
+            if deadline is None:
+                await self._fulfil(call, priority, caller)
+            else:
+                await self._fulfil_within(deadline, call, priority, caller)
+        except NotSent as error:
+            if caller.job is not None:
+                raise
+            told = early(error, call.draft, caller.record)
+            self.ended_early(call.draft, call.key.user, told)
+            raise told from told.__cause__
+        except asyncio.CancelledError:
+            if caller.job is None:
+                gone = early(NotSent("cancelled before it could wait for its turn"), call.draft, caller.record)
+                self.ended_early(call.draft, call.key.user, gone)
+            raise
+        finally:
+            if caller.job is not None:
+                caller.job.leave(caller, caller.gone)
+        assert caller.job is not None
+        return caller.job
+
+    async def _fulfil(self, call: Call, priority: Priority, caller: _Caller) -> None:
+        if caller.record is UNREAD:
+            record = (await self.recall([call])).get(call.key)
+            if isinstance(record, RecordRefused):
+                caller.record = None  # nor can an earlier call have one
+                raise copy.copy(record) from record.__cause__
+            caller.record = record
+            if record is not None and record.state.settled:
+                caller.job = self.recorded(call, record, caller)
+                return
+        await self.prepare(call)
+        caller.job = self.start(call, priority, caller, record=caller.record)
+        await caller.done
+
+    async def _fulfil_within(self, deadline: float, call: Call, priority: Priority, caller: _Caller) -> None:
+        try:
+            async with asyncio.timeout(deadline):
+                await self._fulfil(call, priority, caller)
+        except TimeoutError:
+            waits = not caller.done.done() or caller.done.cancelled()
+            if waits and (caller.job is None or caller.job.success is None):
+                why = self.scheduler.obstacle(call.key.user)
+                caller.gone = (
+                    f"the deadline of {deadline:g} s passed{f': {why}' if why else ' before its turn came'}"
+                )
+                raise _late(caller, deadline) from None
+
+    def ended_early(self, draft: Draft | None, user: str, error: FeishuMailError) -> None:
+        """Tell of a draft that has ended before it could wait for a turn.
+
+        Args:
+            draft: the draft; of a call that sends none nothing is told.
+            user: its user's key.
+            error: why.
+        """
+        events = self.scheduler.events
+        if draft is not None and events.heard:
+            about = next(_numbers), self.scheduler.endpoint, user, draft
+            events.publish(
+                DraftDone(
+                    self.time(),
+                    *about,
+                    status=error.status,
+                    attempts=0,
+                    waited=0.0,
+                    lasted=0.0,
+                    joined=False,
+                    result=None,
+                    error=without_traceback(error),
+                )
+            )
+
+    def sending(self, draft: Draft, user: str | None) -> Call:
+        """The call that sends a draft for a resolved user."""
+        return Call("POST", send_path(draft), self._key(user, draft.mailbox, draft.draft_id), user, draft)
+
+    def listing(self, mailbox: str, page_token: str | None, user: str | None) -> Call:
+        """The call that lists a page of a mailbox's drafts for a resolved user."""
+        path = list_path(mailbox, page_token)
+        return Call("GET", path, self._key(user, mailbox, path), user)
+
+    def _key(self, user: str | None, mailbox: str, name: str) -> DraftKey:
+        key = self.tokens.key(user)
+        return DraftKey(key, mailbox_key(key, mailbox), name)
+
+    def unread(self, call: Call) -> Record | None:
+        """What is known of a call's draft before its record is read; None where there are no records."""
+        return UNREAD if self.scheduler.book.shared and call.draft is not None else None
+
+    async def recall(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record | RecordRefused]:
+        """What the ledger knows of the drafts that these calls send, or why it can know nothing of one.
+
+        Raises:
+            LedgerError: it cannot be read.
+        """
+        keys = [call.key for call in calls if call.draft is not None]
+        try:
+            return await of(self.scheduler.book.recall(keys))
+        except LedgerError as error:
+            raise copy.copy(error) from error.__cause__  # others may have asked in the same go
+
+    def recorded(self, call: Call, record: Record, listener: Listener) -> "Job":
+        """The job of a call that is not needed, because the ledger has it that the draft was sent."""
+        job = Job(self, call, listener)
+        job.recorded(record)
+        return job
+
+    async def prepare(self, call: Call) -> None:
+        """Have a token ready for the call's user, before a turn is asked for.
+
+        Raises:
+            NotSent: there is none. Each call gets an error of its own, though all may wait for one token.
+        """
+        try:
+            if self.scheduler.refused_mark(call.key.user) is not None:
+                self.tokens.outdate(call.user)
+            if self.tokens.at_hand(call.user):
+                self.tokens.current(call.user)
+            else:
+                await self.tokens.ready(call.user)
+            self.reopen_for(call)
+        except NotSent as error:
+            failed = type(error)(str(error), draft=call.draft)
+            failed.__cause__ = error.__cause__
+        else:
+            return
+        raise forget_frames(failed)
+
+    def reopen_for(self, call: Call) -> None:
+        """Reopen the call's user if it was closed because of another token than there is now."""
+        refused = self.scheduler.refused_mark(call.key.user)
+        if refused is not None and refused != self.tokens.mark(self.tokens.current(call.user)):
+            self.scheduler.reopen(f"user:{call.key.user}")
+
+    def start(
+        self,
+        call: Call,
+        priority: Priority,
+        listener: Listener,
+        stream: Stream | None = None,
+        record: Record | None = None,
+    ) -> "Job":
+        """Let a call wait for its turn, or join the job of the same call.
+
+        Args:
+            call: the call.
+            priority: who goes first.
+            listener: is told of its end.
+            stream: the run it belongs to.
+            record: what the ledger knows of its draft.
+
+        Raises:
+            ClientClosed: the client, or the caller's own session, is closed.
+        """
+        if self.closing or self.transport.closed:
+            raise ClientClosed(_CLOSED if self.closing else _SESSION_CLOSED, draft=call.draft)
+        job = self.jobs.get(call.key)
+        if job is not None and not job.condemned():
+            job.join(listener, priority, stream)
+            return job
+        outage = math.inf if self.policy.outage is None else self.policy.outage
+        job = Job(self, call, listener)
+        if record is not None and record.uncertain:
+            job.doubt()
+        ask = Ask(
+            call.key.user,
+            call.key.mailbox,
+            priority,
+            job,
+            outage=outage,
+            stream=stream,
+            draft_id=None if call.draft is None else call.draft.draft_id,
+            timeout=self.transport.attempt_timeout,
+        )
+        try:
+            job.begin(ask)
+        except BaseException:
+            job.leave(listener, "it could not begin")
+            raise
+        return job
+
+    def end_waiting(self, error: Misconfigured) -> None:
+        """End all calls that wait: what kept one from the API would keep each of them from it."""
+        self.scheduler.sweep(each(self.jobs.values(), lambda job: job.give_up(error)))
+
+    def close(self) -> None:
+        """Begin to end what waits. Calls in flight go on."""
+        self._ending = self.scheduler.sweep(self._closing())
+
+    async def wait_closed(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
+        """Let calls in flight finish, for `timeout` seconds at most; then break them off."""
+        if self._ending is not None:
+            await self._ending.ended()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=timeout)
+        await self.scheduler.sweep(each(self.tasks, asyncio.Task.cancel)).ended()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
+    def _closing(self) -> Iterator[None]:
+        # In its turn: what is being ended by others keeps its reason.
+        self.closing = True
+        yield from each(self.jobs.values(), Job.stop)
+
+
+class Job:
+    """One call on its way.
+
+    Attributes:
+        call: the call, as it was asked for first.
+        listeners: told once, when it has ended.
+        task: makes the attempts; None before the first turn.
+        success: set when it succeeded.
+        error: set when it did not, or may not have.
+    """
+
+    __slots__ = (
+        "_ask",
+        "_asked",
+        "_began",
+        "_context",
+        "_events",
+        "_granted",
+        "_handed_out",
+        "_in_flight",
+        "_number",
+        "_reason",
+        "_sender",
+        "_stopping",
+        "_tries",
+        "_waited",
+        "call",
+        "error",
+        "listeners",
+        "success",
+        "task",
+    )
+
+    def __init__(self, sender: Sender, call: Call, listener: Listener) -> None:
+        self._sender = sender
+        self._events = sender.scheduler.events
+        self._ask: Ask | None = None  # from its beginning to its end; an ask holds its job, too
+        self._context = contextvars.copy_context()
+        self._granted: asyncio.Future[Turn] | None = None
+        self._in_flight = False
+        self._stopping = False
+        self._handed_out = False
+        self._reason = "it was stopped"
+        self._tries = Tries()
+        self._number = next(_numbers)
+        self._began = sender.time()
+        self._asked: float | None = None  # since when it waits for a turn
+        self._waited = 0.0
+        self.call = call
+        self.listeners: list[Listener] = [listener]
+        self.task: asyncio.Task[None] | None = None
+        self.success: Judgement | None = None
+        self.error: FeishuMailError | None = None
+
+    # -- whoever wants the outcome ---------------------------------------------------------------------
+
+    def join(self, listener: Listener, priority: Priority, stream: Stream | None) -> None:
+        """Add a listener; a more urgent one makes the call more urgent."""
+        assert self._ask is not None
+        self._sender.scheduler.move(self._ask, priority, stream)
+        self.listeners.append(listener)
+        self._stopping = False
+
+    def leave(self, listener: Listener, reason: str = "its run was left") -> None:
+        """Take a listener away, before the end or after it; `reason` says why, if it is the last one."""
+        if listener in self.listeners:
+            self.listeners.remove(listener)
+            self._reason = reason
+            self.reconsider()
+
+    def reconsider(self) -> None:
+        """Stop if no listener wants further calls: what waits is given up, and a call in flight is the last."""
+        if not any(listener.wants_calls for listener in self.listeners):
+            self.stop()
+
+    def stop(self) -> None:
+        """Make no further call; one in flight is finished, and settles the outcome if it can."""
+        self._stopping = True
+        if self._ask is None or self._in_flight:
+            return
+        # Before the task hears of it: a turn granted in between would be nobody's.
+        self._sender.scheduler.cancel(self._ask)
+        if self.task is not None:
+            self.task.cancel()
+            self._forget()
+        else:
+            self._end(self._stopped())
+
+    def give_up(self, error: FeishuMailError) -> None:
+        """End with this error if it waits for a turn."""
+        if self._ask is not None:
+            self._sender.scheduler.refuse(self._ask, error)
+
+    def condemned(self) -> bool:
+        """Tell whether an error was about to end it, which has ended it now: nobody can join it any more."""
+        return self._ask is not None and self._sender.scheduler.refuse_condemned(self._ask)
+
+    def sent(self, draft: Draft) -> SendResult:
+        """The result for one who asked for `draft` (its tag may differ), or the error raised."""
+        if self.error is not None:
+            raise self._error_for(draft)
+        assert self.success is not None
+        return SendResult(
+            draft,
+            self.success.text("message_id"),
+            self.success.text("thread_id"),
+            self.success.verdict is Verdict.ALREADY_SENT,
+            self._tries.calls,
+            self.success.log_id,
+        )
+
+    def _error_for(self, draft: Draft | None) -> FeishuMailError:
+        """The error, one for each who asked: it names their draft, and carries their traceback."""
+        assert self.error is not None
+        if not self._handed_out:
+            self._handed_out = True
+            self.error.draft = draft
+            return self.error
+        error = copy.copy(self.error)
+        error.draft, error.__cause__ = draft, self.error.__cause__
+        return error
+
+    def page(self) -> Page:
+        """The page of drafts this call has listed, or the error raised."""
+        if self.error is not None:
+            raise self._error_for(None)
+        assert self.success is not None
+        return read_page(self.success)
+
+    @property
+    def calls(self) -> int:
+        """Calls made so far."""
+        return self._tries.calls
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether a call may have sent the mail without our knowing."""
+        return self.call.draft is not None and (self._in_flight or not self._tries.conclusive)
+
+    def doubt(self) -> None:
+        """An earlier process may have sent the mail."""
+        self._tries.conclusive = False
+
+    # -- the scheduler's side --------------------------------------------------------------------------
+
+    def begin(self, ask: Ask) -> None:
+        """Ask for the first turn."""
+        self._ask = ask
+        self._sender.jobs[self.call.key] = self
+        if self.call.draft is not None and self._events.heard:
+            self._events.publish(DraftQueued(self._began, *self._about))
+            self.reconsider()  # whoever has heard of it may have stopped its run
+        if self._stopping:
+            return
+        alone = self._sender.scheduler.idle
+        self._submit()
+        if alone and self._sender.jobs.get(self.call.key) is self:
+            # Its turn comes in the loop's next pass, most likely, and a task that begins in it saves another pass.
+            # Not for all: those that wait do so without a task.
+            self._granted = asyncio.get_running_loop().create_future()
+            self._start(None)
+
+    def _submit(self) -> None:
+        assert self._ask is not None
+        self._asked = self._sender.time()
+        self._sender.scheduler.submit(self._ask)
+
+    def granted(self, turn: Turn) -> None:
+        """Make the call of this turn; the first one starts the job's task."""
+        if turn.grant.doubtful:
+            self.doubt()
+        if self._granted is not None and self._granted.done():  # cancelled in this very pass of the loop
+            self._sender.scheduler.give_back(turn)
+            return
+        waited = self._waited_enough()
+        if self._granted is not None:
+            self._granted.set_result(turn)
+        else:
+            self._start(turn)
+        if self._events.heard:
+            attempt, probe, priority = self._tries.calls + 1, turn.grant.probe, turn.ask.priority
+            self._tell(TurnGranted(self._sender.time(), *self._about, attempt, waited, probe, priority))
+
+    def _start(self, turn: Turn | None) -> None:
+        self.task = start_task(self._run(turn), "feishu-mail-call", context=self._context)
+        self._sender.tasks.add(self.task)
+
+    def refused(self, error: FeishuMailError) -> None:
+        """There will be no turn."""
+        if self._granted is not None:
+            if not self._granted.done():
+                self._granted.set_exception(error)
+        else:
+            self._end(self._final(error))
+
+    def recorded(self, record: Record) -> None:
+        """The draft was sent before: no call is needed."""
+        data = {"message_id": record.message_id, "thread_id": record.thread_id}
+        self.success = Judgement(Verdict.ALREADY_SENT, data=data, log_id=record.log_id)
+        if self._granted is None:
+            self._end(None)
+        elif not self._granted.done():
+            self._granted.set_exception(_Recorded())
+
+    async def _next_turn(self) -> Turn:
+        self._granted = asyncio.get_running_loop().create_future()
+        self._submit()
+        return await self._turn()
+
+    async def _turn(self) -> Turn:
+        """The turn that has been asked for."""
+        granted, scheduler, ask = self._granted, self._sender.scheduler, self._ask
+        assert granted is not None
+        assert ask is not None
+        try:
+            if not granted.done():
+                self._check_wanted()
+            return await granted
+        except BaseException:
+            scheduler.cancel(ask)
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                scheduler.give_back(granted.result())
+            raise
+        finally:
+            self._granted = None
+
+    # -- the attempts ----------------------------------------------------------------------------------
+
+    async def _run(self, turn: Turn | None) -> None:
+        try:
+            self.success = await self._attempts(await self._turn() if turn is None else turn)
+            self._end(None)
+        except _Recorded:
+            self._end(None)
+        except FeishuMailError as error:
+            self._end(self._final(error))
+        except asyncio.CancelledError:
+            self._end(self._stopped())
+        except Exception as error:
+            # A mistake of ours must not leave the caller waiting, nor claim that nothing was sent.
+            note_frames(error)
+            unknown = OutcomeUnknown(f"an internal error: {type(error).__name__}", draft=self.call.draft)
+            unknown.__cause__ = error
+            self._end(unknown)
+            raise
+        finally:
+            # Here and not in a callback, which would cost another one of the loop's for every send.
+            assert self.task is not None
+            self._sender.tasks.discard(self.task)
+
+    async def _attempts(self, turn: Turn) -> Judgement:
+        try:
+            return await self._attempt(turn)
+        except Again as again:
+            first: Again | None = again
+
+        async def attempt() -> Judgement:
+            nonlocal first
+            if first is not None:
+                # Most calls succeed at the first attempt: only one that failed is worth the loop's cost.
+                failed, first = first, None
+                raise failed
+            return await self._attempt(await self._next_turn())
+
+        try:
+            return await retrying(self._sender.policy, self._tries, self._planned)(attempt)
+        except Again as again:
+            raise _error(again.judgement) from None
+
+    async def _attempt(self, turn: Turn) -> Judgement:
+        """Make the one call of a turn.
+
+        Raises:
+            Again: it may be worth repeating.
+            FeishuMailError: it is not.
+        """
+        sender = self._sender
+        while turn.grant.good_until < math.inf and self._sender.time() > turn.grant.good_until:
+            # The process stood still: the turn's locks may not outlast the call any more.
+            sender.scheduler.give_back(turn)
+            turn = await self._next_turn()
+        try:
+            self._check_wanted()
+            if sender.transport.closed:
+                raise ClientClosed(_SESSION_CLOSED)
+            token = sender.tokens.current(self.call.user)
+        except FeishuMailError:
+            sender.scheduler.give_back(turn)
+            raise
+        judgement = await self._call(turn, token)
+        if judgement.sent:
+            return judgement
+        if judgement.until is Until.TOKEN:
+            again = await self._renew(token, judgement)
+        else:
+            again = judgement.verdict is Verdict.RETRY and not self._outage_over(judgement)
+        if not again:
+            error = _error(judgement)
+            if isinstance(error, Misconfigured):
+                sender.end_waiting(error)
+            raise error
+        self._check_wanted()
+        raise Again(judgement)
+
+    async def _call(self, turn: Turn, token: str) -> Judgement:
+        """Make the call of a turn, and settle the turn."""
+        sender = self._sender
+        answer: Reply | Failure = _BROKEN_OFF
+        self._in_flight = True
+        number, began = self._tries.calls + 1, sender.time()
+        if self._events.heard:
+            self._events.publish(AttemptStarted(began, *self._about, number, self.call.path))
+        try:
+            answer = await sender.transport.exchange(self.call.method, self.call.path, token)
+        finally:
+            # Also when this task is cancelled: the call may be on its way.
+            judgement = self._judged(answer, token)
+            self._tries.count(judgement)
+            if self._events.heard:
+                self._events.publish(self._attempt_ended(judgement, number, began))
+            renewing = judgement.until is Until.TOKEN
+            written = sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
+            self._in_flight = written is not None
+        if written is not None:
+            # What a call has done is told once it is on record; a client that closes at once does not wait for it.
+            try:
+                await asyncio.shield(written)
+            except asyncio.CancelledError:
+                if not judgement.sent and being_cancelled():
+                    raise
+            finally:
+                self._in_flight = False
+        return judgement
+
+    def _judged(self, answer: Reply | Failure, token: str) -> Judgement:
+        if isinstance(answer, Reply):
+            judgement = judge(answer, token, self._sender.transport.base_url)
+        elif answer.end is CallEnd.NEVER_LEFT and self._sender.transport.closed:
+            # Closed by the caller while the call was to connect: that is no outage, and concerns nobody else.
+            judgement = Judgement(Verdict.RETRY, answer.end, error=ClientClosed(_SESSION_CLOSED))
+        elif answer.end is CallEnd.LOST:
+            judgement = lost(answer.reason)
+        else:
+            judgement = never_left(answer.reason, lasting=answer.lasting)
+        if self.call.draft is None and not judgement.conclusive:
+            # Where nothing can have been changed, nothing is left open.
+            judgement = judgement._replace(conclusive=True)
+        return judgement
+
+    def _check_wanted(self) -> None:
+        if not self._stopping and not self._sender.closing:
+            for listener in self.listeners:
+                if listener.wants_calls:
+                    return
+        raise self._stopped()
+
+    def _outage_over(self, judgement: Judgement) -> bool:
+        outage = self._sender.policy.outage
+        unreachable = judgement.end is CallEnd.NEVER_LEFT
+        return unreachable and outage is not None and self._sender.scheduler.unreachable_for() >= outage
+
+    async def _renew(self, refused: str, judgement: Judgement) -> bool:
+        """Have the user's refused token replaced; the user's other calls are held meanwhile.
+
+        A second refusal, or none but the same token, closes the user until the token changes. So does a
+        source that keeps failing, though not at its first failure.
+        """
+        sender = self._sender
+        closed_by = None
+        try:
+            if self._tries.renewed or not await self._another_token(refused):
+                closed_by = judgement.error
+        except LoginRequired as error:
+            closed_by = error
+            raise
+        except NotSent as error:
+            closed_by = _error(judgement)
+            closed_by.__cause__ = error
+        finally:
+            self._tries.renewed = True
+            sender.scheduler.renewed(self.call.key.user, closed_by, sender.tokens.mark(refused))
+        return closed_by is None
+
+    async def _another_token(self, refused: str) -> bool:
+        """Whether there is a token other than the refused one; a source that fails is asked again for a while."""
+        sender, failures = self._sender, 0
+        while True:
+            try:
+                return await sender.tokens.renew(self.call.user, refused) is not None
+            except NotSent as error:
+                failures += 1
+                hopeless = isinstance(error, ClientClosed | LoginRequired)
+                if failures >= sender.policy.attempts or hopeless:
+                    raise
+            await asyncio.sleep(sender.delays.backoff(failures))
+
+    # -- what is told of it ----------------------------------------------------------------------------
+
+    @property
+    def _about(self) -> tuple[int, str, str, Draft | None]:
+        """What all events of this job have."""
+        return self._number, self._sender.scheduler.endpoint, self.call.key.user, self.call.draft
+
+    def _tell(self, event: Event) -> None:
+        """Tell from outside the job's task, but as part of what its caller was doing.
+
+        In a copy of its context: one context cannot be entered twice.
+        """
+        self._context.copy().run(self._events.publish, event)
+
+    def _waited_enough(self) -> float:
+        """The wait for a turn is over: how many seconds it took."""
+        if self._asked is None:
+            return 0.0
+        waited, self._asked = self._sender.time() - self._asked, None
+        self._waited += waited
+        return waited
+
+    def _attempt_ended(self, judgement: Judgement, number: int, began: float) -> AttemptEnded:
+        now, error = self._sender.time(), judgement.error
+        return AttemptEnded(
+            now,
+            *self._about,
+            attempt=number,
+            seconds=now - began,
+            end=judgement.end,
+            verdict=judgement.verdict,
+            code=judgement.code,
+            http_status=judgement.http_status,
+            log_id=judgement.log_id,
+            error=None if error is None else without_traceback(error),
+        )
+
+    def _planned(self, judgement: Judgement, delay: float) -> None:
+        if self._events.heard:
+            error = without_traceback(_error(judgement))
+            calls, scope = self._tries.calls, judgement.scope
+            self._events.publish(RetryPlanned(self._sender.time(), *self._about, calls, delay, scope, error))
+
+    def _tell_end(self) -> None:
+        """Tell what became of the draft, once for each who wants to know, or else once."""
+        now = self._sender.time()
+        number, endpoint, user, own = self._about
+        for place, draft in enumerate([one.draft for one in self.listeners] or [own]):
+            if draft is None:
+                continue
+            result, error = None, self.error
+            if error is None:
+                result = self.sent(draft)
+                result = replace(result, already_sent=True) if place else result
+                status = result.status
+            else:
+                status, error = error.status, without_traceback(error)
+            self._tell(
+                DraftDone(
+                    now,
+                    number,
+                    endpoint,
+                    user,
+                    draft,
+                    status=status,
+                    attempts=0 if place else self._tries.calls,
+                    waited=0.0 if place else self._waited,
+                    lasted=now - self._began,
+                    joined=place > 0,
+                    result=result,
+                    error=error,
+                )
+            )
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def _end(self, error: FeishuMailError | None) -> None:
+        self._ask = None
+        self.error = None if error is None else forget_frames(error)
+        self._waited_enough()
+        if (
+            error is not None
+            and self.call.draft is not None
+            and not isinstance(error, ClientClosed | RecordRefused)
+        ):
+            # Of one that the client's closing has ended nothing is known that was not before.
+            self._sender.scheduler.book.note(self.call.key, error.status, error)
+        self._forget()
+        try:
+            if self._events.heard:
+                self._tell_end()
+        finally:  # what a subscriber raises must not keep the others from hearing of it
+            listeners, self.listeners = self.listeners, []
+            for listener in listeners:
+                listener.ended(self)
+
+    def _forget(self) -> None:
+        if self._sender.jobs.get(self.call.key) is self:
+            del self._sender.jobs[self.call.key]
+
+    def _stopped(self) -> FeishuMailError:
+        if self._sender.closing:
+            return self._final(ClientClosed(_CLOSED))
+        return self._final(NotSent(f"not sent: {self._reason}" if self._tries.conclusive else self._reason))
+
+    def _final(self, error: FeishuMailError) -> FeishuMailError:
+        """What to tell the caller: an error is only the last word if no attempt may have sent the mail."""
+        error.draft, error.attempts = self.call.draft, self._tries.calls
+        if self._tries.conclusive or isinstance(error, OutcomeUnknown):
+            return error
+        return _unsettled(error, self.call.draft, self._tries.calls)
+
+
+class _Recorded(Exception):
+    """The ledger has it that the draft was sent."""
+
+
+def _error(judgement: Judgement) -> FeishuMailError:
+    assert judgement.error is not None  # only a success has none
+    return judgement.error
+
+
+def early(error: FeishuMailError, draft: Draft | None, record: Record | None) -> FeishuMailError:
+    """What to tell of a draft that ended before there was a job for it.
+
+    Args:
+        error: what ended it.
+        draft: the draft; None for a call that sends none.
+        record: what is known of it. If that is doubtful, or not read yet, an earlier call may have sent it.
+    """
+    error.draft = draft
+    return error if record is None or not record.uncertain else _unsettled(error, draft, 0)
+
+
+def _unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> OutcomeUnknown:
+    """What to tell of a draft that ended in an error after a call that may have sent it."""
+    doubt = "it may have been sent: an attempt had no clear answer, and then"
+    if not attempts:
+        doubt = "an earlier call may have sent it, and this one made none"
+    unknown = OutcomeUnknown(
+        f"{doubt}: {sentence(error)} {_SAFE}",
+        draft=draft,
+        log_id=error.log_id,
+        attempts=attempts,
+    )
+    unknown.__cause__ = error
+    return unknown
+
+
+def _late(caller: _Caller, deadline: float) -> FeishuMailError:
+    job = caller.job
+    if job is None:
+        return NotSent(caller.gone)
+    if job.uncertain:
+        return OutcomeUnknown(
+            f"it may have been sent: the deadline of {deadline:g} s passed before a clear answer came. {_SAFE}",
+            draft=caller.draft,
+            attempts=job.calls,
+        )
+    return NotSent(f"not sent: {caller.gone}", draft=caller.draft, attempts=job.calls)

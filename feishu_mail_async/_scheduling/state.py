@@ -1,0 +1,439 @@
+"""How an app stands, and what a call's end changes in that: the rules have their home here.
+
+Pure: the time is handed in. In memory one `Standing` lasts as long as its app. A database ledger reads one from
+its rows in each transaction, applies the same rules, writes the changes back, and hands it on as what its process
+knows until the next transaction.
+"""
+
+import math
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from feishu_mail_async._api.protocol import CallEnd, Judgement
+from feishu_mail_async.codes import Scope, Until, Verdict
+from feishu_mail_async.errors import FeishuMailError, ScopeClosed, without_traceback
+from feishu_mail_async.model import RateLimit
+
+from .budget import Budget
+
+__all__ = ["APP", "ClosedScope", "Closure", "Delays", "Grant", "Lock", "Pause", "Settled", "Standing", "scopes"]
+
+APP: Final = "app"
+"""The scope that is the whole app."""
+
+_HOUR: Final = 3600.0
+_FEW: Final = 64
+"""Closures that are kept before those are looked for whose time is over."""
+_MOST_WINDOWS: Final = 4
+"""Windows of the limit that a pause lasts at most: after one all calls are forgotten, whatever a server says."""
+_ALWAYS_BELIEVED: Final = 60.0
+"""Seconds of a pause that are kept in any case: the server's window may be longer than the limit's."""
+_UNWATCHED: Final = 60.0
+"""Seconds without a probe after which an outage may have ended and begun again."""
+
+
+class Delays(Protocol):
+    """The lengths of the waits, which a retry policy computes and the scheduler obeys."""
+
+    def backoff(self, times: int) -> float:
+        """Seconds to wait after the same thing went wrong `times` times in a row."""
+
+    def outage(self, times: int, lasted: float) -> float:
+        """Seconds to the next probe of an outage that has lasted that long."""
+
+
+class Lock(Protocol):
+    """What a user or a mailbox is locked by.
+
+    Attributes:
+        key: its name.
+        open_at: when a call may pass again, after a lost call or a cool-down.
+        cooling: the end of a cool-down alone.
+        strikes: refusals in a row.
+    """
+
+    key: str
+    open_at: float
+    cooling: float
+    strikes: int
+
+
+class Grant(NamedTuple):
+    """What a turn was granted with.
+
+    Attributes:
+        turn: its name in the ledger.
+        at: when it was granted.
+        pauses: how many pauses of the app there had been by then.
+        probe: the app is paused, and this call finds out whether it still has to be.
+        doubtful: an earlier call, of this process or another, may have sent the draft without anybody's knowing.
+        good_until: the last moment at which its call may be made, by the loop's clock.
+    """
+
+    turn: str
+    at: float
+    pauses: int
+    probe: bool
+    doubtful: bool = False
+    good_until: float = math.inf
+
+
+@dataclass(slots=True)
+class Pause:
+    """The whole app waits, then one call probes; its answer ends the pause.
+
+    Attributes:
+        until: when the next call may probe.
+        reason: why it is paused.
+        probe: the turn that probes; None while there is none.
+        probe_lapses: when a probe of which nothing was heard counts for nothing.
+    """
+
+    until: float
+    reason: str
+    probe: str | None = None
+    probe_lapses: float = math.inf
+
+    @property
+    def next_probe(self) -> float:
+        """When the next call may probe; infinity while one is on its way."""
+        return self.until if self.probe is None else self.probe_lapses
+
+
+@dataclass(slots=True)
+class Closure:
+    """A closed scope.
+
+    Attributes:
+        reason: what closed it.
+        until: what ends it.
+        ends: when time ends it; infinity if time does not.
+        mark: of the token that was refused, where that closed it.
+    """
+
+    reason: FeishuMailError
+    until: Until
+    ends: float
+    mark: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedScope:
+    """A scope whose drafts are skipped.
+
+    Attributes:
+        scope: "app", "user:NAME" or "mailbox:ADDRESS", as `reopen` takes it.
+        reason: what closed it.
+        seconds: until one draft may try again; None if it takes a new token or `reopen`.
+        until: what ends it.
+    """
+
+    scope: str
+    reason: str
+    seconds: float | None
+    until: Until
+
+
+class Settled(NamedTuple):
+    """What the end of a call has changed, beside the standing itself.
+
+    Attributes:
+        ended: when the call counts as ended, for its permit; None: it never left.
+        closed: the scope that it closed.
+        outage: seconds for which nothing has been reachable, if that is what it found.
+    """
+
+    ended: float | None
+    closed: str | None
+    outage: float | None
+
+
+def scopes(user: str, mailbox: str) -> tuple[str, str, str]:
+    """What must be open for a call."""
+    return APP, f"user:{user}", f"mailbox:{mailbox}"
+
+
+class Standing:
+    """How an app stands.
+
+    Args:
+        limit: the limit in force.
+
+    Attributes:
+        budget: its permits.
+        last: when the last call was dispatched.
+        pause: why and until when all its calls wait.
+        pauses: how many pauses there have been.
+        smooth_until: the end of the minute after a pause, in which calls go at the even pace.
+        unreachable_since: when nothing was reachable for the first time; None while all is well.
+        unreachable_times: probes that found nothing reachable.
+        unreachable_lasted: for how long nothing had been reachable at the last of them.
+        closed: what is closed, by scope.
+        closings: how often that has changed.
+        crowded: closures at which those are dropped whose time is over.
+    """
+
+    __slots__ = (
+        "budget",
+        "closed",
+        "closings",
+        "crowded",
+        "last",
+        "pause",
+        "pauses",
+        "smooth_until",
+        "unreachable_lasted",
+        "unreachable_since",
+        "unreachable_times",
+    )
+
+    def __init__(self, limit: RateLimit) -> None:
+        self.budget = Budget(limit)
+        self.last = -math.inf
+        self.pause: Pause | None = None
+        self.pauses = 0
+        self.smooth_until = -math.inf
+        self.unreachable_since: float | None = None
+        self.unreachable_times = 0
+        self.unreachable_lasted = 0.0
+        self.closed: dict[str, Closure] = {}
+        self.closings = 0
+        self.crowded = _FEW
+
+    # -- when the next call may go ---------------------------------------------------------------------
+
+    def spacing(self, now: float) -> float:
+        """The least seconds between two dispatches, as things stand now."""
+        limit = self.budget.limit
+        return max(limit.spacing, limit.per / limit.calls) if now < self.smooth_until else limit.spacing
+
+    def not_before(self, now: float) -> float:
+        """The earliest moment of the next dispatch; infinity while that depends on a call in flight."""
+        at = self.last + self.spacing(now)
+        if at > self.smooth_until > now:
+            at = max(self.smooth_until, self.last + self.budget.limit.spacing)
+        if self.pause is not None:
+            at = max(at, self.pause.next_probe)
+        return max(at, self.budget.next_at(now))
+
+    def at_rest(self, now: float) -> bool:
+        """Whether there is nothing to remember: no call that counts, nothing that is paused or closed."""
+        return (
+            self.budget.free(now) >= self.budget.limit.calls
+            and self.pause is None
+            # When the app's closure is over, one call has to probe; a user's and a mailbox's just ends.
+            and not any(closure.ends > now or scope == APP for scope, closure in self.closed.items())
+        )
+
+    def grant(self, turn: str, now: float, good_until: float) -> Grant:
+        """Count a dispatch that `not_before` allows, of a call that is made until `good_until`."""
+        self.budget.take()
+        return self.dispatch(turn, now, good_until=good_until)
+
+    def dispatch(self, turn: str, now: float, lapses: float = math.inf, good_until: float = math.inf) -> Grant:
+        """Note a dispatch whose permit is counted elsewhere.
+
+        Args:
+            turn: the turn's name.
+            now: the time.
+            lapses: when a probe of which nothing was heard counts for nothing.
+            good_until: the last moment for its call, by the loop's clock.
+        """
+        self.last = now
+        if self.pause is not None:
+            self.pause.probe, self.pause.probe_lapses = turn, lapses
+        return Grant(turn, now, self.pauses, self.pause is not None, good_until=good_until)
+
+    # -- the end of a call -----------------------------------------------------------------------------
+
+    def end(  # noqa: PLR0917 - one for each thing concerned
+        self,
+        grant: Grant,
+        judgement: Judgement,
+        delays: Delays,
+        now: float,
+        user: Lock,
+        mailbox: Lock,
+        *,
+        renewing: bool,
+    ) -> Settled:
+        """A call has ended whose permit is counted here; the parameters are those of `settle`."""
+        settled = self.settle(grant, judgement, delays, now, user, mailbox, renewing=renewing)
+        if settled.ended is None:
+            self.budget.refund()
+        else:
+            self.budget.ended(settled.ended)
+        return settled
+
+    def refund(self, grant: Grant) -> None:
+        """No call was made in the turn of this grant, whose permit is counted here."""
+        self.budget.refund()
+        self.give_back(grant.turn)
+
+    def settle(  # noqa: PLR0917 - one for each thing concerned
+        self,
+        grant: Grant,
+        judgement: Judgement,
+        delays: Delays,
+        now: float,
+        user: Lock,
+        mailbox: Lock,
+        *,
+        renewing: bool,
+    ) -> Settled:
+        """A call has ended: say who waits and what is closed. The permit is the caller's business.
+
+        Args:
+            grant: the grant of its turn.
+            judgement: what the call means.
+            delays: how long those wait who wait.
+            now: the time.
+            user: the lock of its user.
+            mailbox: the lock of its mailbox.
+            renewing: the user's token was refused and is being renewed; nothing is closed for that yet.
+        """
+        ended: float | None = now
+        if judgement.end is CallEnd.NEVER_LEFT:
+            ended = None
+        elif judgement.end is CallEnd.LOST:
+            ended = self.lost(now, user, mailbox)
+        outage = self._settle_app(grant, judgement, delays, now)
+        _settle_user(user, judgement, delays, now)
+        closed = None
+        if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:
+            closed = _scope(judgement.scope, user, mailbox)
+            self.close(closed, judgement.error, judgement.until, now)
+        return Settled(ended, closed, outage)
+
+    def lost(self, at: float, user: Lock, mailbox: Lock) -> float:
+        """When a call counts as ended that ended without an answer; until then its locks are shut."""
+        # It may still arrive, and be counted, and run into the next call of the same user.
+        ended = at + self.budget.limit.grace
+        for lock in (user, mailbox):
+            lock.open_at = max(lock.open_at, ended)
+        return ended
+
+    def give_back(self, turn: str) -> None:
+        """No call is made in the turn of this name (any more): another may probe. Its permit is the caller's."""
+        if self.pause is not None and self.pause.probe == turn:
+            self.pause.probe = None
+
+    def _settle_app(self, grant: Grant, judgement: Judgement, delays: Delays, now: float) -> float | None:
+        self.give_back(grant.turn)
+        # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
+        answered = judgement.end is CallEnd.ANSWERED and grant.probe and grant.pauses == self.pauses
+        if answered:
+            self.unreachable_since, self.unreachable_times = None, 0
+        if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.APP:
+            if judgement.end is CallEnd.NEVER_LEFT:
+                return self._unreachable(grant, judgement, delays, now)
+            per = self.budget.limit.per
+            longest = max(_MOST_WINDOWS * per, _ALWAYS_BELIEVED)
+            seconds = per if judgement.pause is None else min(judgement.pause, longest)
+            self.pause_app(now + seconds, str(judgement.error))
+        elif answered:
+            self.pause = None
+            self.smooth_until = now + self.budget.limit.per
+        return None
+
+    def pause_app(self, until: float, reason: str) -> None:
+        """Let the whole app wait until then; of several pauses the latest end counts."""
+        self.pauses += 1
+        if self.pause is None:
+            self.pause = Pause(until, reason)
+        elif until >= self.pause.until:
+            self.pause.until, self.pause.reason = until, reason
+
+    def _unreachable(self, grant: Grant, judgement: Judgement, delays: Delays, now: float) -> float | None:
+        if self.unreachable_since is not None and grant.pauses != self.pauses:
+            return None  # made before the pause: it tells nothing new
+        unwatched = self.pause is not None and grant.at > self.pause.until + _UNWATCHED
+        if self.unreachable_since is None or unwatched:
+            self.unreachable_since, self.unreachable_times = now, 0
+        lasted = self.unreachable_lasted = now - self.unreachable_since
+        self.unreachable_times += 1
+        self.pause_app(now + delays.outage(self.unreachable_times, lasted), str(judgement.error))
+        return lasted
+
+    # -- closed scopes ---------------------------------------------------------------------------------
+
+    def close(
+        self, scope: str, reason: FeishuMailError | None, until: Until, now: float, mark: str | None = None
+    ) -> None:
+        """Close a scope."""
+        if len(self.closed) >= self.crowded:
+            self.lapse([*self.closed], now)  # of users and mailboxes that nobody asks for any more
+            self.crowded = max(_FEW, 2 * len(self.closed))
+        # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
+        kept = FeishuMailError(f"{scope} is closed") if reason is None else without_traceback(reason)
+        self.closings += 1
+        self.closed[scope] = Closure(kept, until, now + _HOUR if until is Until.HOUR else math.inf, mark)
+
+    def lapse(self, names: Iterable[str], now: float) -> None:
+        """Drop those of these closures whose time is over.
+
+        A user's calls go one at a time, so the next one is the probe; the app's do not.
+        """
+        for scope in names:
+            closure = self.closed.get(scope)
+            if closure is not None and closure.ends <= now:
+                self.reopen(scope)
+                if scope == APP:
+                    self.pause_app(now, str(closure.reason))
+
+    def reopen(self, scope: str) -> None:
+        """Reopen a scope; nothing happens if it is not closed."""
+        if self.closed.pop(scope, None) is not None:
+            self.closings += 1
+
+    def closed_of(self, names: Iterable[str], now: float) -> str | None:
+        """The first of these scopes that is closed."""
+        for scope in names:
+            closure = self.closed.get(scope)
+            if closure is not None and closure.ends > now:
+                return scope
+        return None
+
+    def closed_scopes(self, now: float, told: Container[str] = ()) -> tuple[ClosedScope, ...]:
+        """What is closed, as people are told, but for those scopes that have been `told`."""
+        return tuple(
+            ClosedScope(
+                scope,
+                str(closure.reason),
+                None if closure.ends == math.inf else closure.ends - now,
+                closure.until,
+            )
+            for scope, closure in self.closed.items()
+            if closure.ends > now and scope not in told
+        )
+
+    def refusal(self, scope: str, now: float) -> ScopeClosed:
+        """What those are told whose calls a closed scope keeps from being made."""
+        closure = self.closed[scope]
+        left = None if closure.ends == math.inf else max(0.0, closure.ends - now)
+        ends = f"until {closure.until}" if left is None else f"for another {left:.0f} s"
+        error = ScopeClosed(
+            f"not attempted: {scope} is closed {ends}, because of: {closure.reason}", scope=scope, until=left
+        )
+        error.__cause__ = closure.reason
+        return error
+
+
+def _settle_user(user: Lock, judgement: Judgement, delays: Delays, now: float) -> None:
+    if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
+        user.strikes += 1
+        user.cooling = now + delays.backoff(user.strikes)
+        user.open_at = max(user.open_at, user.cooling)
+    elif judgement.sent:
+        user.strikes = 0
+
+
+def _scope(scope: Scope, user: Lock, mailbox: Lock) -> str:
+    match scope:
+        case Scope.USER:
+            return f"user:{user.key}"
+        case Scope.MAILBOX:
+            return f"mailbox:{mailbox.key}"
+        case _:
+            return APP

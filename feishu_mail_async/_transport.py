@@ -1,0 +1,386 @@
+"""One HTTP exchange over aiohttp, with its time and size limits. It knows no policy.
+
+A connection carries one exchange. An answer nobody asked for may lie on a connection that has been used, and it
+may also come when the next request is under way already, so no look at such a connection tells that it is good.
+
+Whatever happens on the wire comes back as a value: a `Reply`, or a `CallEnd` with the reason. That keeps
+aiohttp's exceptions, some of which hold the request's headers and so the token, inside this room.
+"""
+
+import asyncio
+import math
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from errno import errorcode
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Self
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from ._api.protocol import LONGEST_REPLY, CallEnd, Reply, is_loopback, redact
+from ._forks import NOT_THIS_CLIENT, Origin
+from ._secrecy import Hidden
+from ._text import escape
+
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+
+__all__ = ["Failure", "Transport"]
+
+_LONGEST_CONNECT: Final = 10.0
+
+# aiohttp raises these before the first byte of the request is written.
+_BEFORE_THE_REQUEST: Final = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.InvalidURL,
+)
+
+_MARK: Final = "X-Feishu-Mail-Async"
+
+# Of OpenSSL (x509_vfy.h). A certificate is out of its time where the clock is wrong, or until it is renewed.
+_OUT_OF_ITS_TIME: Final = {9, 10}
+_ANOTHER_NAME: Final = {62, 64}
+# What OpenSSL calls it where the two sides never come to terms.
+_NO_TLS: Final = {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}
+_NO_TERMS: Final = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+    "UNSUPPORTED_PROTOCOL",
+}
+# A proxy's answers that another attempt may change, though they are of the kinds that say no.
+_PROXY_MAY_PASS: Final = {408, 425, 429}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call without an answer.
+
+    Attributes:
+        end: LOST or NEVER_LEFT.
+        reason: says why, and what to do if it is lasting.
+        lasting: whether it never leaves until a setting is changed.
+    """
+
+    end: CallEnd
+    reason: str
+    lasting: bool = False
+
+
+class Transport:
+    """Exchanges with one host, over one aiohttp session.
+
+    Args:
+        base_url: the API's host, as `check_base_url` returned it.
+        attempt_timeout: seconds for one whole exchange.
+        session: the caller's own session; None: one is made on first use and closed with the transport.
+    """
+
+    def __init__(self, base_url: str, attempt_timeout: float, session: aiohttp.ClientSession | None) -> None:
+        self.attempt_timeout = attempt_timeout
+        self.base_url = base_url
+        self._own = session is None
+        self._session = session
+        self._proxy: URL | None = None
+        self._proxy_headers: dict[str, str] | None = None
+        self._reason_timeout = f"none within {attempt_timeout:g} s"
+        # Connecting has a shorter limit of its own: so a call that ran out of time is known to have been made.
+        # aiohttp rounds timeouts over 5 s up to whole seconds unless told otherwise.
+        self._timeout = aiohttp.ClientTimeout(
+            total=attempt_timeout, connect=min(_LONGEST_CONNECT, attempt_timeout / 2), ceil_threshold=math.inf
+        )
+        # aiohttp refuses our header beside credentials that the session brings, its own or those of ~/.netrc.
+        # Set after that check, by the middleware, it takes their place.
+        self._late_header = session is not None and (session.auth is not None or session.trust_env)
+        self._origin = Origin()
+        if session is None:
+            self._set_proxy()
+
+    async def exchange(
+        self, method: str, path: str, token: str | None, body: Mapping[str, str] | None = None
+    ) -> Reply | Failure:
+        """Make one call and read its answer.
+
+        Args:
+            method: the HTTP method.
+            path: the path and query, encoded already.
+            token: the user_access_token; it goes into the request's header and nowhere else. None: no header.
+            body: goes into the request as JSON, and nowhere else.
+        """
+        if self._origin.elsewhere:
+            # Its connections are the parent's, and what waits to be called here waits there as well.
+            return Failure(CallEnd.NEVER_LEFT, NOT_THIS_CLIENT, lasting=True)
+        self._origin.opened()
+        secrets = Hidden((token, body))
+        del token, body
+        try:
+            return await self._exchange(method, path, secrets)
+        except asyncio.CancelledError as error:
+            cancelled = asyncio.CancelledError(*error.args)
+        raise cancelled  # without the frames in which the request stands
+
+    async def _exchange(
+        self, method: str, path: str, secrets: Hidden[tuple[str | None, Mapping[str, str] | None]]
+    ) -> Reply | Failure:
+        token, body = secrets.value
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
+        bearer = f"Bearer {token}" if token else None
+        if bearer and not self._late_header:
+            headers["Authorization"] = bearer
+        only = _OnlyRequest(bearer if self._late_header else None)
+        try:
+            session = self._session or self._open()
+            # The caller's session may have settings of its own; these are the ones that would turn an answer
+            # into an exception, make several calls of one, or carry the token to another host.
+            async with session.request(
+                method,
+                URL(self.base_url + path, encoded=True),
+                headers=headers,
+                json=body,
+                timeout=self._timeout,
+                allow_redirects=False,
+                raise_for_status=False,
+                middlewares=(only,),
+                auto_decompress=True,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
+            ) as response:
+                return await _read(response)
+        except Exception as error:  # noqa: BLE001 - a caller's trace hook may raise anything, after the call
+            reason = _reason(error, _secrets_in(token, body))
+            if not only.left or isinstance(error, _BEFORE_THE_REQUEST):
+                return Failure(CallEnd.NEVER_LEFT, reason, _lasts(error))
+            if isinstance(error, TimeoutError):
+                reason = self._reason_timeout
+            return Failure(CallEnd.LOST, reason)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session was closed: by `close`, or by the caller whose own it is."""
+        return self._session is not None and self._session.closed
+
+    async def close(self) -> None:
+        """Close the session if it is our own."""
+        if self._own and self._session is not None and not self._origin.elsewhere:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        self._session = aiohttp.ClientSession(
+            # How many calls run at once is the scheduler's business, and there is no pool.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,  # True asks ~/.netrc, in a thread, on every call
+        )
+        return self._session
+
+    def _set_proxy(self) -> None:
+        """Take the proxy from the environment, as `HTTPS_PROXY` and `NO_PROXY` say; never for loopback."""
+        url = URL(self.base_url)
+        if url.host is None or is_loopback(url.host) or proxy_bypass(url.host):
+            return
+        found = getproxies().get(url.scheme)
+        if not found:
+            return
+        try:
+            proxy = URL(found if "://" in found else f"http://{found}")
+        except ValueError:
+            proxy = URL()
+        if proxy.scheme not in {"http", "https"} or not proxy.host:
+            # What stands there may hold a password, so it is not quoted.
+            raise ValueError(
+                f"{url.scheme.upper()}_PROXY: the environment's proxy cannot be used; give http://HOST:PORT"
+            )
+        if proxy.user:
+            credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+            self._proxy_headers = {"Proxy-Authorization": credentials}
+        self._proxy = proxy.with_user(None)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.base_url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class _OnlyRequest:
+    """A client middleware for the one request of an exchange.
+
+    Args:
+        bearer: the request's Authorization, where it has none yet.
+
+    Attributes:
+        left: whether any of the request may have been written.
+    """
+
+    def __init__(self, bearer: str | None) -> None:
+        self.left = True  # where nothing of aiohttp's is under it, nothing is known
+        self._bearer = bearer
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if self._bearer is not None:
+            request.headers["Authorization"] = self._bearer
+        if is_loopback(request.url.host):
+            request.proxy = None  # an environment's proxy would carry the token over a network, in the clear
+        self._give_own_connection(request)
+        self.left = False
+        try:
+            return await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            # Of these aiohttp would make a GET anew, but one turn is one call.
+            raise _BrokenOff from error
+
+    def _give_own_connection(self, request: aiohttp.ClientRequest) -> None:
+        """Have a request take a connection that has carried nothing yet, and give it to nobody afterwards.
+
+        Publicly this is a connector's setting for all its requests (`force_close`), and the connector may be the
+        caller's. So two ways of aiohttp's are relied on that it does not promise: a pooled connection is found by
+        its proxy's headers, too, proxy or none, so that under a mark of ours there is none; and a connection's
+        `force_close` keeps it out of the pool, if called before the answer, of which a small one puts it there at
+        once. tests/test_one_exchange.py fails if either ends.
+        """
+        request.proxy_headers = CIMultiDict(request.proxy_headers or {}, **{_MARK: "1"})
+        send = request.send
+
+        async def send_on(conn: "Connection") -> aiohttp.ClientResponse:
+            protocol = conn.protocol
+            if protocol is None or protocol.should_close:
+                raise aiohttp.ClientConnectionError("the connection was closed, or answered, before it was asked")
+            protocol.force_close()
+            self.left = True
+            return await send(conn)
+
+        request.send = send_on  # type: ignore[method-assign]
+
+
+class _BrokenOff(aiohttp.ClientError):
+    """A connection ended; the cause tells how. Not one of the errors on which aiohttp repeats a request."""
+
+
+async def _read(response: aiohttp.ClientResponse) -> Reply:
+    """Read an answer up to its bound. From here on the call has been answered, whatever becomes of the body."""
+    body: bytes | None
+    try:
+        body = await _read_body(response)
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        body = None
+    return Reply(
+        response.status,
+        body,
+        log_id=_header(response, "X-Tt-Logid"),
+        reset=_header(response, "x-ogw-ratelimit-reset"),
+        date=_header(response, "Date"),
+        retry_after=_header(response, "Retry-After"),
+    )
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
+    if (response.content_length or 0) > LONGEST_REPLY:
+        return None
+    chunks: list[bytes] = []
+    left = LONGEST_REPLY
+    while not response.content.at_eof():
+        chunk = await response.content.read(left + 1)
+        left -= len(chunk)
+        if left < 0:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
+    return response.headers.get(name) or None
+
+
+def _secrets_in(token: str | None, body: Mapping[str, str] | None) -> list[str]:
+    return [token or "", *(body or {}).values()]
+
+
+def _reason(error: Exception, secrets: Iterable[str]) -> str:
+    """What an exception says, without what it holds: some of aiohttp's hold the request's headers."""
+    try:
+        text = _described(error)
+    except Exception:  # noqa: BLE001 - an exception made by hand may lack what its class promises
+        text = type(error).__name__
+    return escape(redact(text, secrets)[:300])
+
+
+def _described(error: Exception) -> str:
+    match error:
+        case _BrokenOff(__cause__=Exception() as cause):
+            return _described(cause)
+        case aiohttp.ClientConnectorError(os_error=ssl.SSLError() as failed):
+            return f"{error.host}:{error.port}: {_no_tls(failed)}"
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said) as failed):
+            # asyncio tells which call failed; the number tells why, if it is one of the system's.
+            system = number in errorcode and not isinstance(failed, socket.gaierror)
+            return f"{error.host}:{error.port}: {os.strerror(number) if system else said}"
+        case aiohttp.ClientHttpProxyError():
+            return _refused_by_proxy(error.status, f"HTTP {error.status} {error.message}")
+        case aiohttp.ClientResponseError():
+            return f"HTTP {error.status} {error.message}"
+        case _:
+            return f"{type(error).__name__}: {error}"
+
+
+def _no_tls(wrong: ssl.SSLError) -> str:
+    """Why no TLS connection came about, and what to do."""
+    if not isinstance(wrong, ssl.SSLCertVerificationError):
+        why = "no TLS is spoken there" if wrong.reason in _NO_TLS else "no TLS connection came about"
+        return f"{why} ({(wrong.reason or str(wrong)).lower().replace('_', ' ')})"
+    if wrong.verify_code in _OUT_OF_ITS_TIME:
+        return f"its certificate is not valid by this machine's clock ({wrong.verify_message}): check the clock"
+    if wrong.verify_code in _ANOTHER_NAME:
+        return (
+            f"its certificate is another host's ({wrong.verify_message}): check base_url, and the proxy or the "
+            "network's login page that may answer in its place"
+        )
+    return (
+        f"its certificate is not trusted ({wrong.verify_message}): no authority known here has signed it. If a "
+        "proxy or a company signs for it, name the file with that authority's certificate in SSL_CERT_FILE"
+    )
+
+
+def _refused_by_proxy(status: int, said: str) -> str:
+    """What a proxy's refusal of the tunnel means, and what to do."""
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return f"the proxy wants credentials ({said}): put them in HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT"
+    if status == HTTPStatus.FORBIDDEN:
+        return f"the proxy forbids this host ({said}): have it allowed, or go without the proxy, by NO_PROXY"
+    if _proxy_may_pass(status):
+        return f"the proxy could not connect ({said})"
+    return f"the proxy refuses to connect ({said}): check that HTTPS_PROXY names a proxy"
+
+
+def _proxy_may_pass(status: int) -> bool:
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PROXY_MAY_PASS
+
+
+def _lasts(error: Exception) -> bool:
+    """Whether what keeps calls from leaving lasts until somebody changes a setting."""
+    match error:
+        case aiohttp.ClientConnectorError(os_error=ssl.SSLCertVerificationError() as wrong):
+            return wrong.verify_code not in _OUT_OF_ITS_TIME
+        case aiohttp.ClientConnectorError(os_error=ssl.SSLError(reason=said)):
+            return said in _NO_TLS | _NO_TERMS
+        case aiohttp.ClientHttpProxyError():
+            return not _proxy_may_pass(error.status)
+        case aiohttp.ServerFingerprintMismatch() | aiohttp.InvalidURL():
+            return True
+        case _:
+            # What is no trouble of the network is a mistake in the session's settings or hooks.
+            return not isinstance(error, aiohttp.ClientError | OSError)

@@ -1,0 +1,186 @@
+"""`feishu-mail-async bulk`: many drafts, from a file or all of a mailbox."""
+
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import typer
+from rich.text import Text
+
+from feishu_mail_async._text import escape
+from feishu_mail_async.cli.account import Account, read_account
+from feishu_mail_async.cli.logs import Verbose
+from feishu_mail_async.cli.loop import run_loop
+from feishu_mail_async.cli.options import (
+    DEFAULT_RATE,
+    AppOption,
+    BaseUrlOption,
+    LarkOption,
+    LedgerOption,
+    MailboxOption,
+    NoLedgerOption,
+    RateOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+)
+from feishu_mail_async.cli.plan import agreed, check_askable, print_plan
+from feishu_mail_async.cli.problems import SOME_NOT, Incomplete, WrongUsage
+from feishu_mail_async.cli.render.console import console, print_rows
+from feishu_mail_async.cli.render.progress import Board
+from feishu_mail_async.cli.render.wording import count, name_draft, span, tally
+from feishu_mail_async.cli.results import Results
+from feishu_mail_async.cli.rows import STANDARD_INPUT, name_file, read_rows
+from feishu_mail_async.cli.state_dir import find_ledger, sent_before
+from feishu_mail_async.model import Draft, RetryPolicy
+
+from .bulk_run import BulkEnd, run_bulk
+from .listing import check_mailbox, collect
+
+__all__ = ["bulk", "read_drafts"]
+
+_WIDEST_ID: Final = 44
+_TOKENS: Final = (
+    "Tokens of several users: feishu-mail-async login --user NAME for each of them, or --token-file with JSON "
+    'such as {"alice": "u-…", "bob": "u-…"}, in a file that only you may read.'
+)
+
+
+def bulk(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE", help="CSV with a header, or JSON lines; - is standard input.", show_default=False
+        ),
+    ] = None,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Send every draft in the mailbox.", show_default=False)
+    ] = False,
+    mailbox: MailboxOption = "me",
+    rate: RateOption = DEFAULT_RATE,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="Write a row for each draft, as it ends, to this new file (.csv or .jsonl).",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.", show_default=False)
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send without asking.", show_default=False)] = False,
+    ledger: LedgerOption = None,
+    no_ledger: NoLedgerOption = False,
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    verbose: VerboseOption = False,
+) -> int:
+    """Send many drafts, each once, within the app's rate limit: those of a file, or all of a mailbox.
+
+    FILE is CSV whose first line names the columns: draft_id, and if you like mailbox and user, in any order, with
+    commas, semicolons or tabs. Or it is JSON lines: {"draft_id": "…"} with the same keys, or just "…". Other
+    columns are ignored. A row without a mailbox takes --mailbox, one without a user takes --user. The whole file
+    is read first; if a row is wrong, or there is none, nothing is sent.
+
+    It says how many drafts it would send and how long that will take, and asks. When the network is down it waits.
+
+    A ledger remembers what was sent and when calls were made, in the user's state directory or at --ledger: the
+    same command again goes on where the last one stopped, however it ended, and says first what it will skip.
+
+    Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
+    safe: a draft that went out is not sent twice, and is reported as "already sent".
+
+    In --out a row is a draft: draft_id, mailbox, user, status (sent, already_sent, failed, unknown, skipped),
+    message_id, thread_id, attempts, code, error, advice, log_id. In CSV a text that a spreadsheet would take for a
+    formula has a ' before it; FILE may be such a file, and is read as it was meant.
+    """
+    if (file is None) != everything:
+        raise WrongUsage("FILE", "give a file of drafts (- is standard input), or --all for those of the mailbox")
+    check_mailbox(mailbox)
+    results = Results(out) if out is not None else None
+    account = read_account(
+        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
+    )
+    drafts = read_drafts(file, mailbox, account) if file is not None else None
+    if not (yes or dry_run):
+        check_askable(from_input=file == STANDARD_INPUT)
+    if drafts is None:
+        drafts = collect(account.only(), mailbox)
+        if not drafts:
+            console().print(f"The mailbox {mailbox} has no drafts: there is nothing to send.", soft_wrap=True)
+            return 0
+    kept = find_ledger(ledger, none=no_ledger)
+    return _send(drafts, account, kept, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
+
+
+def read_drafts(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
+    """The drafts of a file, if there is nothing wrong with it; "-" is standard input.
+
+    Raises:
+        WrongUsage, CannotStart: there is; the sentence lists the rows.
+    """
+    rows = read_rows(path, mailbox, account.user_of)
+    name = name_file(path)
+    rows.check(name, _TOKENS if any("no token" in wrong for wrong in rows.wrong) else "")
+    for note in [*rows.notes, *([f"not used: {', '.join(rows.ignored)}"] if rows.ignored else [])]:
+        console(stderr=True).print(f"note: {name}: {note}", style="dim", soft_wrap=True)
+    return rows.drafts
+
+
+def _send(
+    drafts: Sequence[Draft],
+    account: Account,
+    ledger: str | None,
+    results: Results | None,
+    verbose: Verbose,
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    client = account.client(RetryPolicy(outage=None), ledger)
+    width = min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
+    board = Board(len(drafts), account.rate_limit, width, lines=verbose.on)
+    different = len(set(drafts))
+    before = sent_before(account, ledger, drafts)
+    print_plan(board.out, drafts, account, len(drafts) - different, before)
+    if dry_run:
+        board.out.print("Nothing was sent: this is a dry run.")
+        return 0
+    if not (yes or before == different or agreed()):
+        board.out.print("Nothing was sent.")
+        return SOME_NOT
+    try:
+        if results is not None:
+            results.open()
+        end = run_loop(run_bulk(client, drafts, board, results, verbose, kept=ledger is not None))
+    finally:
+        if results is not None:
+            results.close()
+    return _conclude(board, end, results, kept=ledger is not None)
+
+
+def _conclude(board: Board, end: BulkEnd, results: Results | None, *, kept: bool) -> int:
+    out, counts = board.out, board.tally
+    out.print()
+    out.print(Text("What became of the drafts"), style="bold")
+    print_rows(out, counts.rows())
+    out.print()
+    out.print(
+        f"{count(counts.total, 'draft')}: {tally(counts.statuses)}. "
+        f"{count(end.calls, 'call')} in {span(max(1, end.seconds))}."
+    )
+    if results is not None:
+        out.print(f"See {escape(results.path)}.", soft_wrap=True)
+    out.file.flush()
+    code = end.exit_code(all_sent=counts.all_sent)
+    if results is not None and results.missing:
+        lost = f"{count(results.missing, 'row')} could not be written ({results.trouble})"
+        remedy = "; the same command with another --out writes them, from the ledger" if kept else ""
+        raise Incomplete(f"{escape(results.path)}: {lost}{remedy}", code)
+    return code

@@ -1,0 +1,103 @@
+"""`feishu-mail-async enqueue`: drafts of a file go into the queue that workers on any machine take them from."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from feishu_mail_async.cli.account import read_account
+from feishu_mail_async.cli.fleet import load_fleet, named_app
+from feishu_mail_async.cli.logs import Verbose
+from feishu_mail_async.cli.loop import run_loop
+from feishu_mail_async.cli.options import (
+    DEFAULT_RATE,
+    AppOption,
+    BaseUrlOption,
+    JsonOption,
+    LarkOption,
+    LedgerOption,
+    MailboxOption,
+    RateOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+    read_database,
+)
+from feishu_mail_async.cli.plan import agreed, check_askable, print_plan
+from feishu_mail_async.cli.problems import SOME_NOT, CannotStart
+from feishu_mail_async.cli.render.console import console
+from feishu_mail_async.cli.render.wording import count
+from feishu_mail_async.cli.rows import STANDARD_INPUT
+
+from .bulk import read_drafts
+from .listing import check_mailbox
+
+__all__ = ["enqueue"]
+
+
+def enqueue(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="CSV with a header, or JSON lines; - is standard input.", show_default=False
+        ),
+    ],
+    *,
+    ledger: LedgerOption = None,
+    mailbox: MailboxOption = "me",
+    rate: RateOption = DEFAULT_RATE,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Queue without asking.", show_default=False)] = False,
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Put the drafts of a file into the queue, from which workers on any number of machines send them.
+
+    FILE is what `bulk` takes: CSV with the column draft_id, and if you like mailbox and user, or JSON lines. The
+    whole file is read first; if a row is wrong, or there is none, nothing is queued.
+
+    --ledger is a PostgreSQL that all machines reach, and --app the app's id. No token goes into the queue, and
+    none is needed here; with --token-file the users in FILE are checked against it. --rate only serves to say how
+    long it will take.
+
+    A draft that is queued already is not queued twice, so doing it again is safe.
+    """
+    check_mailbox(mailbox)
+    database = read_database(ledger)
+    account = read_account(
+        user=user,
+        app=named_app(app),
+        base_url=base_url,
+        lark=lark,
+        token_file=token_file,
+        rate=rate,
+        sends=False,
+    )
+    fleet = load_fleet()
+    Verbose(on=verbose)
+    drafts = read_drafts(file, mailbox, account)
+    if not yes:
+        check_askable(from_input=file == STANDARD_INPUT)
+    out = console(stderr=as_json)
+    print_plan(out, drafts, account, len(drafts) - len(set(drafts)))
+    if not (yes or agreed()):
+        out.print("Nothing was queued.")
+        return SOME_NOT
+    queue = fleet.Queue(account.base_url, account.app)
+    try:
+        run_loop(fleet.prepare(database))
+        queued = run_loop(fleet.enqueue(database, queue, drafts))
+    except fleet.QueueTrouble as error:
+        raise CannotStart(f"--ledger: {error}") from error
+    if as_json:
+        print(json.dumps({"queued": queued.new, "queued_before": queued.before}), flush=True)  # noqa: T201
+    else:
+        before = (
+            f" {queued.before} {'was' if queued.before == 1 else 'were'} queued before." if queued.before else ""
+        )
+        out.print(f"{count(queued.new, 'draft')} queued.{before}")
+    return 0

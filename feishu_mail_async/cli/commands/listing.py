@@ -1,0 +1,118 @@
+"""`feishu-mail-async list`: the drafts of a mailbox."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from feishu_mail_async._streams import output_trouble
+from feishu_mail_async.cli.account import Account, read_account
+from feishu_mail_async.cli.ids import check_spelling
+from feishu_mail_async.cli.logs import Verbose
+from feishu_mail_async.cli.loop import run_loop
+from feishu_mail_async.cli.options import (
+    AppOption,
+    BaseUrlOption,
+    LarkOption,
+    LedgerOption,
+    MailboxOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+)
+from feishu_mail_async.cli.problems import Problem, WrongUsage
+from feishu_mail_async.cli.render.console import console
+from feishu_mail_async.cli.render.wording import explain
+from feishu_mail_async.errors import FeishuMailError
+from feishu_mail_async.model import Draft, RetryPolicy
+
+__all__ = ["check_mailbox", "collect", "list_drafts"]
+
+_RETRY = RetryPolicy(outage=20.0)
+
+
+def list_drafts(
+    *,
+    mailbox: MailboxOption = "me",
+    ledger: LedgerOption = None,
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="JSON lines, as `bulk` takes them, instead of one id a line.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """List the drafts of a mailbox: one id a line.
+
+    The token needs the scope mail:user_mailbox.message:readonly.
+    """
+    check_mailbox(mailbox)
+    account = read_account(
+        user=user, app=app, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
+    ).only()
+    Verbose(on=verbose)
+
+    def tell(draft: Draft) -> bool:
+        named = {"draft_id": draft.draft_id, "mailbox": draft.mailbox}
+        if draft.user is not None:
+            named["user"] = draft.user
+        # Flushed, because whoever reads the pipe may have seen enough.
+        print(json.dumps(named) if as_json else draft.draft_id, flush=True)  # noqa: T201 - it is what it is for
+        return output_trouble() is None
+
+    number = run_loop(_list(account, mailbox, tell))
+    if not number:
+        console(stderr=True).print(f"note: the mailbox {mailbox} has no drafts", style="dim", soft_wrap=True)
+    return 0
+
+
+def collect(account: Account, mailbox: str) -> list[Draft]:
+    """All drafts of a mailbox.
+
+    Raises:
+        Problem: they cannot be listed.
+    """
+    drafts: list[Draft] = []
+
+    def take(draft: Draft) -> bool:
+        drafts.append(draft)
+        return True
+
+    run_loop(_list(account, mailbox, take))
+    return drafts
+
+
+def check_mailbox(mailbox: str) -> None:
+    """Raise WrongUsage unless `--mailbox` can be a mailbox."""
+    try:
+        Draft("any", check_spelling("mailbox", mailbox))
+    except ValueError as error:
+        raise WrongUsage("--mailbox", error) from None
+
+
+async def _list(account: Account, mailbox: str, tell: Callable[[Draft], bool]) -> int:
+    """Tell each draft, until that returns False; how many there were."""
+    number = 0
+    async with account.client(_RETRY) as client:
+        try:
+            async for draft in client.list_drafts(mailbox=mailbox, user=account.user):
+                number += 1
+                if not tell(draft):
+                    break
+        except FeishuMailError as error:
+            raise Problem(f"the drafts of the mailbox {mailbox} cannot be listed: {explain(error)}") from error
+        except asyncio.CancelledError:
+            await client.close(0.0)  # nobody misses an answer that nobody waits for
+            raise
+    return number

@@ -1,0 +1,111 @@
+"""`feishu-mail-async send`: some drafts, named by their ids."""
+
+from typing import Annotated
+
+import typer
+
+from feishu_mail_async.cli.account import read_account
+from feishu_mail_async.cli.ids import check_spelling
+from feishu_mail_async.cli.logs import Verbose
+from feishu_mail_async.cli.loop import run_loop
+from feishu_mail_async.cli.options import (
+    DEFAULT_RATE,
+    AppOption,
+    BaseUrlOption,
+    JsonOption,
+    LarkOption,
+    LedgerOption,
+    MailboxOption,
+    NoLedgerOption,
+    RateOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+)
+from feishu_mail_async.cli.problems import WrongUsage
+from feishu_mail_async.cli.render.console import Screen
+from feishu_mail_async.cli.render.wording import name_draft, summary
+from feishu_mail_async.cli.runner import run_drafts
+from feishu_mail_async.cli.state_dir import find_ledger, sent_before
+from feishu_mail_async.model import Draft, RetryPolicy
+
+from .listing import check_mailbox
+
+__all__ = ["send"]
+
+_WIDEST_ID = 44
+
+
+def send(
+    draft_ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DRAFT_ID...", help="The ids of the drafts, as Feishu gave them.", show_default=False
+        ),
+    ],
+    *,
+    mailbox: MailboxOption = "me",
+    rate: RateOption = DEFAULT_RATE,
+    outage: Annotated[
+        float,
+        typer.Option(
+            "--outage",
+            metavar="SECONDS",
+            help="Give up when the server could not be reached for so long.",
+            show_default="60",
+        ),
+    ] = 60.0,
+    ledger: LedgerOption = None,
+    no_ledger: NoLedgerOption = False,
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Send drafts, each once, within the app's rate limit.
+
+    The token is a user_access_token. It comes from --token-file, from the environment variable
+    FEISHU_USER_ACCESS_TOKEN, or from `login`; never from an argument, which others on this machine could read.
+
+    A ledger remembers what was sent and when calls were made, in the user's state directory or at --ledger: so
+    sending again costs no call, and one command after another keeps the limit.
+
+    Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
+    safe: a draft that went out is not sent twice, and is reported as "already sent".
+    """
+    drafts = _drafts(draft_ids, mailbox)
+    try:
+        retry = RetryPolicy(outage=outage)
+    except ValueError:
+        raise WrongUsage("--outage", f"give seconds, 0 or more, not {outage:g}") from None
+    account = read_account(
+        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
+    ).only()
+    if account.user is not None:
+        drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
+    kept = find_ledger(ledger, none=no_ledger)
+    sent_before(account, kept, drafts)  # a ledger that cannot be used is told once, before anything is sent
+    client = account.client(retry, kept)
+    screen = Screen(
+        as_json=as_json,
+        verbose=Verbose(on=verbose),
+        id_width=min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts)),
+    )
+    run = run_loop(run_drafts(client, drafts, screen))
+    if len(drafts) > 1 and not as_json:
+        screen.out.print(summary(run.outcomes))
+    return run.exit_code
+
+
+def _drafts(ids: list[str], mailbox: str) -> list[Draft]:
+    check_mailbox(mailbox)
+    drafts = []
+    for draft_id in dict.fromkeys(ids):
+        try:
+            drafts.append(Draft(check_spelling("draft_id", draft_id), mailbox))
+        except ValueError as error:
+            raise WrongUsage("DRAFT_ID", error) from None
+    return drafts

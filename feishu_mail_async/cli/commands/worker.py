@@ -1,0 +1,258 @@
+"""`feishu-mail-async worker`: takes drafts out of the queue and sends them, until it is stopped."""
+
+import asyncio
+import errno
+import json
+import logging
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from feishu_mail_async._calls.bulk import Outcome
+from feishu_mail_async._streams import output_trouble
+from feishu_mail_async._text import escape
+from feishu_mail_async.cli.account import Account, read_account
+from feishu_mail_async.cli.fleet import load_fleet, named_app
+from feishu_mail_async.cli.interrupts import STOPPING, Interrupts
+from feishu_mail_async.cli.logs import Verbose
+from feishu_mail_async.cli.loop import run_loop
+from feishu_mail_async.cli.options import (
+    DEFAULT_RATE,
+    AppOption,
+    BaseUrlOption,
+    JsonOption,
+    LarkOption,
+    LedgerOption,
+    RateOption,
+    TokenFileOption,
+    UserOption,
+    VerboseOption,
+    read_database,
+)
+from feishu_mail_async.cli.problems import INTERRUPTED, SOME_NOT, CannotStart
+from feishu_mail_async.cli.render.console import console, print_outcome, print_rows
+from feishu_mail_async.cli.render.estimate import name_limit
+from feishu_mail_async.cli.render.summary import Tally
+from feishu_mail_async.cli.render.wording import closing, count, name_scope, span, tally
+from feishu_mail_async.cli.results import make_row
+from feishu_mail_async.client import FeishuMailClient
+from feishu_mail_async.errors import ScopeClosed
+from feishu_mail_async.model import RetryPolicy
+
+if TYPE_CHECKING:
+    from feishu_mail_async.fleet import DraftWorker
+
+__all__ = ["worker"]
+
+_OFTEN: Final = 600.0
+"""Seconds after which it is said once more that a scope is closed."""
+_BEATS: Final = 3
+"""Signs of life that a worker must miss to count as dead."""
+
+
+def worker(
+    *,
+    ledger: LedgerOption = None,
+    rate: RateOption = DEFAULT_RATE,
+    at_once: Annotated[
+        int,
+        typer.Option(
+            "--at-once",
+            metavar="NUMBER",
+            min=1,
+            help="Drafts taken at once. They wait for their turn here, which costs little.",
+        ),
+    ] = 1000,
+    dead_after: Annotated[
+        float,
+        typer.Option(
+            "--dead-after",
+            metavar="SECONDS",
+            min=0.1,
+            help="Take over the drafts of a worker that has given no sign of life for so long.",
+        ),
+    ] = 15.0,
+    call_timeout: Annotated[
+        float,
+        typer.Option(
+            "--call-timeout",
+            metavar="SECONDS",
+            min=0.1,
+            help="Wait so long for the answer to a call, and no longer.",
+        ),
+    ] = 30.0,
+    until_empty: Annotated[
+        bool,
+        typer.Option("--until-empty", help="End when no draft is left in the queue.", show_default=False),
+    ] = False,
+    user: UserOption = None,
+    app: AppOption = None,
+    base_url: BaseUrlOption = None,
+    lark: LarkOption = False,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Send the drafts that `enqueue` has queued. Run it on as many machines as you like.
+
+    All workers of an app keep its limit together, and one call at a time for each user. --ledger is the same
+    PostgreSQL for all of them, and --app the app's id. A worker sends for the users that it has tokens of: those
+    of --token-file, or those who have logged in to that ledger with `login`. It leaves the drafts of others in
+    the queue.
+
+    It runs until Ctrl-C or SIGTERM: then it takes no more drafts, finishes the calls under way, and puts back what
+    waits. A second one stops at once. The drafts of a worker that is killed are taken over by the others, and none
+    is sent twice. While the database is away it waits.
+
+    It prints what goes wrong, and at the end what became of the drafts; with --json a line for each draft.
+    """
+    database = read_database(ledger)
+    account = read_account(
+        user=user,
+        app=named_app(app),
+        base_url=base_url,
+        lark=lark,
+        token_file=token_file,
+        rate=rate,
+        ledger=database,
+    )
+    fleet = load_fleet()
+    told = Verbose(on=verbose)
+    # What matters of their troubles is said here, in plain words.
+    logging.getLogger("psycopg").setLevel(logging.WARNING if verbose else logging.CRITICAL)
+    logging.getLogger("procrastinate").setLevel(logging.WARNING if verbose else logging.CRITICAL)
+    client = account.client(RetryPolicy(outage=None), database, call_timeout)
+    report = _Report(account, told, as_json=as_json)
+    return run_loop(
+        _run(fleet, database, account, client, report, at_once=at_once, dead=dead_after, until_empty=until_empty)
+    )
+
+
+async def _run(
+    fleet: Any,
+    database: str,
+    account: Account,
+    client: FeishuMailClient,
+    report: "_Report",
+    *,
+    at_once: int,
+    dead: float,
+    until_empty: bool,
+) -> int:
+    clock = asyncio.get_running_loop().time
+    began, interrupts, unread = clock(), 0, False
+    try:
+        await fleet.prepare(database)
+        async with client:
+
+            def tell(outcome: Outcome) -> None:
+                nonlocal unread
+                report.outcome(outcome)
+                if report.reader_has_left() and not unread:
+                    unread = True
+                    working.stop()
+
+            working: DraftWorker = fleet.DraftWorker(
+                database,
+                fleet.Queue(account.base_url, account.app),
+                client,
+                user_of=account.user_of,
+                limit=account.rate_limit,
+                at_once=at_once,
+                times=fleet.Times(beat=dead / _BEATS, dead=dead),
+                tell=tell,
+                note=report.note,
+            )
+
+            def hear(times: int) -> None:
+                nonlocal interrupts
+                interrupts = times
+                if times == 1:
+                    report.note(STOPPING)
+                working.stop(at_once=times > 1)
+
+            with Interrupts(hear, "other workers take over its drafts"):
+                report.started(at_once)
+                await working.run(until_empty=until_empty)
+    except fleet.QueueTrouble as error:
+        raise CannotStart(f"--ledger: {error}") from error
+    report.ended(clock() - began)
+    if interrupts > 1:
+        return INTERRUPTED
+    all_sent = report.tally.all_sent and not working.unreadable
+    return SOME_NOT if until_empty and not interrupts and not all_sent else 0
+
+
+class _Report:
+    """What a worker says: at the start, when something goes wrong, and at the end.
+
+    Args:
+        account: whose mail it is.
+        verbose: tells where errors came from.
+        as_json: outcomes go to standard output as JSON, a line each, and nothing else goes there.
+    """
+
+    def __init__(self, account: Account, verbose: Verbose, *, as_json: bool) -> None:
+        self.tally = Tally()
+        self._account = account
+        self._verbose = verbose
+        self._json = as_json
+        self._out, self._err = console(stderr=as_json), console(stderr=True)
+        self._calls = 0
+        self._closed: dict[str, float] = {}
+
+    def started(self, at_once: int) -> None:
+        """It begins."""
+        limit, account = name_limit(self._account.rate_limit), self._account
+        self._say(f"worker for {account.base_url}, app {account.app}: {limit}, {count(at_once, 'draft')} at once")
+
+    def note(self, text: str) -> None:
+        """Tell something that is no outcome."""
+        self._say(f"note: {text}")
+
+    def outcome(self, outcome: Outcome) -> None:
+        """One more draft is done."""
+        self.tally.add(outcome)
+        self._calls += (outcome.result or outcome.error).attempts  # type: ignore[union-attr]  # one of them is set
+        if self._json:
+            # Flushed, because whoever reads the pipe acts on each line.
+            print(json.dumps(make_row(outcome)), flush=True)  # noqa: T201 - it is asked for
+        if outcome.error is None:
+            return
+        if isinstance(outcome.error, ScopeClosed):
+            self._skipped(outcome.error)
+        else:
+            print_outcome(self._err, outcome, 0)
+        self._verbose.traceback(outcome.error)
+
+    def reader_has_left(self) -> bool:
+        """Whether the outcomes go to a program that has ended: then the worker is no use to it any more."""
+        trouble = output_trouble()
+        return self._json and trouble is not None and trouble.errno == errno.EPIPE
+
+    def ended(self, seconds: float) -> None:
+        """It is over; so many seconds after it began."""
+        out = self._out
+        if self.tally.total and not self._json:
+            out.print(Text("What became of the drafts"), style="bold")
+            print_rows(out, self.tally.rows())
+            out.print()
+        said = f": {tally(self.tally.statuses)}" if self.tally.total else ""
+        out.print(
+            f"{count(self.tally.total, 'draft')}{said}. {count(self._calls, 'call')} in {span(max(1, seconds))}.",
+            soft_wrap=True,
+        )
+        out.file.flush()
+
+    def _skipped(self, error: ScopeClosed) -> None:
+        """A draft was not tried: that is said of the first of its scope, and again after a while."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._closed.get(error.scope, now):
+            self._closed = {scope: until for scope, until in self._closed.items() if until > now}
+            self._closed[error.scope] = now + _OFTEN
+            self._say(f"skipping {name_scope(error.scope)}: {closing(error, advice=True)}")
+
+    def _say(self, text: str) -> None:
+        self._err.print(Text(escape(text)), style="dim", soft_wrap=True)
+        self._err.file.flush()

@@ -1,0 +1,1 @@
+"""Output of the command line: the live line, progress, summaries, and their wording."""

@@ -1,0 +1,206 @@
+"""Where a bulk run is watched: a bar and what waits for what, with what went wrong in lines above it."""
+
+import asyncio
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from feishu_mail_async._api.protocol import CallEnd
+from feishu_mail_async._calls.bulk import Outcome
+from feishu_mail_async._scheduling.scheduler import Snapshot
+from feishu_mail_async.errors import FeishuMailError, ScopeClosed, decisive
+from feishu_mail_async.events import AttemptEnded, DraftDone, Event
+from feishu_mail_async.model import OutcomeStatus, RateLimit
+
+from .console import STYLES, console, living_place, print_hanging, print_outcome
+from .estimate import Pace
+from .summary import Tally
+from .waiting import Wait, why_waiting
+from .wording import brief, closing, count, name_scope, name_status, short, span, tally
+
+__all__ = ["Board"]
+
+_STEPS: Final = 20
+_MINUTE: Final = 60.0
+_BAR: Final = 40
+_MOST_CLOSED: Final = 4
+_STOPS: Final = {
+    "pause": "going on after a pause of {} that the server asked for",
+    "unreachable": "the server is reachable again after {}",
+}
+_TOLD: Final = frozenset({OutcomeStatus.FAILED, OutcomeStatus.UNKNOWN})
+
+
+class Board:
+    """Shows how a run goes. On a terminal a bar lives; elsewhere there is a line now and then.
+
+    Args:
+        total: drafts of the run.
+        limit: the limit that is kept.
+        id_width: of the column of drafts.
+        lines: show lines even on a terminal, because others are written between them.
+    """
+
+    def __init__(self, total: int, limit: RateLimit, id_width: int, *, lines: bool = False) -> None:
+        self.out, self.err = console(), console(stderr=True)
+        self.tally = Tally()
+        self._total = total
+        self._pace = Pace(limit)
+        self._id_width = id_width
+        self._skipped: dict[str, tuple[str, int]] = {}
+        self._explained: list[str] = []
+        self._stop: tuple[str, float] | None = None
+        self._printed = 0.0
+        self._rest = ""
+        self._ending = False
+        place = living_place(self.out, self.err)
+        # No thread of its own: it would look at the run while the loop changes it.
+        self._live = Live(console=place, auto_refresh=False, transient=True) if place and not lines else None
+
+    def __enter__(self) -> Self:
+        self._printed = _now()
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._note_stops(None)
+        if self._live is not None:
+            self._live.update(Group(), refresh=True)
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Tell something that is no outcome."""
+        place = self._live.console if self._live is not None else self.err
+        place.print(Text(text), style="dim")
+
+    def ending(self) -> None:
+        """From now on no calls are made."""
+        self._ending = True
+
+    # -- what happens ----------------------------------------------------------------------------------
+
+    def hear(self, event: Event) -> None:
+        """Show what has happened; to be subscribed to the client's events."""
+        if isinstance(event, DraftDone) and event.draft is not None:
+            self._outcome(Outcome(event.draft, event.status, event.result, event.error))
+        elif isinstance(event, AttemptEnded) and event.end is not CallEnd.NEVER_LEFT:
+            self._pace.ended(event.time)
+
+    def _outcome(self, outcome: Outcome) -> None:
+        before = self._step()
+        self.tally.add(outcome)
+        if isinstance(outcome.error, ScopeClosed):
+            self._skip(outcome.error)
+        elif outcome.error is not None and outcome.status in _TOLD:
+            self._tell(outcome, outcome.error)
+        if self._live is not None or self._ending:
+            return
+        if self._step() > before and self.tally.total < self._total >= _STEPS:
+            self._progress()
+
+    def _step(self) -> int:
+        return self.tally.total * _STEPS // self._total
+
+    def _tell(self, outcome: Outcome, error: FeishuMailError) -> None:
+        """Print what went wrong; what a closed scope has already explained is said briefly."""
+        known = str(error) in self._explained
+        print_outcome(self.out, outcome, self._id_width, brief(error) if known else None)
+        self._explained = [*self._explained[-_STEPS:], str(error)]
+
+    def _skip(self, error: ScopeClosed) -> None:
+        """A draft was not tried: the first of its scope is told, the others are counted."""
+        cause = decisive(error)
+        if error.scope not in self._skipped:
+            self._skipped[error.scope] = f"{name_scope(error.scope)}: {short(cause)}", 0
+            known = str(cause) in self._explained
+            head = Text("skipping      ", style=STYLES[OutcomeStatus.SKIPPED])
+            head.append(name_scope(error.scope), style="default")
+            print_hanging(self.out, head, closing(error, advice=not known))
+            self._explained = [*self._explained[-_STEPS:], str(cause)]
+        text, number = self._skipped[error.scope]
+        self._skipped[error.scope] = text, number + 1
+
+    # -- how it goes -----------------------------------------------------------------------------------
+
+    def look(self, snapshot: Snapshot, unfinished: int) -> None:
+        """Show how things stand; to be called again and again.
+
+        Args:
+            snapshot: how the calls stand.
+            unfinished: drafts without an outcome.
+        """
+        wait = why_waiting(snapshot, unfinished)
+        self._note_stops(wait)
+        self._rest = self._reckon(snapshot, unfinished, wait)
+        if self._live is not None:
+            self._live.update(self._picture(self._waits(wait)), refresh=True)
+        elif _now() - self._printed >= _MINUTE:
+            self._progress(self._waits(wait) if self._stop is not None else "")
+
+    def _reckon(self, snapshot: Snapshot, unfinished: int, wait: Wait | None) -> str:
+        """How fast it goes, and how long it will take."""
+        rate = f"{count(self._pace.last_minute(_now()), 'call')} in the last minute"
+        if self._ending:
+            return f"{rate}, stopping"
+        if wait is not None and wait.kind == "unreachable":
+            return rate
+        left = self._pace.left(snapshot, max(0, unfinished - snapshot.in_flight), _now())
+        return f"{rate}, about {span(max(1, left))} left"
+
+    def _waits(self, wait: Wait | None) -> str:
+        if wait is None:
+            return ""
+        if self._stop is not None and wait.kind == "unreachable":
+            return f"nothing reachable for {span(_now() - self._stop[1])}: {wait.text}"
+        return wait.text
+
+    def _note_stops(self, wait: Wait | None) -> None:
+        """Say when the whole app begins to wait, and when it goes on."""
+        kind = wait.kind if wait is not None and wait.kind in _STOPS else None
+        if self._stop is not None and kind != self._stop[0]:
+            name, since = self._stop
+            self._stop = None
+            if not self._ending:
+                self.note(f"note: {_STOPS[name].format(span(_now() - since))}")
+        if kind is not None and wait is not None and self._stop is None:
+            self._stop = kind, _now()
+            if self._live is None:
+                patience = " (waiting as long as it takes; Ctrl-C stops)" if kind == "unreachable" else ""
+                self.note(f"note: {wait.text}{patience}")
+
+    def _progress(self, waits: str = "") -> None:
+        self._printed = _now()
+        done = f"{self.tally.total} of {count(self._total, 'draft')}"
+        told = [part for part in (tally(self.tally.statuses), self._rest, waits) if part]
+        self.note(f"progress: {done}: {'; '.join(told)}")
+
+    def _picture(self, waits: str) -> RenderableType:
+        bar = Table.grid(padding=(0, 2))
+        done = self.tally.total
+        bar.add_row(ProgressBar(self._total, done, width=_BAR), f"{done} of {count(self._total, 'draft')}")
+        counts = Text(", ").join(
+            Text(f"{number} {name_status(status)}", style=STYLES[status])
+            for status in OutcomeStatus
+            if (number := self.tally.statuses[status])
+        )
+        lines = [counts, Text(self._rest), Text(waits, style="dim"), *self._closed()]
+        for line in lines:
+            line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(bar, *(line for line in lines if line.plain))
+
+    def _closed(self) -> list[Text]:
+        told = [Text(f"{text}, {number} skipped") for text, number in self._skipped.values()]
+        more = len(told) - _MOST_CLOSED
+        return told[-_MOST_CLOSED:] + ([Text(f"and {more} more that are closed")] if more > 0 else [])
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,105 @@
+"""What became of a run's drafts, counted by status and by why."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from rich.text import Text
+
+from feishu_mail_async._calls.bulk import Outcome
+from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, ScopeClosed, decisive
+from feishu_mail_async.model import OutcomeStatus
+
+from .console import STYLES
+from .wording import advise, brief, name_scope, name_status
+
+__all__ = ["Tally"]
+
+_MOST_REASONS: Final = 12
+_MOST_SCOPES: Final = 3
+
+
+@dataclass(slots=True)
+class _Group:
+    """Outcomes that ended the same way for the same reason."""
+
+    error: FeishuMailError
+    number: int = 0
+    scopes: dict[str, None] = field(default_factory=dict)
+
+
+class Tally:
+    """Counts outcomes.
+
+    Attributes:
+        statuses: by status.
+    """
+
+    def __init__(self) -> None:
+        self.statuses: Counter[OutcomeStatus] = Counter()
+        self._groups: dict[OutcomeStatus, dict[object, _Group]] = {status: {} for status in OutcomeStatus}
+
+    @property
+    def total(self) -> int:
+        """Outcomes in all."""
+        return self.statuses.total()
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether every draft is sent, by this run or before."""
+        return all(status.good for status in self.statuses)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one more."""
+        self.statuses[outcome.status] += 1
+        error = outcome.error
+        if error is None:
+            return
+        decided = decisive(error)
+        closed = isinstance(error, ScopeClosed)
+        # What the server says of one code may differ in detail; it is one reason all the same.
+        why = decided.code if isinstance(decided, ApiError) else brief(decided)
+        group = self._groups[outcome.status].setdefault((closed, why), _Group(error))
+        group.number += 1
+        if isinstance(error, ScopeClosed):
+            group.scopes[error.scope] = None
+
+    def rows(self) -> Iterator[tuple[Text, str]]:
+        """A table for `print_rows`; each advice is given once."""
+        told = {""}
+        for status in OutcomeStatus:
+            if not self.statuses[status]:
+                continue
+            name = Text(name_status(status), style=STYLES[status])
+            reasons = list(_reasons(self._groups[status], told))
+            if len(reasons) == 1:
+                yield name, reasons[0]
+                continue
+            yield name, str(self.statuses[status])
+            yield from ((Text(), f"  {line}") for line in reasons)
+
+
+def _reasons(groups: dict[object, _Group], told: set[str]) -> Iterator[str]:
+    ordered = sorted(groups.values(), key=lambda group: -group.number)
+    for group in ordered[:_MOST_REASONS]:
+        why = _scoped(group) if group.scopes else brief(group.error)
+        advice = _advice(group)
+        yield f"{group.number}: {why}" if advice in told else f"{group.number}: {why}. {advice}"
+        told.add(advice)
+    rest = ordered[_MOST_REASONS:]
+    if rest:
+        yield f"{sum(group.number for group in rest)}: for {len(rest)} other reasons"
+
+
+def _advice(group: _Group) -> str:
+    if isinstance(group.error, AutomatedSendDisabled):
+        return advise(AutomatedSendDisabled("", None))  # the link would be that of one draft among them
+    return advise(group.error)
+
+
+def _scoped(group: _Group) -> str:
+    names = [name_scope(scope) for scope in group.scopes]
+    more = len(names) - _MOST_SCOPES
+    listed = ", ".join(names[:_MOST_SCOPES]) + (f" and {more} more" if more > 0 else "")
+    return f"because of {listed}: {brief(decisive(group.error))}"

@@ -1,0 +1,278 @@
+"""What became of a draft, in words for a person and as JSON for a program."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from feishu_mail_async._calls.bulk import Outcome
+from feishu_mail_async._text import escape
+from feishu_mail_async.errors import (
+    ApiError,
+    AppQuotaSpent,
+    AutomatedSendDisabled,
+    FeishuMailError,
+    InvalidToken,
+    LedgerError,
+    LoginRequired,
+    MailboxNotFound,
+    NotSent,
+    OutcomeUnknown,
+    ScopeClosed,
+    ScopeMissing,
+    TenantStorageFull,
+    UserDailyQuota,
+    decisive,
+)
+from feishu_mail_async.model import Draft, OutcomeStatus
+
+__all__ = [
+    "advise",
+    "as_json",
+    "brief",
+    "closing",
+    "count",
+    "detail",
+    "explain",
+    "log_id",
+    "moment",
+    "name_draft",
+    "name_scope",
+    "name_status",
+    "short",
+    "span",
+    "summary",
+    "tally",
+]
+
+_SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
+_NOT_ALLOWED: Final = "the mailbox does not allow automated sending"
+_STOPPED: Final = "stopped before its turn came"
+_BROKEN_OFF: Final = "a call had no answer when it was stopped"
+_EARLIER: Final = "an earlier call may have sent it"
+_SHORT: Final[dict[type[FeishuMailError], str]] = {
+    AutomatedSendDisabled: "automated sending not allowed",
+    AppQuotaSpent: "monthly quota of calls used up",
+    InvalidToken: "token refused",
+    MailboxNotFound: "mailbox not found",
+    ScopeMissing: "scope missing",
+    TenantStorageFull: "storage full",
+    UserDailyQuota: "daily quota reached",
+}
+_MINUTE: Final = 60
+_HOUR: Final = 3600
+
+
+def count(number: int, noun: str) -> str:
+    """The number and what it counts: one draft, two drafts."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def name_status(status: OutcomeStatus) -> str:
+    """The status as a person reads it."""
+    return status.replace("_", " ")
+
+
+def name_draft(draft: Draft) -> str:
+    """The draft, with its mailbox where that is not the user's own."""
+    return escape(draft.draft_id if draft.mailbox == "me" else f"{draft.draft_id} in {draft.mailbox}")
+
+
+def brief(error: BaseException) -> str:
+    """What went wrong, in a few words."""
+    match error:
+        case ApiError():
+            words = f"{error.msg} ({error.code})"
+        case AutomatedSendDisabled():
+            words = _NOT_ALLOWED
+        case ScopeClosed() if error.__cause__ is not None:
+            words = f"{name_scope(error.scope)}: {brief(error.__cause__)}"
+        case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
+            words = f"{_EARLIER}; this one: {brief(cause)}"
+        case OutcomeUnknown() if _was_stopped(error.__cause__):
+            words = _BROKEN_OFF
+        case OutcomeUnknown() if error.__cause__ is not None:
+            words = f"no clear answer; the last one: {brief(error.__cause__)}"
+        case NotSent() if _was_stopped(error):
+            words = _STOPPED
+        case NotSent() if isinstance(error.__cause__, FeishuMailError):
+            words = str(error.__cause__)  # why there is no token
+        case _:
+            words = str(error)
+    return escape(words)
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    """Whether it was not sent because somebody stopped it: here there are no deadlines."""
+    other = isinstance(error, LoginRequired | LedgerError)
+    return isinstance(error, NotSent) and not other and not isinstance(error.__cause__, FeishuMailError)
+
+
+def short(error: FeishuMailError) -> str:
+    """What closed a scope, in as few words as stand beside a bar."""
+    return next((words for kind, words in _SHORT.items() if isinstance(error, kind)), brief(error))
+
+
+def advise(error: BaseException | None) -> str:
+    """What to do about it on the command line; empty if there is nothing to say."""
+    match error:
+        case ApiError():
+            words = error.advice
+        case AutomatedSendDisabled() if error.reference:
+            words = f"Open the draft at {error.reference} and send it there, or change the mailbox's setting."
+        case AutomatedSendDisabled():
+            words = "Send it by hand, or change the mailbox's setting."
+        case ScopeClosed(__cause__=AutomatedSendDisabled()):
+            words = advise(AutomatedSendDisabled("", None))  # the link is that of another draft
+        case ScopeClosed():
+            words = advise(error.__cause__)
+        case OutcomeUnknown() if error.__cause__ is not None:
+            words = f"{advise(error.__cause__)} {_SAFE}".strip()
+        case _:
+            words = ""
+    return escape(words)
+
+
+def log_id(error: FeishuMailError) -> str | None:
+    """The log id that support asks for."""
+    return error.log_id or decisive(error).log_id
+
+
+def explain(error: FeishuMailError) -> str:
+    """What went wrong and what to do about it, on one line; with the log id, which support asks for."""
+    match error:
+        case ScopeClosed():
+            words = f"not tried, because of {name_scope(error.scope)}: {_because(error)}{_again(error)}"
+        case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
+            words = f"{_EARLIER}. This one made none: {_sentence(brief(cause))} {advise(error)}"
+        case OutcomeUnknown() if _was_stopped(error.__cause__):
+            words = f"it may have been sent: {_BROKEN_OFF}. {_SAFE}"
+        case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):
+            words = f"it may have been sent. Last: {_because(error)}"
+        case _:
+            words = _because(error)
+    known = log_id(error)
+    return escape(f"{words} [log id {known}]" if known else words)
+
+
+def closing(error: ScopeClosed, *, advice: bool) -> str:
+    """That a scope has closed and why, once for all its drafts.
+
+    Args:
+        error: of one of the drafts that are skipped.
+        advice: whether to say what to do.
+    """
+    why = _because(error) if advice else _sentence(_why(decisive(error)))
+    whose = "All drafts" if error.scope == "app" else "Its drafts"
+    return escape(f"{whose} are skipped: {why}{_again(error)}")
+
+
+def _because(error: FeishuMailError) -> str:
+    return f"{_sentence(_why(decisive(error)))} {advise(error)}".strip()
+
+
+def _why(error: FeishuMailError) -> str:
+    match error:
+        case ScopeClosed():
+            return "it is closed"
+        case AutomatedSendDisabled() if error.reason:
+            return f"{_NOT_ALLOWED} ({error.reason})"
+        case NotSent() if _was_stopped(error):
+            return f"{_STOPPED}; it was not sent"
+        case _:
+            return brief(error)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "。")) else f"{text}."
+
+
+def name_scope(scope: str) -> str:
+    """Whom a closure concerns."""
+    kind, _, name = escape(scope).partition(":")
+    if kind == "app":
+        return "the whole app"
+    owner = name.removeprefix("me/")
+    if "(" in name:
+        return f"this {kind}"  # a user without a name goes by a mark of the token, which tells a person nothing
+    return f"{kind} {name}" if owner == name else f"the own mailbox of {owner}"
+
+
+def _again(error: ScopeClosed) -> str:
+    return "" if error.until is None else f" It may go again in {_minutes(error.until)}."
+
+
+def _minutes(seconds: float) -> str:
+    return count(round(seconds / 60), "minute") if seconds >= 90 else f"{seconds:.0f} s"  # noqa: PLR2004
+
+
+def span(seconds: float) -> str:
+    """A time as a person says it: "42 s", "7 min", "4 h 10 min"; rounded up."""
+    if seconds <= 2 * _MINUTE:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / _MINUTE)
+    if seconds <= 2 * _HOUR:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def moment(seconds: float) -> str:
+    """A time of the clock, in seconds since 1970, as a person here writes it."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return "a time without end"
+
+
+def detail(outcome: Outcome) -> str:
+    """What stands beside the status and the draft."""
+    if outcome.error is not None:
+        return explain(outcome.error)
+    assert outcome.result is not None
+    if outcome.result.already_sent:
+        return "an earlier call had sent it; it was not sent twice"
+    calls = f"  ({outcome.result.attempts} calls)" if outcome.result.attempts > 1 else ""
+    message = f"message_id {outcome.result.message_id}" if outcome.result.message_id else ""
+    return escape(message + calls).strip()
+
+
+def summary(outcomes: Iterable[Outcome]) -> str:
+    """All of them on one line: "12 drafts: 9 sent, 1 already sent, 2 failed"."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    return f"{count(counts.total(), 'draft')}: {tally(counts)}"
+
+
+def tally(counts: Mapping[OutcomeStatus, int]) -> str:
+    """How many ended how: "9 sent, 1 already sent, 2 failed"."""
+    return ", ".join(f"{counts[status]} {name_status(status)}" for status in OutcomeStatus if counts.get(status))
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as `--json` prints it; `code` and `advice` are those of the cause where the error has none."""
+    draft, result, error = outcome.draft, outcome.result, outcome.error
+    told: dict[str, Any] = {
+        "draft_id": draft.draft_id,
+        "mailbox": draft.mailbox,
+        "user": draft.user,
+        "status": outcome.status.value,
+        "message_id": result.message_id if result is not None else None,
+        "thread_id": result.thread_id if result is not None else None,
+        "attempts": 0,
+        "log_id": None,
+        "error": None,
+    }
+    if result is not None:
+        told |= {"attempts": result.attempts, "log_id": result.log_id}
+    if error is not None:
+        decided = decisive(error)
+        api = decided if isinstance(decided, ApiError) else None
+        told |= {"attempts": error.attempts, "log_id": log_id(error)}
+        told["error"] = {
+            "type": type(error).__name__,
+            "code": api.code if api is not None else None,
+            "message": error.msg if isinstance(error, ApiError) else brief(error),
+            "advice": advise(error) or None,
+        }
+    return told

@@ -1,0 +1,100 @@
+"""A run: some drafts are sent at once by one client, shown as they end, and Ctrl-C is heard."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from feishu_mail_async._calls.bulk import Outcome
+from feishu_mail_async.client import FeishuMailClient
+from feishu_mail_async.errors import FeishuMailError
+from feishu_mail_async.model import Draft, OutcomeStatus
+
+from .interrupts import STOPPING, UNDER_WAY, Interrupts
+from .problems import INTERRUPTED, SOME_NOT
+from .render.console import Screen
+from .render.waiting import why_waiting
+
+__all__ = ["Run", "run_drafts"]
+
+_TICK: Final = 0.2
+
+
+@dataclass(slots=True)
+class Run:
+    """What became of a run.
+
+    Attributes:
+        outcomes: in the order in which they were known.
+        interrupts: how often somebody asked for an end.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    interrupts: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0: all are sent; 1: some are not; 130: it was ended at once."""
+        if self.interrupts > 1:
+            return INTERRUPTED
+        return 0 if all(outcome.status.good for outcome in self.outcomes) else SOME_NOT
+
+
+async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: Screen) -> Run:
+    """Send these drafts, and close the client.
+
+    Ctrl-C once: no new calls, those under way are finished. Twice: those are broken off too. Either way every
+    draft has its true outcome.
+    """
+    run = Run()
+    ending: set[asyncio.Task[None]] = set()
+
+    def hear(times: int) -> None:
+        run.interrupts = times
+        if times == 1:
+            screen.note(STOPPING)
+        ending.add(asyncio.ensure_future(client.close(None if times == 1 else 0.0)))
+
+    async with client:
+        with screen, Interrupts(hear, UNDER_WAY):
+            sends = [asyncio.ensure_future(_send(client, draft)) for draft in drafts]
+            clock = asyncio.ensure_future(_tell_time(client, sends, screen))
+            try:
+                async for outcome in _as_known(sends):
+                    run.outcomes.append(outcome)
+                    screen.outcome(outcome)
+                while not all(end.done() for end in ending):
+                    await asyncio.wait(ending)  # a second Ctrl-C adds another one
+            finally:
+                for task in (clock, *sends):
+                    task.cancel()
+                await asyncio.gather(clock, *sends, return_exceptions=True)
+    return run
+
+
+async def _as_known(sends: Sequence[asyncio.Future[Outcome]]) -> AsyncIterator[Outcome]:
+    waiting = set(sends)
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        # What closed a scope comes before what is skipped because of it.
+        outcomes = [send.result() for send in sends if send in done]
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.status is OutcomeStatus.SKIPPED):
+            yield outcome
+
+
+async def _send(client: FeishuMailClient, draft: Draft) -> Outcome:
+    try:
+        result = await client.send_draft(draft)
+    except FeishuMailError as error:
+        return Outcome(draft, error.status, None, error)
+    return Outcome(draft, result.status, result, None)
+
+
+async def _tell_time(client: FeishuMailClient, sends: Sequence[asyncio.Future[Outcome]], screen: Screen) -> None:
+    """Say again and again what the run waits for, until the client closes."""
+    with contextlib.suppress(FeishuMailError):
+        while True:
+            await asyncio.sleep(_TICK)
+            unfinished = sum(not send.done() for send in sends)
+            screen.waits(why_waiting(client.snapshot(), unfinished))

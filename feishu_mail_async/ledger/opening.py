@@ -1,0 +1,135 @@
+"""The homes a ledger can have, by their URLs."""
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import Final, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+from feishu_mail_async._auth.store import TokenStore
+from feishu_mail_async._scheduling.state import ClosedScope
+from feishu_mail_async._scheduling.store import Book
+from feishu_mail_async.errors import LedgerError
+from feishu_mail_async.model import RateLimit
+
+__all__ = ["Ledger", "Overview", "check_url", "open_ledger"]
+
+_FORMS: Final = '"sqlite:///PATH" (one host) or "postgresql://USER@HOST/NAME" (many hosts)'
+_NEEDED: Final = {
+    "sqlite": (("sqlalchemy", "aiosqlite"), "ledger"),
+    "postgresql": (("sqlalchemy", "psycopg"), "fleet"),
+}
+_SCHEME: Final = re.compile(r"([a-z0-9+]+)://")
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """How an app stands in a ledger, over all its processes.
+
+    Attributes:
+        drafts: drafts by state: the statuses of outcomes, "waiting" and "in_flight".
+        limit: the limit in force.
+        in_use: permits in use: calls that count in the server's window, those in flight among them.
+        in_flight: calls that are being made.
+        next_permit: seconds until a permit is free; 0: now.
+        paused: seconds until the next probe while the whole app is paused; else None.
+        pause_reason: why it is paused.
+        closed: what is closed, why and until when.
+    """
+
+    drafts: dict[str, int]
+    limit: RateLimit
+    in_use: int
+    in_flight: int
+    next_permit: float
+    paused: float | None
+    pause_reason: str | None
+    closed: tuple[ClosedScope, ...]
+
+
+@runtime_checkable
+class Ledger(Protocol):
+    """A home of permits, locks, drafts and tokens that outlives a process."""
+
+    def book(self, base_url: str, app: str, limit: RateLimit) -> Book:
+        """The book of one app. Nothing is opened before it is used."""
+
+    def tokens(self, base_url: str, app: str) -> TokenStore:
+        """The tokens of one app's users."""
+
+    async def apps(self) -> list[tuple[str, str]]:
+        """All that have a book: base_url and app."""
+
+    async def overview(self, base_url: str, app: str) -> Overview | None:
+        """How an app stands; None if it has no book."""
+
+    async def close(self) -> None:
+        """Close what is open. The clients that use it have been closed before."""
+
+
+def check_url(url: str) -> str:
+    """The kind of database that a URL names: "sqlite" or "postgresql".
+
+    Raises:
+        ValueError: it is none of the forms a ledger can have. The sentence does not repeat the URL, in which a
+            password may stand.
+    """
+    scheme = _SCHEME.match(url)
+    kind = scheme.group(1) if scheme else ""
+    if kind == "postgres":  # as many hosting services write it
+        kind = "postgresql"
+    if kind not in _NEEDED:
+        raise ValueError(f"ledger: give {_FORMS}" + (f", not {kind}://…" if kind else ""))
+    (_check_path if kind == "sqlite" else _check_address)(url)
+    return kind
+
+
+def _check_path(url: str) -> None:
+    path = url.removeprefix("sqlite:///")
+    if path.startswith("sqlite:"):
+        raise ValueError("ledger: three slashes come before a relative path, four before an absolute one")
+    if not path.strip("/") or path == ":memory:":
+        raise ValueError("ledger: sqlite:///PATH needs a path; for a ledger in memory leave ledger out")
+    if "?" in path:
+        raise ValueError("ledger: a path in sqlite:///PATH cannot hold a question mark; give another")
+
+
+def _check_address(url: str) -> None:
+    """See that the password ends where its writer thinks it does: what follows it is shown."""
+    address = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    hosts = address.rpartition("@")[2].split(",")  # as libpq takes them, which tries one after the other
+    if address.count("@") > 1 or not all(map(_readable, hosts)):
+        raise ValueError(
+            "ledger: the URL cannot be read; give postgresql://USER:PASSWORD@HOST:PORT/NAME, and in the password "
+            "write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
+        )
+
+
+def _readable(host: str) -> bool:
+    try:
+        return urlsplit(f"//{host}").port != 0
+    except ValueError:
+        return False
+
+
+def open_ledger(url: str) -> Ledger:
+    """A ledger on a database, to be given to clients. It is opened when it is used first.
+
+    Args:
+        url: "sqlite:///PATH" for the processes of one host, "postgresql://…" for many hosts.
+
+    Raises:
+        ValueError: the URL is neither.
+        LedgerError: packages are missing; the message says which extra brings them.
+    """
+    modules, extra = _NEEDED[check_url(url)]
+    try:
+        for module in modules:
+            importlib.import_module(module)
+        sql = importlib.import_module(".sql", __package__)
+    except ImportError as error:
+        raise LedgerError(
+            f"ledger: {error.name} is missing; install it with: pip install 'feishu-mail-async[{extra}]'"
+        ) from None
+    ledger: Ledger = sql.SqlLedger(url)
+    return ledger
