@@ -2,39 +2,37 @@
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .faults import Fault, Reply, json_reply
-
-if TYPE_CHECKING:
-    from .server import Sandbox
+from .stage import Stage
 
 __all__ = ["CONTROL", "control"]
 
 CONTROL: Final = "/_sandbox/"
 
 
-def control(sandbox: "Sandbox", method: str, path: str, body: bytes) -> Reply:
+def control(stage: Stage, method: str, path: str, body: bytes) -> Reply:
     """Answer a call of the sandbox's own endpoints: GET ledger; POST users, drafts, script.
 
     What is wrong with a call is said in a sentence, with HTTP 400.
 
     Args:
-        sandbox: the one to control.
+        stage: the one to set.
         method: of the request.
         path: of the request.
         body: of the request.
     """
     name = path.removeprefix(CONTROL)
     if (method, name) == ("GET", "ledger"):
-        return json_reply(200, sandbox.ledger.as_json())
+        return json_reply(200, stage.ledger.as_json())
     if method != "POST" or name not in _POSTS:
         return json_reply(404, {"error": "GET ledger; POST users, drafts, script"})
     try:
         value = json.loads(body)
         if not isinstance(value, dict):
             raise ValueError("body: give a JSON object")  # noqa: TRY004, TRY301 - one way out for all that is wrong
-        return json_reply(200, _POSTS[name](sandbox, value))
+        return json_reply(200, _POSTS[name](stage, value))
     except ValueError as error:
         return json_reply(400, {"error": str(error)})
 
@@ -46,27 +44,27 @@ def _text(body: dict[str, Any], name: str, default: str | None = None) -> str:
     return value
 
 
-def _users(sandbox: "Sandbox", body: dict[str, Any]) -> dict[str, Any]:
+def _users(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
     name = _text(body, "name")
-    return {"token": sandbox.add_user(name, address=_text(body, "address", f"{name}@example.com"))}
+    return {"token": stage.add_user(name, address=_text(body, "address", f"{name}@example.com"))}
 
 
-def _drafts(sandbox: "Sandbox", body: dict[str, Any]) -> dict[str, Any]:
+def _drafts(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
     count = body.get("count", 1)
     if not isinstance(count, int) or count < 0:
         raise ValueError("count: give a whole number, 0 or more")
-    return {"ids": sandbox.add_drafts(_text(body, "user"), count, mailbox=_text(body, "mailbox", "me"))}
+    return {"ids": stage.add_drafts(_text(body, "user"), count, mailbox=_text(body, "mailbox", "me"))}
 
 
-def _script(sandbox: "Sandbox", body: dict[str, Any]) -> dict[str, Any]:
+def _script(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
     faults = body.get("faults")
     if not isinstance(faults, list) or not all(isinstance(fault, dict) for fault in faults):
         raise ValueError('faults: give a list of objects such as {"kind": "code", "name": "ConcurrentWrite"}')
-    sandbox.script(_text(body, "draft_id"), *[Fault.from_json(fault) for fault in faults])
+    stage.script(_text(body, "draft_id"), *[Fault.from_json(fault) for fault in faults])
     return {}
 
 
-_POSTS: Final[dict[str, Callable[["Sandbox", dict[str, Any]], dict[str, Any]]]] = {
+_POSTS: Final[dict[str, Callable[[Stage, dict[str, Any]], dict[str, Any]]]] = {
     "users": _users,
     "drafts": _drafts,
     "script": _script,
