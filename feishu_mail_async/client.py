@@ -449,10 +449,6 @@ class FeishuMailClient:
         self._closed = True
         if self._origin.elsewhere:
             return
-        for run in list(self._runs):
-            run.stop()
-        for sender in self._senders():
-            sender.close()
         try:
             await carry_through(self._close(timeout), "feishu-mail-close")
         except asyncio.CancelledError:
@@ -462,7 +458,11 @@ class FeishuMailClient:
             raise
 
     async def _close(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Let calls in flight finish, and give back all that is held."""
+        """End what waits, let calls in flight finish, and give back all that is held."""
+        for run in list(self._runs):
+            run.stop()
+        for sender in self._senders():
+            sender.close()
         try:
             now = asyncio.get_running_loop().time
             began = now()

@@ -352,7 +352,8 @@ class Sender:
 
     def close(self) -> None:
         """Begin to end what waits. Calls in flight go on."""
-        self._ending = self.scheduler.sweep(self._closing())
+        if self._ending is None:
+            self._ending = self.scheduler.sweep(self._closing())
 
     async def wait_closed(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
         """Let calls in flight finish, for `timeout` seconds at most; then break them off."""
