@@ -21,7 +21,7 @@ from typing import Any, Final
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Outcome, Priority, RateLimit, RetryPolicy
 from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async._transport import Transport
-from feishu_mail_async.ledger.sql import SqlLedger
+from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sqlstore import SqlBook
 
 LONGEST_LIFE: Final = 150
@@ -102,15 +102,15 @@ def arm(point: str, nth: int, number: int, delay: float = 0.0) -> None:
 
 
 def _tell_transactions() -> None:
-    original = SqlLedger._transact
+    original = Database._transact
 
-    async def transact(ledger: SqlLedger, work: Any) -> Any:
+    async def transact(database: Database, work: Any) -> Any:
         began = time.monotonic()
-        done = await original(ledger, work)  # a try that found the file in use says nothing
+        done = await original(database, work)  # a try that found the file in use says nothing
         say(asked=began, took=time.monotonic() - began)
         return done
 
-    setattr(SqlLedger, "_transact", transact)  # noqa: B010 - as above
+    setattr(Database, "_transact", transact)  # noqa: B010 - as above
 
 
 # --- the program -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from feishu_mail_async._scheduling.store import Taken
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.ledger import Record, schema
 from feishu_mail_async.ledger.clock import HostClock
+from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.ledger.sqlstore import SqlBook
 from feishu_mail_async.model import Priority
@@ -64,8 +65,13 @@ class Clock:
         return self.now
 
 
-class TimedLedger(SqlLedger):
-    """A ledger whose time is a `Clock`'s, wherever it lives."""
+def ledger_on(url: str, **settings: Any) -> SqlLedger:
+    """A ledger at this URL; the settings are its database's."""
+    return SqlLedger(Database(url, **settings))
+
+
+class TimedDatabase(Database):
+    """A database whose time is a `Clock`'s, wherever it lives."""
 
     def __init__(self, url: str, clock: Clock, **settings: Any) -> None:
         super().__init__(url, clock=HostClock(clock, boot="x"), **settings)
@@ -73,6 +79,20 @@ class TimedLedger(SqlLedger):
 
     async def now(self, connection: AsyncConnection) -> float:
         return await super().now(connection) if self._sqlite else self._told.now
+
+
+def timed_ledger(url: str, clock: Clock, **settings: Any) -> SqlLedger:
+    """A ledger on a `TimedDatabase`."""
+    return SqlLedger(TimedDatabase(url, clock, **settings))
+
+
+async def apps_of(url: str) -> list[tuple[str, str]]:
+    """The apps in a ledger, which is made if it is not there, and closed again."""
+    ledger = ledger_on(url)
+    try:
+        return await ledger.apps()
+    finally:
+        await ledger.close()
 
 
 class Waits:
@@ -156,7 +176,7 @@ class Fleet:
 
     def start(self, limit: RateLimit | None = None, base_url: str = BASE, app: str = APP) -> Process:
         """Another process."""
-        ledger = TimedLedger(self.url, self.clock, patience=5.0)
+        ledger = timed_ledger(self.url, self.clock, patience=5.0)
         process = Process(ledger, ledger.book(base_url, app, limit or self.limit))
         self.processes.append(process)
         return process
@@ -179,16 +199,16 @@ async def rows(ledger: SqlLedger, table: sa.Table) -> list[dict[str, Any]]:
     async def read(connection: AsyncConnection) -> list[dict[str, Any]]:
         return [dict(row._mapping) for row in await connection.execute(sa.select(table))]
 
-    return await ledger.transact(read)
+    return await ledger.database.transact(read)
 
 
 async def nothing_held(ledger: SqlLedger) -> None:
     """No turn holds anything: neither permit nor lock nor probe; what a process left behind has lapsed."""
 
     async def read(connection: AsyncConnection) -> float:
-        return await ledger.now(connection)
+        return await ledger.database.now(connection)
 
-    now = await ledger.transact(read)
+    now = await ledger.database.transact(read)
     assert [row for row in await rows(ledger, schema.permit) if row["ended"] is None and row["lapses"] > now] == []
     assert [row for row in await rows(ledger, schema.lock) if row["turn"] and row["lapses"] > now] == []
     assert [row for row in await rows(ledger, schema.app) if row["probe"] and row["probe_lapses"] > now] == []

@@ -11,12 +11,11 @@ from typing import Any, Final
 
 import anyio
 import pytest
-from ledgersupport import client_of, until
+from ledgersupport import client_of, ledger_on, until
 from support import our_tasks
 
 from feishu_mail_async import FeishuMailClient, OutcomeUnknown, RateLimit, RefreshingTokens, SendResult
 from feishu_mail_async.events import AttemptStarted, DraftDone, Event
-from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 USER: Final = "alice"
@@ -183,7 +182,7 @@ async def test_tokens_that_renew_themselves(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("passes", range(1, 8))
 async def test_a_ledger(passes: int, tmp_path: Path) -> None:
     """Its threads end, though all tasks are cancelled while it closes."""
-    ledger = SqlLedger(f"sqlite:///{tmp_path / 'mail.db'}")
+    ledger = ledger_on(f"sqlite:///{tmp_path / 'mail.db'}")
     await ledger.apps()
     closing = asyncio.create_task(ledger.close())
     for _ in range(passes):

@@ -28,6 +28,7 @@ from ledgersupport import (
     client_of,
     fleet,
     home_url,
+    ledger_on,
     nothing_held,
     refused,
     rows,
@@ -92,7 +93,7 @@ async def mark_sent(ledger: SqlLedger, drafts: list[Draft]) -> None:
             ],
         )
 
-    await ledger.transact(write)
+    await ledger.database.transact(write)
 
 
 # --- the rerun --------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ async def test_a_draft_that_another_process_sends_while_it_waits_here(url: str, 
     """It is answered from the ledger when its turn would come: single, in a run, and when it is tried again."""
     single, bulk, retried = sandbox.add_drafts("alice", 3)
     sandbox.script(retried, *[Fault.code("InternalError")] * 5)
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     there = Process(ledger, ledger.book(sandbox.base_url, APP, FREE))
     async with open_client(sandbox, url, retry=RetryPolicy(initial=0.3, maximum=0.3)) as here:
         tasks = [asyncio.create_task(here.send_draft(retried, user="alice"))]
@@ -159,7 +160,7 @@ async def test_a_draft_that_another_process_sends_while_it_waits_here(url: str, 
 
 async def vanished(url: str, base_url: str, draft: str, user: str = "alice", limit: RateLimit = FREE) -> None:
     """A process takes a draft's turn and is never heard of again."""
-    gone = SqlLedger(url)
+    gone = ledger_on(url)
     await Process(gone, gone.book(base_url, APP, limit)).turn(ask(draft, user, timeout=0.1))
     await gone.close()
 
@@ -741,7 +742,7 @@ async def test_no_token_is_in_the_tables(url: str, sandbox: Sandbox) -> None:
     async with open_client(sandbox, url) as client:
         with pytest.raises(Exception, match=r"9999166|99991677"):
             await client.send_draft(bad, user="alice")
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     tables = [await rows(ledger, table) for table in schema.metadata.tables.values()]
     await ledger.close()
     assert any("user:alice" in str(found) for found in tables)
@@ -798,7 +799,7 @@ async def test_what_waits_hears_that_another_process_closed_its_user(url: str, s
 
 
 async def test_two_make_the_tables_at_once(url: str) -> None:
-    ledgers = [SqlLedger(url) for _ in range(5)]
+    ledgers = [ledger_on(url) for _ in range(5)]
     assert await asyncio.gather(*(ledger.apps() for ledger in ledgers)) == [[]] * 5
     [row] = await rows(ledgers[0], schema.schema)
     assert row["version"] == schema.VERSION
@@ -807,12 +808,12 @@ async def test_two_make_the_tables_at_once(url: str) -> None:
 
 
 async def test_tables_of_a_newer_version_are_left_alone(url: str, sandbox: Sandbox) -> None:
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
 
     async def newer(connection: Any) -> None:
         await connection.execute(sa.update(schema.schema).values(version=schema.VERSION + 1))
 
-    await ledger.transact(newer)
+    await ledger.database.transact(newer)
     await ledger.close()
     [draft] = sandbox.add_drafts("alice", 1)
     for _ in range(2):
@@ -844,7 +845,7 @@ async def test_the_file_is_for_its_owner_alone(tmp_path: Path, umask: int) -> No
     before = os.umask(umask)
     watcher = asyncio.create_task(asyncio.to_thread(look))
     try:
-        ledger = SqlLedger(f"sqlite:///{path}")
+        ledger = ledger_on(f"sqlite:///{path}")
         for _ in range(5):
             await Process(ledger, ledger.book("https://x", APP, FREE)).send(ask())
         await until(lambda: wanted <= seen.keys())
@@ -861,11 +862,11 @@ async def test_the_file_is_for_its_owner_alone(tmp_path: Path, umask: int) -> No
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 async def test_a_file_that_others_may_read_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "it's mail.db"
-    keeper = SqlLedger(f"sqlite:///{path}")
+    keeper = ledger_on(f"sqlite:///{path}")
     await keeper.apps()  # keeps the files beside it there
     loose = Path(f"{path}{suffix}")
     loose.chmod(0o640)
-    ledger = SqlLedger(f"sqlite:///{path}")
+    ledger = ledger_on(f"sqlite:///{path}")
     with pytest.raises(LedgerError) as caught:
         await ledger.apps()
     remedy = str(caught.value).rpartition(": ")[2]
@@ -884,14 +885,14 @@ async def test_a_file_that_others_may_read_is_left_as_it_is(tmp_path: Path) -> N
     path.chmod(0o644)
     before = path.read_bytes()
     with pytest.raises(LedgerError, match="others may read it"):
-        await SqlLedger(f"sqlite:///{path}").apps()
+        await ledger_on(f"sqlite:///{path}").apps()
     assert path.read_bytes() == before
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 async def test_the_tables_live_beside_others(url: str, tmp_path: Path) -> None:
     """The database may hold other things, which stay."""
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
 
     async def mine(connection: Any) -> None:
         await connection.exec_driver_sql("CREATE TABLE app (x integer)")
@@ -900,10 +901,10 @@ async def test_the_tables_live_beside_others(url: str, tmp_path: Path) -> None:
     async def still(connection: Any) -> Any:
         return (await connection.exec_driver_sql("SELECT x FROM app")).scalar_one()
 
-    await ledger.transact(mine)
+    await ledger.database.transact(mine)
     process = Process(ledger, ledger.book("https://x", APP, FREE))
     await process.send(ask())
-    assert await ledger.transact(still) == 5
+    assert await ledger.database.transact(still) == 5
     await ledger.close()
 
 
@@ -1024,7 +1025,7 @@ async def test_a_run_looks_up_many_at_once(url: str, sandbox: Sandbox) -> None:
 
 
 async def test_a_rerun_of_500_costs_a_few_transactions(url: str, sandbox: Sandbox) -> None:
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     async with open_client(sandbox, ledger) as client:
         drafts = [Draft(f"d{n}", user="alice") for n in range(500)]
         await client.recall(drafts[:1])

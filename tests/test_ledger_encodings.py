@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from databases import DATABASE_PASSWORD, PostgresServer
-from ledgersupport import APP, BASE, Process, ask, rows
+from ledgersupport import APP, BASE, Process, ask, ledger_on, rows
 from support import holds
 
 from feishu_mail_async import Draft, LedgerError, RateLimit
 from feishu_mail_async.fleet import Left, Queue, Queued, QueueTrouble, enqueue, jobs_left, prepare
 from feishu_mail_async.ledger import schema
-from feishu_mail_async.ledger.sql import SqlLedger
 
 TEXTS = ["草稿一", "naïve", "📮", "ascii"]
 
@@ -31,7 +30,7 @@ def database(server: PostgresServer, made: list[str], encoding: str) -> str:
 
 
 async def keeps_every_text(url: str) -> None:
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     process = Process(ledger, ledger.book(BASE, f"{APP} 飞书", RateLimit(calls=100, per=60, spacing=0)))
     for text in TEXTS:
         await process.send(ask(text, user=text, mailbox=f"{text}@example.com"))
@@ -61,7 +60,7 @@ async def test_an_encoding_that_holds_every_text(
 async def test_an_encoding_that_does_not(postgres_server: PostgresServer, made: list[str], encoding: str) -> None:
     """It is told before anything is done, and what is advised helps."""
     url = database(postgres_server, made, encoding)
-    ledger = SqlLedger(url, patience=1000.0)
+    ledger = ledger_on(url, patience=1000.0)
     with pytest.raises(LedgerError, match=f"its encoding is {encoding}, .*: make one .*UTF8") as caught:
         await ledger.apps()
     await ledger.close()

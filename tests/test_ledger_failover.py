@@ -16,11 +16,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from databases import DATABASE_PASSWORD, read_only
-from ledgersupport import client_of, nothing_held, until
+from ledgersupport import client_of, ledger_on, nothing_held, until
 from sqlalchemy.ext.asyncio import AsyncConnection
 from support import holds
 
 from feishu_mail_async import Draft, LedgerError, OutcomeStatus, OutcomeUnknown, RateLimit
+from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
 
@@ -81,7 +82,7 @@ async def test_connections_to_a_server_that_is_the_wrong_one_are_given_up(
 ) -> None:
     """All that are kept lead there, and none of them will ever do; a new one leads to the right one."""
     drafts = drafts_of(sandbox, 4)
-    ledger = SqlLedger(postgres_url)
+    ledger = ledger_on(postgres_url)
     await ledger.apps()
     await ledger.close()
     with read_only(postgres_url):
@@ -100,7 +101,7 @@ async def test_a_server_that_can_only_be_read_for_a_while(
 ) -> None:
     caplog.set_level(logging.WARNING, "feishu_mail_async.ledger")
     drafts = drafts_of(sandbox, 10)
-    ledger = SqlLedger(postgres_url)
+    ledger = ledger_on(postgres_url)
     await ledger.apps()
     await ledger.close()
     with failures() as seen:
@@ -143,7 +144,7 @@ PASSING = [
 async def test_what_passes_is_waited_out(postgres_url: str, state: str, sandbox: Sandbox) -> None:
     """Whatever the server says three times in the midst of it, as a settlement and as the next turn begin."""
     drafts = drafts_of(sandbox, 3)
-    ledger = SqlLedger(postgres_url)
+    ledger = ledger_on(postgres_url)
     await ledger.apps()
     # A sequence counts though the transaction is rolled back.
     execute(
@@ -163,8 +164,8 @@ async def test_what_passes_is_waited_out(postgres_url: str, state: str, sandbox:
     await ledger.close()
 
 
-class Stalling(SqlLedger):
-    """A ledger whose process stands still in a transaction, once, until the server has ended its session."""
+class Stalling(Database):
+    """A database whose client stands still in a transaction, once, until the server has ended its session."""
 
     stalls = 0
 
@@ -184,8 +185,9 @@ async def test_a_process_that_was_stopped_in_a_transaction(
     postgres_url: str, stalls: int, sandbox: Sandbox
 ) -> None:
     drafts = drafts_of(sandbox, 3)
-    ledger = Stalling(postgres_url)
-    ledger.stalls = stalls
+    database = Stalling(postgres_url)
+    database.stalls = stalls
+    ledger = SqlLedger(database)
     with failures() as seen:
         assert await send_all(sandbox, ledger, drafts) == {OutcomeStatus.SENT}
     assert "25P03" in seen
@@ -208,8 +210,9 @@ async def test_the_time_for_which_a_process_was_stopped_is_not_waiting(
                 monkeypatch.setattr(loop, "time", lambda: real() + 1000.0)
             return await super().now(connection)
 
-    ledger = Stopped(postgres_url)
-    ledger.stalls = 2
+    database = Stopped(postgres_url)
+    database.stalls = 2
+    ledger = SqlLedger(database)
     with failures() as seen:
         assert await send_all(sandbox, ledger, drafts) == {OutcomeStatus.SENT}
     assert real() + 1000.0 <= loop.time()
@@ -233,9 +236,9 @@ async def test_a_file_that_can_only_be_read_for_a_while(tmp_path: Path, sandbox:
     async def spoil(connection: AsyncConnection) -> None:
         await connection.execute(sa.text("PRAGMA query_only=ON"))
 
-    ledger = SqlLedger(f"sqlite:///{tmp_path / 'mail.db'}")
+    ledger = ledger_on(f"sqlite:///{tmp_path / 'mail.db'}")
     await ledger.apps()
-    await ledger.transact(spoil)
+    await ledger.database.transact(spoil)
     sa.event.listen(sa.pool.Pool, "connect", only_read)
     try:
         assert await send_all(sandbox, ledger, drafts) == {OutcomeStatus.SENT}
@@ -252,7 +255,7 @@ async def test_a_file_that_can_only_be_read_for_a_while(tmp_path: Path, sandbox:
 
 async def test_a_server_that_can_only_be_read_for_good(postgres_url: str, sandbox: Sandbox) -> None:
     drafts = drafts_of(sandbox, 2)
-    ledger = SqlLedger(postgres_url, patience=0.5)
+    ledger = ledger_on(postgres_url, patience=0.5)
     await ledger.apps()
     await ledger.close()
     with read_only(postgres_url), failures() as seen:
@@ -274,7 +277,7 @@ async def test_a_server_that_can_only_be_read_for_good(postgres_url: str, sandbo
 async def test_what_is_wrong_with_a_statement_is_told_at_once(
     postgres_url: str, state: str, sandbox: Sandbox
 ) -> None:
-    ledger = SqlLedger(postgres_url, patience=1000.0)
+    ledger = ledger_on(postgres_url, patience=1000.0)
     await ledger.apps()
     execute(
         postgres_url,
@@ -292,7 +295,7 @@ async def test_what_is_wrong_with_a_statement_is_told_at_once(
 async def test_rights_that_are_taken_and_given_back(postgres_url: str, sandbox: Sandbox) -> None:
     """A database that has let this user in, and does not now, is being changed by somebody."""
     drafts = drafts_of(sandbox, 3)
-    owner = SqlLedger(postgres_url)
+    owner = ledger_on(postgres_url)
     await owner.apps()
     await owner.close()
     name = "mailer_" + postgres_url.rpartition("/")[2]
@@ -305,7 +308,7 @@ async def test_rights_that_are_taken_and_given_back(postgres_url: str, sandbox: 
         f"GRANT {everything} TO {name}",
         f"GRANT {sequences} TO {name}",
     )
-    ledger = SqlLedger(postgres_url.replace("postgres:", f"{name}:"))
+    ledger = ledger_on(postgres_url.replace("postgres:", f"{name}:"))
     try:
         await ledger.apps()
         execute(postgres_url, f"REVOKE {everything} FROM {name}")

@@ -20,7 +20,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from databases import DATABASE_PASSWORD, PostgresServer
-from ledgersupport import APP, HOMES, Process, ask, client_of, home_url, nothing_held, rows, until
+from ledgersupport import (
+    APP,
+    HOMES,
+    Process,
+    apps_of,
+    ask,
+    client_of,
+    home_url,
+    ledger_on,
+    nothing_held,
+    rows,
+    until,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 from support import FREE, ONCE, TOKEN, always, cancel_all, holds, http, raw_server
 
@@ -40,6 +52,7 @@ from feishu_mail_async import (
     SendResult,
 )
 from feishu_mail_async.ledger import DraftState, schema
+from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 
@@ -163,7 +176,7 @@ async def test_a_full_disk(file: Path, sandbox: Sandbox, caplog: pytest.LogCaptu
         await client.recall(drafts[:1])
     with contextlib.closing(sqlite3.connect(file)) as look:
         [pages] = look.execute("PRAGMA page_count").fetchone()
-    ledger = SqlLedger(url, patience=0.5)  # there may be room again in a moment
+    ledger = ledger_on(url, patience=0.5)  # there may be room again in a moment
     with small_disk(pages + 1), witnessed(sandbox, url) as without:
         async with open_client(sandbox, ledger) as client:
             first = await outcomes(client.send_drafts(drafts))
@@ -215,7 +228,7 @@ async def test_a_file_that_is_locked_for_a_while(file: Path, sandbox: Sandbox) -
         assert without == []
         assert client.snapshot().in_flight == 0
     sent_once(sandbox, drafts)
-    ledger = SqlLedger(f"sqlite:///{file}")
+    ledger = ledger_on(f"sqlite:///{file}")
     await nothing_held(ledger)
     await ledger.close()
 
@@ -223,8 +236,8 @@ async def test_a_file_that_is_locked_for_a_while(file: Path, sandbox: Sandbox) -
 async def test_a_file_that_stays_locked(file: Path, sandbox: Sandbox) -> None:
     drafts = drafts_of(sandbox, 2)
     url = f"sqlite:///{file}"
-    await SqlLedgerOnce(url).apps()
-    ledger = SqlLedger(url, patience=0.5)
+    await apps_of(url)
+    ledger = ledger_on(url, patience=0.5)
     async with open_client(sandbox, ledger) as client:
         async with locked(file):
             with pytest.raises(
@@ -241,22 +254,12 @@ async def test_a_file_that_stays_locked(file: Path, sandbox: Sandbox) -> None:
     sent_once(sandbox, drafts)
 
 
-class SqlLedgerOnce(SqlLedger):
-    """A ledger that closes after one look."""
-
-    async def apps(self) -> list[tuple[str, str]]:
-        try:
-            return await super().apps()
-        finally:
-            await self.close()
-
-
 async def test_a_success_is_told_though_it_cannot_be_written(
     file: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And the rest goes on once it can: the lease of the call that was not written lapses."""
     url = f"sqlite:///{file}"
-    ledger = SqlLedger(url, patience=0.3)
+    ledger = ledger_on(url, patience=0.3)
     one, two = drafts_of(sandbox, 1)[:2]
     sandbox.script(one.draft_id, Fault.delay(0.4))
     limit = RateLimit(calls=1, per=0.3, spacing=0, margin=0, grace=0.1)
@@ -285,7 +288,7 @@ async def refused_at_once(sandbox: Sandbox, url: str, says: str, **settings: Any
 
     No record was read, so nobody claims that the draft was not sent by an earlier call.
     """
-    ledger = SqlLedger(url, **({"patience": 1000.0} | settings))
+    ledger = ledger_on(url, **({"patience": 1000.0} | settings))
     async with open_client(sandbox, ledger) as client:
         with pytest.raises(OutcomeUnknown, match=says) as caught:
             await asyncio.wait_for(client.send_draft(Draft("d1", user=USERS[0])), 60)
@@ -333,7 +336,7 @@ async def test_paths_that_cannot_be_opened(tmp_path: Path, sandbox: Sandbox) -> 
 
 async def test_a_file_that_cannot_be_written(file: Path, sandbox: Sandbox) -> None:
     """SQLite's word for it, as it comes where rights count (for root they do not)."""
-    await SqlLedgerOnce(f"sqlite:///{file}").apps()
+    await apps_of(f"sqlite:///{file}")
 
     def only_read(connection: Any, _: object) -> None:
         cursor = connection.cursor()
@@ -349,12 +352,12 @@ async def test_a_file_that_cannot_be_written(file: Path, sandbox: Sandbox) -> No
 
 async def test_tables_that_are_not_what_they_should_be(url: str, sandbox: Sandbox) -> None:
     """Somebody meddled with them: it is said, and nothing waits for ever."""
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
 
     async def meddle(connection: AsyncConnection) -> None:
         await connection.execute(sa.delete(schema.schema))
 
-    await ledger.transact(meddle)
+    await ledger.database.transact(meddle)
     await ledger.close()
     await refused_at_once(sandbox, url, ": ledger: ")
 
@@ -406,7 +409,7 @@ async def test_a_server_that_goes_away_and_returns(
     said = [one.levelname for one in caplog.records if one.name == "feishu_mail_async.ledger"]
     assert said == ["WARNING", "WARNING"]  # gone, and back
     assert DATABASE_PASSWORD not in caplog.text
-    ledger = SqlLedger(shaky_url)
+    ledger = ledger_on(shaky_url)
     await nothing_held(ledger)
     await ledger.close()
 
@@ -415,7 +418,7 @@ async def test_a_server_that_never_comes_back(
     shaky: PostgresServer, shaky_url: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     drafts = drafts_of(sandbox, 4)
-    ledger = SqlLedger(shaky_url, patience=0.3)
+    ledger = ledger_on(shaky_url, patience=0.3)
     sandbox.script(drafts[-1].draft_id, Fault.delay(0.5))
     async with open_client(sandbox, ledger) as client:
         async with client.send_drafts(drafts) as run:
@@ -443,15 +446,15 @@ async def test_a_server_that_was_never_there_tells_all_at_once(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of many does not wait for it anew for every few of them."""
-    ledger = SqlLedger(f"postgresql://u:{DATABASE_PASSWORD}@127.0.0.1:1/mail", patience=0.3)
+    ledger = ledger_on(f"postgresql://u:{DATABASE_PASSWORD}@127.0.0.1:1/mail", patience=0.3)
     tries = 0
 
     async def counted(*arguments: Any) -> Any:
         nonlocal tries
         tries += 1
-        return await SqlLedger._transact(ledger, *arguments)
+        return await Database._transact(ledger.database, *arguments)
 
-    monkeypatch.setattr(ledger, "_transact", counted)
+    monkeypatch.setattr(ledger.database, "_transact", counted)
     async with open_client(sandbox, ledger) as client:
         with pytest.raises(OutcomeUnknown, match="does not answer: check that it runs"):
             await client.send_draft(Draft("d", user=USERS[0]))
@@ -569,8 +572,8 @@ async def test_a_commit_whose_answer_is_lost(
     one, two = drafts_of(sandbox, 1)[:2]
     broken = one if which % 2 else two
     sandbox.script(broken.draft_id, Fault.code("ConcurrentWrite"), Fault.code("TooManyRecipients"))
-    ledger = SqlLedger(postgres_url.replace(str(postgres_server.port), str(port)))
-    direct = SqlLedger(postgres_url)
+    ledger = ledger_on(postgres_url.replace(str(postgres_server.port), str(port)))
+    direct = ledger_on(postgres_url)
     await ledger.apps()
     proxy.countdown = which
     policy = RetryPolicy(initial=0.05, maximum=0.05)
@@ -596,7 +599,7 @@ async def test_a_commit_whose_answer_is_lost(
 async def test_a_code_that_no_database_takes(url: str) -> None:
     """More than 64 bits: the refusal is told all the same, and the next draft of the user goes."""
     answers = always(http(400, b'{"code":36893488147419103232,"msg":"new"}', ("Content-Type", "application/json")))
-    ledger = SqlLedger(url, patience=5.0)
+    ledger = ledger_on(url, patience=5.0)
     async with raw_server(answers) as server:
         settings: dict[str, Any] = {"app": APP, "base_url": server.base_url, "rate_limit": QUICK, "retry": ONCE}
         async with FeishuMailClient("u-1", ledger=ledger, **settings) as client:
@@ -619,7 +622,7 @@ async def test_texts_that_no_database_takes(url: str, bad: str) -> None:
     ).encode()
     kind = ("Content-Type", "application/json")
     answers = always(http(200, sent, kind), http(400, refusal, kind), http(200, closing, kind))
-    ledger = SqlLedger(url, patience=5.0)
+    ledger = ledger_on(url, patience=5.0)
     async with raw_server(answers) as server:
         settings: dict[str, Any] = {"app": APP, "base_url": server.base_url, "rate_limit": QUICK, "retry": ONCE}
         async with FeishuMailClient("u-1", ledger=ledger, **settings) as client:
@@ -647,7 +650,7 @@ async def test_no_secret_is_told(
         caplog.set_level(logging.DEBUG, name)
     sandbox.renew_token(USERS[0], token=TOKEN)
     drafts = drafts_of(sandbox, 1)
-    ledger = SqlLedger(shaky_url, patience=0.5)
+    ledger = ledger_on(shaky_url, patience=0.5)
     async with open_client(sandbox, ledger) as client:
         await client.send_draft(drafts[0])
         await asyncio.to_thread(shaky.stop, crash=True)
@@ -665,8 +668,8 @@ async def test_no_secret_is_told(
 # --- clients that end, callers that give up ---------------------------------------------------------------
 
 
-class Held(SqlLedger):
-    """A ledger in which one transaction can be held up: before it begins, or after it is committed.
+class Holding(Database):
+    """A database on which one transaction can be held up: before it begins, or after it is committed.
 
     Attributes:
         held: set while one is held up.
@@ -698,6 +701,15 @@ class Held(SqlLedger):
         await self.release.wait()
 
 
+class Held(SqlLedger):
+    """A ledger on such a database."""
+
+    database: Holding
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        super().__init__(Holding(url, **settings))
+
+
 PHASES = [(number, place) for number in (1, 2, 3) for place in ("before", "after")]
 """Of the look-up, the take and the settlement."""
 
@@ -707,7 +719,7 @@ async def held(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     ledger = Held(home_url(request, tmp_path))
     await ledger.apps()
     yield ledger
-    ledger.release.set()
+    ledger.database.release.set()
     await ledger.close()
 
 
@@ -724,13 +736,13 @@ async def all_is_well(ledger: SqlLedger, sandbox: Sandbox, draft: Draft) -> None
 async def test_a_caller_that_is_cancelled(held: Held, phase: tuple[int, str], sandbox: Sandbox) -> None:
     [draft] = drafts_of(sandbox, 1)[:1]
     async with open_client(sandbox, held) as client:
-        held.hold_up(*phase)
+        held.database.hold_up(*phase)
         task = asyncio.create_task(client.send_draft(draft))
-        await held.held.wait()
+        await held.database.held.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(task, 30)
-        held.release.set()
+        held.database.release.set()
     called = len(sandbox.ledger.calls(draft.draft_id))
     assert called == (1 if phase[0] == 3 else 0)
     await nothing_held(held)
@@ -742,10 +754,10 @@ async def test_a_caller_that_is_cancelled(held: Held, phase: tuple[int, str], sa
 async def test_a_deadline_that_passes(held: Held, phase: tuple[int, str], sandbox: Sandbox) -> None:
     [draft] = drafts_of(sandbox, 1)[:1]
     async with open_client(sandbox, held) as client:
-        held.hold_up(*phase)
+        held.database.hold_up(*phase)
         with pytest.raises(NotSent if phase[0] == 2 else OutcomeUnknown):
             await asyncio.wait_for(client.send_draft(draft, deadline=0.4), 30)
-        held.release.set()
+        held.database.release.set()
     assert len(sandbox.ledger.calls(draft.draft_id)) == (1 if phase[0] == 3 else 0)
     await all_is_well(held, sandbox, draft)
 
@@ -755,9 +767,9 @@ async def test_a_client_that_is_closed_at_once(held: Held, phase: tuple[int, str
     """Though the database does not answer, it closes; a call whose end is known is told."""
     [draft] = drafts_of(sandbox, 1)[:1]
     client = open_client(sandbox, held)
-    held.hold_up(*phase)
+    held.database.hold_up(*phase)
     task = asyncio.create_task(client.send_draft(draft))
-    await held.held.wait()
+    await held.database.held.wait()
     await asyncio.wait_for(client.close(timeout=0), 30)
     if phase[0] == 3:
         assert isinstance(await asyncio.wait_for(task, 30), SendResult)
@@ -765,7 +777,7 @@ async def test_a_client_that_is_closed_at_once(held: Held, phase: tuple[int, str
         with pytest.raises(ClientClosed):
             await asyncio.wait_for(task, 30)
     else:
-        held.release.set()
+        held.database.release.set()
         with pytest.raises(ClientClosed):
             await asyncio.wait_for(task, 30)
     await asyncio.wait_for(held.close(), 30)
@@ -779,12 +791,12 @@ async def test_what_has_ended_is_on_record_though_the_client_closes_at_once(
     monkeypatch.setattr("feishu_mail_async.client._LEAST_WRITING", 30.0)
     [draft] = drafts_of(sandbox, 1)[:1]
     client = open_client(sandbox, held)
-    held.hold_up(3, "before")
+    held.database.hold_up(3, "before")
     task = asyncio.create_task(client.send_draft(draft))
-    await held.held.wait()
+    await held.database.held.wait()
     closing = asyncio.create_task(client.close(timeout=0))
     assert not (await asyncio.wait_for(task, 30)).already_sent
-    held.release.set()
+    held.database.release.set()
     await asyncio.wait_for(closing, 30)
     [row] = await rows(held, schema.draft)
     assert (row["state"], row["doubtful"]) == ("sent", False)
@@ -811,11 +823,11 @@ async def test_all_tasks_are_cancelled(passes: int, url: str, sandbox: Sandbox) 
 async def test_a_run_that_is_left(held: Held, phase: tuple[int, str], sandbox: Sandbox) -> None:
     [draft] = drafts_of(sandbox, 1)[:1]
     async with open_client(sandbox, held) as client:
-        held.hold_up(*phase)
+        held.database.hold_up(*phase)
         run = client.send_drafts([draft])
         async with run:
-            await held.held.wait()
-            asyncio.get_running_loop().call_later(0.1, held.release.set)
+            await held.database.held.wait()
+            asyncio.get_running_loop().call_later(0.1, held.database.release.set)
     await nothing_held(held)
     await all_is_well(held, sandbox, draft)
 
@@ -855,12 +867,12 @@ async def test_a_call_in_flight_that_is_broken_off(url: str, sandbox: Sandbox) -
 async def test_a_slow_settlement_is_waited_for(held: Held, sandbox: Sandbox) -> None:
     [draft] = drafts_of(sandbox, 1)[:1]
     async with open_client(sandbox, held) as client:
-        held.hold_up(3, "before")
+        held.database.hold_up(3, "before")
         task = asyncio.create_task(client.send_draft(draft))
-        await held.held.wait()
+        await held.database.held.wait()
         await asyncio.sleep(0.3)
         assert not task.done()
-        held.release.set()
+        held.database.release.set()
         assert not (await task).already_sent
 
 
@@ -877,12 +889,12 @@ async def test_a_token_that_is_refused_as_the_client_closes(held: Held, sandbox:
         return "u-of-yesterday"
 
     client = open_client(sandbox, held, tokens=source)
-    held.hold_up(3, "before")
+    held.database.hold_up(3, "before")
     task = asyncio.create_task(client.send_draft(draft))
-    await held.held.wait()
+    await held.database.held.wait()
     closing = asyncio.create_task(client.close(timeout=0))
     await asyncio.sleep(0.05)
-    held.release.set()
+    held.database.release.set()
     await asyncio.wait_for(closing, 30)
     with pytest.raises(NotSent):
         await task
@@ -908,7 +920,7 @@ async def test_two_clients_share_a_ledger_and_the_last_one_closes_it(file: Path,
 
 
 async def test_a_ledger_of_the_callers_is_left_open(file: Path, sandbox: Sandbox) -> None:
-    ledger = SqlLedger(f"sqlite:///{file}")
+    ledger = ledger_on(f"sqlite:///{file}")
     for draft in drafts_of(sandbox, 1)[:2]:
         async with open_client(sandbox, ledger) as client:
             await client.send_draft(draft)
@@ -920,7 +932,7 @@ async def test_a_ledger_of_the_callers_is_left_open(file: Path, sandbox: Sandbox
 
 async def test_closing_one_client_does_not_wait_for_another(url: str, sandbox: Sandbox) -> None:
     drafts = drafts_of(sandbox, 8)
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     async with open_client(sandbox, ledger) as busy:
         idle = open_client(sandbox, ledger)
         await idle.send_draft(drafts[0])
@@ -937,7 +949,7 @@ async def test_closing_one_client_does_not_wait_for_another(url: str, sandbox: S
 
 def test_one_ledger_in_several_loops(url: str) -> None:
     """Closed at the end of the one, it serves the next."""
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     sent: list[SendResult] = []
 
     async def one_loop() -> None:
@@ -959,7 +971,7 @@ def test_one_ledger_in_several_loops(url: str) -> None:
 
 async def test_many_that_are_stopped_at_once_do_not_hold_the_others_up(url: str, sandbox: Sandbox) -> None:
     """What became of thousands is written in pieces: in between, other processes have their turn."""
-    ledger, other = SqlLedger(url), SqlLedger(url)
+    ledger, other = ledger_on(url), ledger_on(url)
     drafts = [Draft(f"d{n}", user=USERS[0]) for n in range(1500)]
     there = Process(other, other.book(sandbox.base_url, APP, RateLimit(calls=1, per=600)))
     sizes: list[int] = []

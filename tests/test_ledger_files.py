@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from ledgersupport import SENT, Process, ask, client_of, nothing_held
+from ledgersupport import SENT, Process, apps_of, ask, client_of, ledger_on, nothing_held
 
 from feishu_mail_async import Draft, LedgerError, OutcomeStatus, OutcomeUnknown, RateLimit
 from feishu_mail_async._scheduling.lanes import Gate, Turn
 from feishu_mail_async.ledger.clock import HostClock
-from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
 
 LIMIT = RateLimit(calls=4, per=60, spacing=0)
@@ -34,7 +33,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 
 def process(file: Path, clock: HostClock | None = None) -> Process:
-    ledger = SqlLedger(f"sqlite:///{file}", clock=clock)
+    ledger = ledger_on(f"sqlite:///{file}", clock=clock)
     return Process(ledger, ledger.book("https://x", "app", LIMIT))
 
 
@@ -57,7 +56,7 @@ async def test_a_file_that_is_taken_away_while_it_is_in_use(
 ) -> None:
     """No call is made without the record of those before; nobody begins with an empty one."""
     drafts = [Draft(one, user="alice") for one in sandbox.add_drafts("alice", 12)]
-    ledger = SqlLedger(f"sqlite:///{file}")
+    ledger = ledger_on(f"sqlite:///{file}")
     async with client_of(sandbox, ledger, rate_limit=RateLimit(calls=100, per=60, spacing=0)) as client:
         for draft in drafts[:3]:
             await client.send_draft(draft)
@@ -77,7 +76,7 @@ async def test_a_file_that_is_taken_away_while_it_is_in_use(
         assert rest == {OutcomeStatus.UNKNOWN}
         if how == "deleted":  # what lies beside it tells that there was one
             with pytest.raises(LedgerError, match=r"it was taken away, and .*mail.db-(wal|shm) is left"):
-                await SqlLedger(f"sqlite:///{file}").apps()
+                await ledger_on(f"sqlite:///{file}").apps()
             assert not file.exists()
     await ledger.close()
     with pytest.raises(LedgerError, match="while it was in use"):  # closed and opened again, it is still the same
@@ -87,7 +86,7 @@ async def test_a_file_that_is_taken_away_while_it_is_in_use(
 
 async def test_a_file_that_is_put_back(file: Path, sandbox: Sandbox, tmp_path: Path) -> None:
     one, two = (Draft(draft, user="alice") for draft in sandbox.add_drafts("alice", 2))
-    ledger = SqlLedger(f"sqlite:///{file}")
+    ledger = ledger_on(f"sqlite:///{file}")
     async with client_of(sandbox, ledger) as client:
         await client.send_draft(one)
         file.rename(tmp_path / "elsewhere.db")
@@ -106,7 +105,7 @@ async def test_a_file_that_is_put_back(file: Path, sandbox: Sandbox, tmp_path: P
 async def test_files_of_somebody_else(
     file: Path, tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = SqlLedger(f"sqlite:///{file}")
+    ledger = ledger_on(f"sqlite:///{file}")
     await ledger.apps()
     for name in ("mail.db-wal", "mail.db-shm"):
         assert (tmp_path / name).exists()
@@ -121,22 +120,12 @@ async def test_files_of_somebody_else(
 
     monkeypatch.setattr(Path, "stat", stat)
     with pytest.raises(LedgerError, match=f"it belongs to another user \\({SOMEBODY}\\).*: give a path") as caught:
-        await SqlLedger(f"sqlite:///{file}").apps()
+        await ledger_on(f"sqlite:///{file}").apps()
     assert f"ledger: {theirs}: " in str(caught.value)
     assert f"chown {os.geteuid()} {theirs}" in str(caught.value)
     monkeypatch.undo()
     await ledger.close()
-    assert await SqlLedgerOnce(f"sqlite:///{file}").apps() == []
-
-
-class SqlLedgerOnce(SqlLedger):
-    """A ledger that closes after one look."""
-
-    async def apps(self) -> list[tuple[str, str]]:
-        try:
-            return await super().apps()
-        finally:
-            await self.close()
+    assert await apps_of(f"sqlite:///{file}") == []
 
 
 # --- its clock --------------------------------------------------------------------------------------------

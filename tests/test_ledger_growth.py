@@ -17,7 +17,7 @@ pytest.importorskip("psycopg")
 
 import psycopg
 import sqlalchemy as sa
-from ledgersupport import HOMES, LOST, Fleet, ask, client_of, fleet, home_url, refused, rows
+from ledgersupport import HOMES, LOST, Fleet, ask, client_of, fleet, home_url, ledger_on, refused, rows
 from sqlalchemy.ext.asyncio import AsyncConnection
 from support import FREE
 
@@ -96,7 +96,7 @@ async def write(ledger: SqlLedger, drafts: list[tuple[str, str, bool, float]]) -
             ],
         )
 
-    await ledger.transact(insert)
+    await ledger.database.transact(insert)
 
 
 async def ids(ledger: SqlLedger) -> set[str]:
@@ -156,12 +156,12 @@ async def test_a_draft_whose_record_is_gone_is_not_sent_twice(url: str) -> None:
         first, second = sandbox.add_drafts("alice", 2)
         async with client_of(sandbox, url, rate_limit=FREE) as client:
             await client.send_draft(first, user="alice")
-            ledger = SqlLedger(url)
+            ledger = ledger_on(url)
 
             async def age(connection: AsyncConnection) -> None:
                 await connection.execute(sa.update(schema.draft).values(changed=time.time() - 2 * _YEAR))
 
-            await ledger.transact(age)
+            await ledger.database.transact(age)
             await client.send_draft(second, user="alice")
         async with client_of(sandbox, url, rate_limit=FREE) as client:
             [record] = await client.recall([Draft(first, user="alice")])

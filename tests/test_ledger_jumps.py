@@ -3,16 +3,19 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from ledgersupport import APP, BASE, Process, ask, rows
+from ledgersupport import APP, BASE, Process, ask, ledger_on, rows
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async import RateLimit
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import schema
-from feishu_mail_async.ledger.sql import SqlLedger
+
+if TYPE_CHECKING:
+    from feishu_mail_async.ledger.sql import SqlLedger
 
 LIMIT = RateLimit(calls=4, per=60, spacing=0)
 TIME = sa.func.extract("epoch", sa.func.clock_timestamp())
@@ -27,12 +30,12 @@ class Fleet:
         self.ledgers: list[SqlLedger] = []
 
     def start(self) -> Process:
-        ledger = SqlLedger(self._url)
+        ledger = ledger_on(self._url)
         self.ledgers.append(ledger)
         return Process(ledger, ledger.book(BASE, APP, LIMIT))
 
     def set_clock(self, ahead: float) -> None:
-        self._patch.setattr("feishu_mail_async.ledger.sql._DATABASE_TIME", sa.select(TIME + ahead))
+        self._patch.setattr("feishu_mail_async.ledger.database._DATABASE_TIME", sa.select(TIME + ahead))
 
 
 @pytest.fixture
@@ -97,14 +100,17 @@ async def test_a_correction_that_is_not_committed_is_done_again(fleet: Fleet) ->
         await one.send(ask(user=f"user{place}", mailbox=f"{place}@x"))
 
     async def broken(connection: AsyncConnection) -> None:
-        row = await one.ledger.hold(connection, BASE, APP, LIMIT)
-        assert await one.ledger.jumps.correct(connection, row.id, await one.ledger.now(connection))
+        database = one.ledger.database
+        row = await database.hold(connection, BASE, APP, LIMIT)
+        assert await one.ledger.database.jumps.correct(
+            connection, row.id, await one.ledger.database.now(connection)
+        )
         raise KeyboardInterrupt
 
     fleet.set_clock(3600.0)
     await one.ledger.overview(BASE, APP)
     with pytest.raises(KeyboardInterrupt):
-        await one.ledger.transact(broken)
+        await one.ledger.database.transact(broken)
     assert not await granted(one)
 
 

@@ -18,11 +18,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from ledgersupport import HOMES, LOST, NEVER, SENT, Clock, Process, TimedLedger, Waits, ask, home_url, refused
+from ledgersupport import (
+    HOMES,
+    LOST,
+    NEVER,
+    SENT,
+    Clock,
+    Process,
+    Waits,
+    ask,
+    home_url,
+    ledger_on,
+    refused,
+    timed_ledger,
+)
 
 from feishu_mail_async._api.protocol import Judgement, Reply, judge
 from feishu_mail_async._scheduling.lanes import Turn, mailbox_key
 from feishu_mail_async.ledger.clock import HostClock, Reading
+from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.model import Priority, RateLimit
 
 T = TypeVar("T")
@@ -274,7 +288,7 @@ class World:
         self.runner = asyncio.Runner()
         self.clock = Clock()
         self.runner.get_loop()
-        self.ledgers = [TimedLedger(url, self.clock) for _ in range(2)]
+        self.ledgers = [timed_ledger(url, self.clock) for _ in range(2)]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -297,7 +311,7 @@ class Processes(RuleBasedStateMachine):
         self.processes = [self.process(ledger, limit) for ledger in self.world.ledgers]
         self.turns: list[tuple[Call, Turn, int]] = []
 
-    def process(self, ledger: TimedLedger, limit: RateLimit) -> Process:
+    def process(self, ledger: SqlLedger, limit: RateLimit) -> Process:
         process = Process(ledger, ledger.book("https://x", self.app, limit))
         self.world.run(self.opened(process))
         return process
@@ -466,7 +480,7 @@ async def test_the_wall_clock_does_nothing(tmp_path: Path, monkeypatch: pytest.M
     """Nor does what it is set to in between."""
     limit = RateLimit(calls=1, per=60, spacing=0, margin=0)
     clock = Clock()
-    ledger = TimedLedger(f"sqlite:///{tmp_path / 'mail.db'}", clock)
+    ledger = timed_ledger(f"sqlite:///{tmp_path / 'mail.db'}", clock)
     one = Process(ledger, ledger.book("https://x", "app", limit))
     await one.send(ask(user="a"))
     for wall in (0.0, 1e12):
@@ -494,8 +508,8 @@ def test_a_window_never_opens_early_over_restarts(
         nonlocal true
 
         def start() -> Process:
-            ledger = TimedLedger(url, host)
-            ledger._clock = HostClock(host, boot=f"boot{next(boots)}" if named else "")
+            boot = f"boot{next(boots)}" if named else ""
+            ledger = ledger_on(url, clock=HostClock(host, boot=boot))
             return Process(ledger, ledger.book("https://x", "app", limit))
 
         here = start()

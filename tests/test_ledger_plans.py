@@ -14,13 +14,12 @@ pytest.importorskip("psycopg")
 
 import psycopg
 import sqlalchemy as sa
-from ledgersupport import APP, LOST, Process, ask, client_of, fleet, home_url, refused
+from ledgersupport import APP, LOST, Process, ask, client_of, fleet, home_url, ledger_on, refused
 from support import FREE
 
 from feishu_mail_async import Draft, FeishuMailError, OutcomeStatus, RateLimit
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import DraftKey
-from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
 
 _LARGE: Final = r"feishu_mail_(?:draft|permit|lock|closure|token)"
@@ -154,7 +153,7 @@ def steps() -> Iterator[list[int]]:
 
 async def on_record(url: str, base_url: str, number: int, users: int = 40) -> list[Draft]:
     """Have it on record that so many drafts were sent."""
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     process = Process(ledger, ledger.book(base_url, APP, FREE))
     await process.send(ask("first"))
     await ledger.close()

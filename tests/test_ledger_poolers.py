@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import sqlalchemy as sa
 from databases import DATABASE_PASSWORD, PostgresServer, read_only
-from ledgersupport import client_of, nothing_held, until
+from ledgersupport import client_of, ledger_on, nothing_held, until
 from poolers import run_pooler
 from sqlalchemy.ext.asyncio import AsyncConnection
 from support import holds
@@ -43,7 +43,7 @@ def through(url: str, server: PostgresServer, port: int) -> str:
 
 async def said(url: str, patience: float = 1000.0) -> LedgerError:
     """What a ledger there ends with; at once, unless its patience is short."""
-    ledger = SqlLedger(url, patience=patience)
+    ledger = ledger_on(url, patience=patience)
     with pytest.raises(LedgerError) as caught:
         await asyncio.wait_for(ledger.apps(), 60)
     await ledger.close()
@@ -60,7 +60,7 @@ async def test_a_pooler_in_transaction_mode(
     """Each transaction has another session: nothing that a turn needs is left in the last one."""
     async with run_pooler(postgres_server.port) as pooler:
         url = through(postgres_url, postgres_server, pooler.port)
-        ledger = SqlLedger(url)
+        ledger = ledger_on(url)
         await send_some(sandbox, ledger)
         await ledger.close()
         queue, drafts = Queue("https://x", "app"), [Draft(f"d{n}", user="alice") for n in range(2100)]
@@ -82,12 +82,12 @@ async def test_a_transaction_is_bounded_and_leaves_nothing_in_its_session(postgr
         await connection.exec_driver_sql("COMMIT")
         return [(await connection.execute(sa.text(f"SHOW {name}"))).scalar_one() for name in names]
 
-    ledger = SqlLedger(postgres_url)
+    ledger = ledger_on(postgres_url)
     for _ in range(8):  # often enough for a driver that prepares what comes again
-        _, values, prepared = await ledger.transact(read)
+        _, values, prepared = await ledger.database.transact(read)
         assert values == ["10s", "15s", "10s"]
         assert prepared == 0
-    assert await ledger.transact(leave) == ["0", "0", "0"]
+    assert await ledger.database.transact(leave) == ["0", "0", "0"]
     await ledger.close()
 
 
@@ -175,7 +175,7 @@ async def test_several_hosts_of_which_none_can_be_written_to_for_a_while(
     postgres_url: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = postgres_url.replace("@127.0.0.1", "@127.0.0.1:1,127.0.0.1") + "?target_session_attrs=read-write"
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     with read_only(postgres_url):
         sending = asyncio.create_task(send_some(sandbox, ledger))
         await until(lambda: "the database can only be read" in caplog.text)

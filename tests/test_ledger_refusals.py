@@ -13,7 +13,7 @@ pytest.importorskip("sqlalchemy")
 pytest.importorskip("psycopg")
 
 import sqlalchemy as sa
-from ledgersupport import APP, Process, ask, client_of, home_url, nothing_held, rows
+from ledgersupport import APP, Process, ask, client_of, home_url, ledger_on, nothing_held, rows
 from refusals import POISON, make_refuse
 from support import FREE, ONCE, always, http, raw_server
 
@@ -30,7 +30,6 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import DraftKey, DraftState, schema
-from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
 
 _BOTH: Final = ["sqlite", "postgresql"]
@@ -135,7 +134,7 @@ async def test_keys_of_512_characters_each_concern_nobody(url: str, sandbox: San
     assert not isinstance(outcomes[odd].error, LedgerError)
     assert record is not None
     assert record.calls == 1
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     await nothing_held(ledger)
     await ledger.close()
 
@@ -188,7 +187,7 @@ async def test_short_keys_stay_as_they_are(url: str, sandbox: Sandbox) -> None:
     sandbox.add_draft("user1", longest.draft_id, longest.mailbox)
     async with open_client(sandbox, url) as client:
         await client.send_draft(longest)
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     [row] = await rows(ledger, schema.draft)
     assert (row["user_key"], row["mailbox_key"], row["draft_id"]) == ("user1", longest.mailbox, longest.draft_id)
     await ledger.close()
@@ -196,7 +195,7 @@ async def test_short_keys_stay_as_they_are(url: str, sandbox: Sandbox) -> None:
 
 async def test_the_login_of_a_user_with_the_longest_name(url: str) -> None:
     user = "\U0001f600" * 512
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     store = ledger.tokens("http://127.0.0.1:1", APP)
     token = StoredToken("u-1", 2e9, 7200.0, "ur-1", None, "mail:\ud800\0send")
     assert await store.save(user, token)
@@ -209,7 +208,7 @@ async def test_the_login_of_a_user_with_the_longest_name(url: str) -> None:
 
 async def test_a_scope_that_no_text_can_be_is_nobody_elses_trouble(url: str) -> None:
     """A key with characters that a database does not take is kept all the same."""
-    ledger = SqlLedger(url, patience=5.0)
+    ledger = ledger_on(url, patience=5.0)
     process = Process(ledger, ledger.book("http://127.0.0.1:1", APP, FREE))
     process.book.reopen("user:\0\ud800")
     await process.send(ask("d1", user="\ud800"))
@@ -231,7 +230,7 @@ async def test_a_record_that_is_refused_as_the_turn_comes(url: str, sandbox: San
         outcomes = await send(client, every)
         all_is_well(outcomes, sandbox, good, bad)
         await client.send_draft(sandbox.add_draft("user1"), user="user1")
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     await nothing_held(ledger)
     assert sum(row["state"] == "sent" for row in await rows(ledger, schema.draft)) == 62
     await ledger.close()
@@ -285,7 +284,7 @@ async def test_a_success_that_cannot_be_written_holds_nobody_up(
         records = await client.recall([Draft(one, user="user1") for one in (odd, good)])
     assert [one is not None and one.state for one in records] == [DraftState.IN_FLIGHT, DraftState.SENT]
     assert [told for told in caplog.messages if odd in told]
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     assert [row for row in await rows(ledger, schema.permit) if row["ended"] is None] == []
     assert [row for row in await rows(ledger, schema.lock) if row["turn"]] == []
     await ledger.close()
@@ -293,7 +292,7 @@ async def test_a_success_that_cannot_be_written_holds_nobody_up(
 
 async def test_an_end_that_cannot_be_written(url: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     """Drafts that end together are noted together: those that can be are on record, the other is told by name."""
-    ledger = SqlLedger(url)
+    ledger = ledger_on(url)
     book = ledger.book(sandbox.base_url, APP, FREE)
     keys = [DraftKey("user1", "me/user1", f"d{number}") for number in range(300)]
     odd = DraftKey("user1", "me/user1", f"{POISON}1")
@@ -334,7 +333,7 @@ async def test_what_concerns_the_whole_database_is_nobodys_own(url: str, sandbox
 async def test_a_code_that_no_column_takes(url: str, code: int) -> None:
     """The refusal of a draft is on record, however large its number, and the next draft goes."""
     answers = always(http(400, f'{{"code":{code},"msg":"new"}}'.encode(), ("Content-Type", "application/json")))
-    ledger = SqlLedger(url, patience=5.0)
+    ledger = ledger_on(url, patience=5.0)
     async with raw_server(answers) as server:
         settings: dict[str, Any] = {"app": APP, "base_url": server.base_url, "rate_limit": FREE, "retry": ONCE}
         async with FeishuMailClient("u-1", ledger=ledger, **settings) as client:

@@ -15,7 +15,7 @@ import pytest
 from schedmodel import FixedDelays, VirtualLoop
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement
-from feishu_mail_async._scheduling import process as store_module
+from feishu_mail_async._scheduling import process
 from feishu_mail_async._scheduling.lanes import Ask, Turn
 from feishu_mail_async._scheduling.memory import MemoryBook
 from feishu_mail_async._scheduling.process import Store
@@ -249,7 +249,7 @@ def test_any_order_of_events_in_several_loops(seed: int, calm: bool) -> None:
     world = World(seed, calm=calm)
     # The loops take turns in this thread: those that do not run now have not come to a standstill.
     running = mock.patch.object(MemoryBook, "stands_still", return_value=False)
-    with running, mock.patch.object(store_module, "time", mock.Mock(monotonic=lambda: world.now)):
+    with running, mock.patch.object(process, "monotonic", side_effect=lambda: world.now):
         for _ in range(150):
             world.act()
         world.finish()

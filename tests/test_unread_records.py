@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from ledgersupport import client_of
+from ledgersupport import client_of, ledger_on
 from support import FREE
 
 from feishu_mail_async import (
@@ -38,7 +38,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[SqlLedger]:
-    one = SqlLedger(f"sqlite:///{tmp_path / 'mail.db'}", patience=30)
+    one = ledger_on(f"sqlite:///{tmp_path / 'mail.db'}", patience=30)
     yield one
     await one.close()
 
@@ -131,7 +131,7 @@ async def test_a_caller_that_is_cancelled(sandbox: Sandbox, ledger: SqlLedger, d
 
 
 async def test_a_ledger_that_fails(sandbox: Sandbox, ledger: SqlLedger, drafts: list[Draft]) -> None:
-    impatient = SqlLedger(f"sqlite:///{ledger.where}", patience=0.2)
+    impatient = ledger_on(f"sqlite:///{ledger.where}", patience=0.2)
     async with open_client(sandbox, impatient) as client:
         told = ends_of(client)
         async with locked(ledger):
@@ -215,7 +215,7 @@ async def test_a_run_that_is_stopped_while_the_ledger_fails(
     sandbox: Sandbox, ledger: SqlLedger, drafts: list[Draft]
 ) -> None:
     """It is not waited for again and again."""
-    impatient = SqlLedger(f"sqlite:///{ledger.where}", patience=1.0)
+    impatient = ledger_on(f"sqlite:///{ledger.where}", patience=1.0)
     wanted = [*drafts, *(Draft(f"more{n}", user=USER) for n in range(2000))]
     async with open_client(sandbox, impatient) as client, locked(ledger):
         run = client.send_drafts(wanted, read_ahead=10)

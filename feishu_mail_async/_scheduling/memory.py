@@ -1,4 +1,4 @@
-"""The book that memory keeps of an app, and the stores of the process beneath: see `store`."""
+"""The book that memory keeps of an app, and the stores of the process beneath: see `process`."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from feishu_mail_async.codes import Until
 from feishu_mail_async.errors import FeishuMailError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 
-from .process import Store
+from .process import Member, Store
 from .record import DraftKey, Record
 from .state import Delays, Grant, Settled
 from .store import SLACK, Shut, Taken, mutex
@@ -122,7 +122,7 @@ class MemoryBook:
 
     def settle(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
         store, standing = self._store, self.standing
-        told: list[MemoryBook] = []
+        told: list[Member] = []
         with mutex:
             store.advance(now)
             flight = store.land(turn.grant.turn)
@@ -186,7 +186,7 @@ class MemoryBook:
             self._store.advance(asyncio.get_running_loop().time() + self._offset)
 
 
-def _tell(members: Iterable[MemoryBook]) -> None:
+def _tell(members: Iterable[Member]) -> None:
     for member in members:
         member.tell()
 

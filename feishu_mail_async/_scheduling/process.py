@@ -1,7 +1,7 @@
 """Memory's ledger: what an app's calls have used up and locked, kept by the process and not by a loop.
 
 Theory of operation. A `Store` is one budget of one app: its `Standing`, the locks of its users and mailboxes, and
-its *flights*, which are the calls that have a turn. The process has one of each (`memorybook.memory_book`),
+its *flights*, which are the calls that have a turn. The process has one of each (`memory.memory_book`),
 whichever loops come and go. A loop reaches it through a book of its own, a *member*; queues and dispatchers stay
 with the loop.
 
@@ -30,7 +30,7 @@ with the loop.
 import itertools
 import math
 import weakref
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from feishu_mail_async._clock import monotonic
 from feishu_mail_async.model import Priority, RateLimit
@@ -40,9 +40,8 @@ from .store import SLACK
 
 if TYPE_CHECKING:
     from .lanes import Ask
-    from .memory import MemoryBook
 
-__all__ = ["Store"]
+__all__ = ["Member", "Store"]
 
 _BEHIND: Final = 1.0
 """Seconds by which an ordinary loop's clock may be read late: uvloop reads it once in each of its passes."""
@@ -96,6 +95,28 @@ class _Locks(dict[str, _Lock]):
         self._sweep_at = 2 * len(self) + _SWEPT
 
 
+class Member(Protocol):
+    """A loop's part in a store. Its methods may be called in any thread, under the mutex.
+
+    Attributes:
+        flying: its calls under way.
+    """
+
+    flying: int
+
+    def ended(self) -> bool:
+        """Tell whether its loop has ended."""
+
+    def stands_still(self) -> bool:
+        """Tell whether its loop does not run now; it may never do so again."""
+
+    def to_be_told(self) -> bool:
+        """Tell whether it has to be told of a change; from now on it counts as told."""
+
+    def tell(self) -> None:
+        """Have it look anew, in its own loop."""
+
+
 class _Flight(NamedTuple):
     """A call that has a turn.
 
@@ -106,7 +127,7 @@ class _Flight(NamedTuple):
         lapses: when it has ended at the latest, if its loop stands still.
     """
 
-    member: "MemoryBook"
+    member: Member
     user: _Lock
     mailbox: _Lock
     lapses: float
@@ -124,18 +145,18 @@ class Store:
         self.users = _Locks()
         self.mailboxes = _Locks()
         self.flights: dict[str, _Flight] = {}
-        self.members: list[weakref.ref[MemoryBook]] = []
+        self.members: list[weakref.ref[Member]] = []
         self._ahead: float | None = None  # the time less `time.monotonic`; None: no loop has come yet
         self._real = -math.inf  # `time.monotonic` when it was last looked at
 
     # -- members ---------------------------------------------------------------------------------------
 
-    def add(self, member: "MemoryBook") -> None:
+    def add(self, member: Member) -> None:
         """Take in a member."""
         self.members = [ref for ref in self.members if (other := ref()) is not None and not other.ended()]
         self.members.append(weakref.ref(member))
 
-    def listeners(self, but: "MemoryBook | None") -> list["MemoryBook"]:
+    def listeners(self, but: Member | None) -> list[Member]:
         """The members to tell of a change, beside the one that has made it; those told already hear of it then."""
         found = [member for ref in self.members if (member := ref()) is not None and member is not but]
         return [member for member in found if member.to_be_told()]
@@ -177,7 +198,7 @@ class Store:
             self.mailboxes.get(mailbox) or self.mailboxes.add(mailbox, now),
         )
 
-    def begin(self, member: "MemoryBook", ask: "Ask", user: _Lock, mailbox: _Lock, now: float) -> str:
+    def begin(self, member: Member, ask: "Ask", user: _Lock, mailbox: _Lock, now: float) -> str:
         """Lock the user and the mailbox of an ask for a call; its permit is counted elsewhere."""
         turn = str(next(_turns))
         user.turn = mailbox.turn = turn

@@ -47,7 +47,7 @@ SLACK: Final = 5.0
 """Seconds that may pass between taking a turn and making its call."""
 
 mutex: Final = threading.RLock()
-"""Held while a standing is read or changed, which other threads may use too: see `memorybook`.
+"""Held while a standing is read or changed, which other threads may use too: see `memory`.
 
 Reentrant, because a finalizer of a user's may call us while it is held, in the midst of anything.
 """

@@ -1,4 +1,4 @@
-"""What a bulk run would do, and the question whether to do it."""
+"""What a run would do, what has been done before, and the question whether to do it."""
 
 import os
 import select
@@ -14,15 +14,19 @@ from rich.console import Console
 from rich.text import Text
 
 from feishu_mail_async._text import escape
+from feishu_mail_async.codes import Until
+from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import Draft
 
 from .account import Account
-from .problems import WrongUsage
+from .loop import run_loop
+from .problems import CannotStart, WrongUsage
 from .render.console import print_rows
 from .render.estimate import duration, name_limit
 from .render.wording import count, span
+from .state_dir import REMEDY
 
-__all__ = ["agreed", "check_askable", "print_plan"]
+__all__ = ["agreed", "check_askable", "print_plan", "sent_before"]
 
 _MOST_ROWS: Final = 10
 _YES: Final = frozenset({"y", "yes"})
@@ -121,3 +125,29 @@ def agreed() -> bool:
     if not answer.endswith("\n"):
         sys.stderr.write("\n")
     return answer.strip().lower() in _YES
+
+
+def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -> int:
+    """How many of these drafts the ledger has as sent: they need no call.
+
+    What an earlier run found closed until somebody does something about it is tried again: whoever gives the
+    command once more has done it, or wants to know.
+
+    Raises:
+        CannotStart: it cannot be read.
+    """
+    if ledger is None:
+        return 0
+    try:
+        return run_loop(_sent_before(account, ledger, list(dict.fromkeys(drafts))))
+    except LedgerError as error:
+        raise CannotStart(f"{error}{REMEDY}") from None
+
+
+async def _sent_before(account: Account, ledger: str, drafts: Sequence[Draft]) -> int:
+    async with account.client(ledger=ledger) as client:
+        records = await client.recall(drafts)
+        for closed in client.snapshot().closed:
+            if closed.until is Until.REOPEN:
+                client.reopen(closed.scope)
+    return sum(record is not None and record.state.settled for record in records)

@@ -1,34 +1,25 @@
-"""Where the command line keeps its ledger, and what it says of drafts before a run."""
+"""Where the command line keeps its ledger and its secrets."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 from platformdirs import user_state_path
 
-from feishu_mail_async.codes import Until
-from feishu_mail_async.errors import LedgerError
-from feishu_mail_async.model import Draft
-
-from .loop import run_loop
 from .options import LEDGER_VARIABLE, read_ledger
 from .problems import CannotStart
 
-if TYPE_CHECKING:
-    from .account import Account
-
 __all__ = [
+    "REMEDY",
     "default_ledger",
     "find_ledger",
     "find_own_directory",
     "make_own_directory",
     "may_be_there",
     "own_directory",
-    "sent_before",
 ]
 
 _FILE = "sqlite:///"
-_REMEDY = "; or give --ledger PATH, or --no-ledger to keep none"
+REMEDY: Final = "; or give --ledger PATH, or --no-ledger to keep none"
 _HOMELESS = (
     "this user has no home directory to keep a ledger in: set HOME or XDG_STATE_HOME to an absolute path, "
     f"or give --ledger PATH (or {LEDGER_VARIABLE})"
@@ -54,7 +45,7 @@ def find_ledger(ledger: str | None, *, none: bool) -> str | None:
     try:
         make_own_directory()
     except OSError as error:
-        raise CannotStart(f"ledger: {directory}: it cannot be made ({error.strerror}){_REMEDY}") from None
+        raise CannotStart(f"ledger: {directory}: it cannot be made ({error.strerror}){REMEDY}") from None
     return default_ledger()
 
 
@@ -106,29 +97,3 @@ def default_ledger() -> str:
 def may_be_there(ledger: str) -> bool:
     """Whether there may be a ledger at this URL: not if it is a file that is missing; to look must not make it."""
     return not ledger.startswith(_FILE) or Path(ledger.removeprefix(_FILE)).exists()
-
-
-def sent_before(account: "Account", ledger: str | None, drafts: Sequence[Draft]) -> int:
-    """How many of these drafts the ledger has as sent: they need no call.
-
-    What an earlier run found closed until somebody does something about it is tried again: whoever gives the
-    command once more has done it, or wants to know.
-
-    Raises:
-        CannotStart: it cannot be read.
-    """
-    if ledger is None:
-        return 0
-    try:
-        return run_loop(_sent_before(account, ledger, list(dict.fromkeys(drafts))))
-    except LedgerError as error:
-        raise CannotStart(f"{error}{_REMEDY}") from None
-
-
-async def _sent_before(account: "Account", ledger: str, drafts: Sequence[Draft]) -> int:
-    async with account.client(ledger=ledger) as client:
-        records = await client.recall(drafts)
-        for closed in client.snapshot().closed:
-            if closed.until is Until.REOPEN:
-                client.reopen(closed.scope)
-    return sum(record is not None and record.state.settled for record in records)

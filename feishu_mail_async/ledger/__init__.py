@@ -9,6 +9,7 @@ for SQLite, `[fleet]` for PostgreSQL.
 
 from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record
 
-from .opening import Ledger, Overview, check_url, open_ledger
+from .opening import Ledger, check_url, open_ledger
+from .overview import Overview
 
 __all__ = ["DraftKey", "DraftState", "Ledger", "Overview", "Record", "check_url", "open_ledger"]

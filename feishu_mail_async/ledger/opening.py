@@ -2,17 +2,17 @@
 
 import importlib
 import re
-from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from feishu_mail_async._auth.store import TokenStore
-from feishu_mail_async._scheduling.state import ClosedScope
 from feishu_mail_async._scheduling.store import Book
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import RateLimit
 
-__all__ = ["Ledger", "Overview", "check_url", "open_ledger"]
+from .overview import Overview
+
+__all__ = ["Ledger", "check_url", "open_ledger"]
 
 _FORMS: Final = '"sqlite:///PATH" (one host) or "postgresql://USER@HOST/NAME" (many hosts)'
 _NEEDED: Final = {
@@ -20,31 +20,6 @@ _NEEDED: Final = {
     "postgresql": (("sqlalchemy", "psycopg"), "fleet"),
 }
 _SCHEME: Final = re.compile(r"([a-z0-9+]+)://")
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """How an app stands in a ledger, over all its processes.
-
-    Attributes:
-        drafts: drafts by state: the statuses of outcomes, "waiting" and "in_flight".
-        limit: the limit in force.
-        in_use: permits in use: calls that count in the server's window, those in flight among them.
-        in_flight: calls that are being made.
-        next_permit: seconds until a permit is free; 0: now.
-        paused: seconds until the next probe while the whole app is paused; else None.
-        pause_reason: why it is paused.
-        closed: what is closed, why and until when.
-    """
-
-    drafts: dict[str, int]
-    limit: RateLimit
-    in_use: int
-    in_flight: int
-    next_permit: float
-    paused: float | None
-    pause_reason: str | None
-    closed: tuple[ClosedScope, ...]
 
 
 @runtime_checkable
@@ -127,9 +102,10 @@ def open_ledger(url: str) -> Ledger:
         for module in modules:
             importlib.import_module(module)
         sql = importlib.import_module(".sql", __package__)
+        database = importlib.import_module(".database", __package__)
     except ImportError as error:
         raise LedgerError(
             f"ledger: {error.name} is missing; install it with: pip install 'feishu-mail-async[{extra}]'"
         ) from None
-    ledger: Ledger = sql.SqlLedger(url)
+    ledger: Ledger = sql.SqlLedger(database.Database(url))
     return ledger

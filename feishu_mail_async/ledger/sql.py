@@ -1,49 +1,28 @@
-"""The home on a database: SQLite for the processes of one host, PostgreSQL for those of many.
-
-Both are one implementation. Every change is one transaction, in which the app's row is locked first: so what a
-turn depends on, permits, locks, pauses and closures, is looked at and changed by one process at a time, and rows
-are never locked in two orders.
-"""
+"""The home on a database: SQLite for the processes of one host, PostgreSQL for those of many."""
 
 import asyncio
-import dataclasses
 import logging
 import os
 import socket
-import traceback
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from weakref import WeakSet
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async._tasks import carry_through
-from feishu_mail_async.errors import LedgerError, RecordRefused
 from feishu_mail_async.model import RateLimit
 
-from . import postgres, schema, sqlite
-from .clock import HostClock, Reading
-from .errors import TROUBLE, busy, passes, reason, stale, told, words
-from .jumps import Jumps, elapsed
-from .opening import Overview
-from .patience import LONG_LOCKED, LONGEST, Patience, pause
-from .pruning import make_prunable
-from .sqlite import LedgerFile
+from . import schema
+from .database import Database
+from .overview import Overview
 from .sqlstore import SqlBook, limit_of, permits_of, standing_of
 from .sqltokens import SqlTokens
 
 __all__ = ["SqlLedger"]
 
-T = TypeVar("T")
-
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
-_MOST_LOST: Final = 1.0
-"""Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
 _cautioned: Final[set[str]] = set()
 """The ledgers of which it was said: once in a process is enough."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
@@ -51,46 +30,33 @@ _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
 
 
 class SqlLedger:
-    """A ledger on a database; it is opened, and its tables are made, when it is used first.
+    """A ledger on a database.
 
     Args:
-        url: "sqlite:///PATH" or "postgresql://…".
-        patience: seconds for which a database that does not answer, or is locked, is tried again.
-        clock: tells the time of a SQLite ledger; a PostgreSQL ledger goes by its database's clock.
+        database: the database.
+
+    Attributes:
+        database: the same.
     """
 
-    def __init__(self, url: str, *, patience: float = 60.0, clock: HostClock | None = None) -> None:
-        self._url = postgres.read_address(url)
-        self._sqlite = self._url.drivername.startswith("sqlite")
-        self._file = LedgerFile(self.where)
-        self._patience = patience
-        self._clock = clock or HostClock()
-        self.jumps = Jumps(self.where)
-        self._engine: AsyncEngine | None = None
-        self._opening = asyncio.Lock()
-        self._opened = False
-        self._used = False
-        self.prunable = False  # whether old drafts are found without reading all; known once it is open
+    def __init__(self, database: Database) -> None:
+        self.database = database
         self._closing: asyncio.Future[None] | None = None
-        self._struggling = False
-        self._origin = Origin()
         self._books: WeakSet[SqlBook] = WeakSet()
 
     @property
     def where(self) -> str:
         """The ledger as it may be shown: a file's path, or a URL without its password."""
-        if self._sqlite:
-            return self._url.database or ""
-        return postgres.show_address(self._url)
+        return self.database.where
 
     @property
     def caution(self) -> str:
         """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
-        return "" if self._sqlite else postgres.caution(self._url)
+        return self.database.caution
 
     def book(self, base_url: str, app: str, limit: RateLimit) -> SqlBook:
         """The book of one app. Nothing is opened before it is used."""
-        book = SqlBook(self, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
+        book = SqlBook(self.database, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
         self._books.add(book)
         return book
 
@@ -99,7 +65,7 @@ class SqlLedger:
         if self.caution and self.where not in _cautioned:
             _cautioned.add(self.where)
             _log.warning("ledger: %s: %s", self.where, self.caution)
-        return SqlTokens(self, base_url, app)
+        return SqlTokens(self.database, base_url, app)
 
     async def apps(self) -> list[tuple[str, str]]:
         """All that have a book: base_url and app."""
@@ -110,7 +76,7 @@ class SqlLedger:
             )
             return [(row.base_url, row.app) for row in rows]
 
-        return await self.transact(read)
+        return await self.database.transact(read)
 
     async def overview(self, base_url: str, app: str) -> Overview | None:
         """How an app stands; None if it has no book."""
@@ -120,10 +86,10 @@ class SqlLedger:
             row = (await connection.execute(sa.select(schema.app).where(*found))).one_or_none()
             return None if row is None else await self._overview(connection, row)
 
-        return await self.transact(read)
+        return await self.database.transact(read)
 
     async def _overview(self, connection: AsyncConnection, row: sa.Row[Any]) -> Overview:
-        now = await self.now(connection)
+        now = await self.database.now(connection)
         draft = schema.draft.c
         states = await connection.execute(
             sa.select(draft.state, sa.func.count()).where(draft.app_id == row.id).group_by(draft.state)
@@ -147,7 +113,7 @@ class SqlLedger:
 
     async def close(self) -> None:
         """Break off what is still being written, and close the connections."""
-        if self._origin.elsewhere:
+        if self.database.elsewhere:
             return
         if self._closing is None:
             # Of several that close it none returns before it is closed, and none breaks it off for the others.
@@ -162,175 +128,7 @@ class SqlLedger:
     async def _close(self) -> None:
         for book in list(self._books):
             await book.abandon()
-        engine, self._engine, self._opened, self._used = self._engine, None, False, False
-        self._origin = Origin()
-        self._opening = asyncio.Lock()  # the next one to open it may run in another event loop
-        if engine is not None:
-            await engine.dispose()
+        await self.database.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.where}>"
-
-    # -- transactions ----------------------------------------------------------------------------------
-
-    async def transact(
-        self, work: Callable[[AsyncConnection], Awaitable[T]], failed: Callable[[], None] | None = None
-    ) -> T:
-        """Do something in one transaction; what may pass is waited out, and the work done anew.
-
-        Args:
-            work: what to do.
-            failed: called before each further try: the last one may have been committed, or not.
-
-        Raises:
-            LedgerError: it could not be done; the message says what to do. RecordRefused if that is because of a
-                value in it, so that the same with other values may succeed.
-        """
-        if self._origin.elsewhere:
-            raise LedgerError(
-                f"ledger: {self.where}: {forked('it', 'call open_ledger and open a new client here')}"
-            )
-
-        def again(state: RetryCallState) -> None:
-            assert state.outcome is not None
-            error = state.outcome.exception()
-            assert error is not None
-            locked = busy(error)
-            if not locked or (state.seconds_since_start or 0.0) > LONG_LOCKED:
-                self._struggle(error)
-            if failed is not None and not locked:
-                failed()
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(
-                lambda error: isinstance(error, TROUBLE) and passes(error, opened=self._used)
-            ),
-            wait=pause,
-            stop=Patience(self._patience),
-            before_sleep=again,
-            reraise=True,
-        )
-        failed_for_good: LedgerError | None = None
-        try:
-            done: T = await retrying(self._transact, work)
-        except LedgerError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
-            failed_for_good = told(self.where, error, self._url.password or "")
-            if not isinstance(error, TROUBLE) and not isinstance(failed_for_good, RecordRefused):
-                # As text: a log's handler may show the values that stand in the frames.
-                _log.error("%s\n%s", failed_for_good, "".join(traceback.format_exception(error)))
-        if failed_for_good is not None:
-            # Not from within the handler: what went wrong would be its context, with all it knows.
-            raise failed_for_good
-        self._used = True
-        if self._struggling:
-            self._struggling = False
-            _log.warning("ledger: %s: it answers again", self.where)
-        return done
-
-    async def _transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with asyncio.timeout(None if self._sqlite else LONGEST):
-            engine = await self._open()
-            async with engine.begin() as connection:
-                done = await work(connection)
-            self.jumps.committed(connection)
-            return done
-
-    def _struggle(self, error: BaseException) -> None:
-        if not self._struggling:
-            self._struggling = True
-            _log.warning(
-                "ledger: %s: %s%s; no calls are made until that has passed, for up to %.0f s",
-                self.where,
-                reason(error),
-                words(error, self._url.password or ""),
-                self._patience,
-            )
-
-    async def now(self, connection: AsyncConnection) -> float:
-        """The ledger's time, asked for once the transaction holds its locks: waiting for them takes time."""
-        if not self._sqlite:
-            before = elapsed()
-            told_time = float((await connection.execute(_DATABASE_TIME)).scalar_one())
-            self.jumps.look(told_time, before, elapsed())
-            return told_time
-        row = (await connection.execute(sa.select(schema.schema))).one()
-        last = Reading(row.time, row.monotonic, row.boot)
-        reading = self._clock.read(last)
-        if reading.boot != last.boot or abs(reading.monotonic - last.monotonic) >= _MOST_LOST:
-            await connection.execute(sa.update(schema.schema).values(_row_of(reading)))
-        return reading.time
-
-    async def hold(self, connection: AsyncConnection, base_url: str, app: str, limit: RateLimit) -> sa.Row[Any]:
-        """Lock the row of an app until the transaction ends; one that is not there is made with that limit."""
-        table = schema.app
-        mine = sa.select(table).where(table.c.base_url == base_url, table.c.app == app).with_for_update()
-        row = (await connection.execute(mine)).one_or_none()
-        if row is None:
-            values = {"base_url": base_url, "app": app, **dataclasses.asdict(limit)}
-            await connection.execute(self.insert(table).values(values).on_conflict_do_nothing())
-            row = (await connection.execute(mine)).one()
-        return row
-
-    def insert(self, table: sa.Table) -> Any:
-        """An INSERT that can say what is done on a conflict."""
-        # Not at the top: the engine has loaded its own dialect by now, and the other one would be for nothing.
-        if self._sqlite:
-            from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415
-
-            return insert(table)
-        from sqlalchemy.dialects.postgresql import insert as insert_there  # noqa: PLC0415
-
-        return insert_there(table)
-
-    # -- opening ---------------------------------------------------------------------------------------
-
-    async def _open(self) -> AsyncEngine:
-        async with self._opening:
-            if self._engine is None:
-                self._origin.opened()
-                self._engine = self._make_engine()
-                event.listen(self._engine.sync_engine, "handle_error", _give_up)
-            if not self._opened:
-                async with self._engine.begin() as connection:
-                    await self._check_schema(connection)
-                self._opened = True
-            return self._engine
-
-    def _make_engine(self) -> AsyncEngine:
-        if self._sqlite:
-            return sqlite.make_engine(self.where, self._file, self._patience)
-        return postgres.make_engine(self._url)
-
-    async def _check_schema(self, connection: AsyncConnection) -> None:
-        if not self._sqlite:
-            locked = sa.select(sa.func.getdatabaseencoding(), sa.func.pg_advisory_xact_lock(_SCHEMA_KEY))
-            advice = postgres.check_encoding((await connection.execute(locked)).one()[0])
-            if advice is not None:
-                raise LedgerError(f"ledger: {self.where}: {advice}")
-        if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table(schema.schema.name)):
-            await connection.run_sync(schema.metadata.create_all)
-            first = _row_of(self._clock.first())
-            await connection.execute(sa.insert(schema.schema).values(id=1, version=schema.VERSION, **first))
-        version = (await connection.execute(sa.select(schema.schema.c.version))).scalar_one()
-        if version > schema.VERSION:
-            raise LedgerError(
-                f"ledger: {self.where}: a newer version of this program made it (schema {version}, and this one "
-                f"knows {schema.VERSION}): upgrade with pip install -U feishu-mail-async"
-            )
-        self.prunable = await make_prunable(connection)
-
-
-def _give_up(context: sa.engine.ExceptionContext) -> None:
-    """Throw away a connection that is of no use any more, and all from before it."""
-    # What is broken off was waiting for a server that does not answer.
-    if context.is_disconnect or stale(context.original_exception):
-        context.is_disconnect = context.invalidate_pool_on_disconnect = True
-
-
-_DATABASE_TIME: Final = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
-
-
-def _row_of(reading: Reading) -> dict[str, Any]:
-    return {"time": reading.time, "monotonic": reading.monotonic, "boot": reading.boot}

@@ -18,7 +18,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,12 +36,10 @@ from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, Rec
 from feishu_mail_async.model import OutcomeStatus, Priority, RateLimit
 
 from . import reasons, schema
+from .database import Database
 from .lookup import rows_of
 from .pruning import prune
 from .texts import stored
-
-if TYPE_CHECKING:
-    from .sql import SqlLedger
 
 __all__ = ["PermitRow", "SqlBook", "limit_of", "permits_of", "standing_of"]
 
@@ -275,9 +273,9 @@ class SqlBook:
     shared = True
     most = 20
 
-    def __init__(self, ledger: "SqlLedger", base_url: str, app: str, limit: RateLimit, holder: str) -> None:
+    def __init__(self, database: Database, base_url: str, app: str, limit: RateLimit, holder: str) -> None:
         self.standing = Standing(limit)
-        self._ledger = ledger
+        self._database = database
         self._base_url = base_url
         self._app = app
         self._holder = holder
@@ -632,7 +630,7 @@ class SqlBook:
             for key, (status, error) in notes.items()
         ]
         draft = schema.draft.c
-        statement = self._ledger.insert(schema.draft)
+        statement = self._database.insert(schema.draft)
         new = {name: statement.excluded[name] for name in ("state", "changed", "error", "code")}
         new["doubtful"] = sa.or_(draft.doubtful, statement.excluded.doubtful)
         # Not as a list: a statement for many rows cannot hold one.
@@ -654,7 +652,7 @@ class SqlBook:
 
     async def _tidy(self) -> None:
         async def tidy(transaction: _Transaction) -> bool:
-            drafts = self._ledger.prunable
+            drafts = self._database.prunable
             return await prune(transaction.connection, transaction.app_id, transaction.now, drafts=drafts)
 
         more = False
@@ -710,7 +708,7 @@ class SqlBook:
         Args:
             work: what to do.
             names: the scopes whose closures it needs.
-            failed: see `SqlLedger.transact`.
+            failed: see `Database.transact`.
 
         Returns:
             what the work returned, and the ledger's time.
@@ -736,7 +734,7 @@ class SqlBook:
                 await begun.write_back()
                 return done, begun
 
-            done, begun = await self._ledger.transact(transaction, failed)
+            done, begun = await self._database.transact(transaction, failed)
             self._orphans -= orphans
             self._reopened -= reopened
             if self._new_limit is limit:
@@ -746,13 +744,13 @@ class SqlBook:
 
     async def _begin(self, connection: AsyncConnection, names: set[str], limit: RateLimit | None) -> _Transaction:
         app = schema.app
-        row = await self._ledger.hold(connection, self._base_url, self._app, limit or self.standing.budget.limit)
+        row = await self._database.hold(connection, self._base_url, self._app, limit or self.standing.budget.limit)
         if limit is not None and limit != limit_of(row):
             changed = sa.update(app).where(app.c.id == row.id).values(dataclasses.asdict(limit)).returning(app)
             row = (await connection.execute(changed)).one()
         began = _loop_time()
-        now = await self._ledger.now(connection)
-        if await self._ledger.jumps.correct(connection, row.id, now):
+        now = await self._database.now(connection)
+        if await self._database.jumps.correct(connection, row.id, now):
             row = (await connection.execute(sa.select(app).where(app.c.id == row.id))).one()
         return _Transaction(connection, row, now, began, await standing_of(connection, row, names))
 
@@ -832,7 +830,7 @@ class SqlBook:
             }
             for lock in locks
         ]
-        statement = self._ledger.insert(schema.lock)
+        statement = self._database.insert(schema.lock)
         new = {
             name: statement.excluded[name] for name in ("turn", "taken", "lapses", "open_at", "cooling", "strikes")
         }
@@ -847,7 +845,7 @@ class SqlBook:
     ) -> None:
         values = {**values, "changed": wall_clock()}
         new = {"app_id": transaction.app_id, "user_key": key.user, "mailbox_key": key.mailbox}
-        statement = self._ledger.insert(schema.draft).values({**new, "draft_id": key.draft_id, **values})
+        statement = self._database.insert(schema.draft).values({**new, "draft_id": key.draft_id, **values})
         await transaction.run(statement.on_conflict_do_update(index_elements=list(_DRAFT_KEY), set_=values))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

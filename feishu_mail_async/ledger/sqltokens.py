@@ -1,7 +1,7 @@
 """The tokens of one app's users on a database; see `TokenStore` for what its methods do."""
 
 import uuid
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -10,10 +10,8 @@ from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.model import RateLimit
 
 from . import schema
+from .database import Database
 from .texts import storable
-
-if TYPE_CHECKING:
-    from .sql import SqlLedger
 
 __all__ = ["SqlTokens"]
 
@@ -30,8 +28,8 @@ class SqlTokens:
         app: the app's name.
     """
 
-    def __init__(self, ledger: "SqlLedger", base_url: str, app: str) -> None:
-        self._ledger = ledger
+    def __init__(self, database: Database, base_url: str, app: str) -> None:
+        self._database = database
         self._base_url = base_url
         self._app = app
 
@@ -43,7 +41,7 @@ class SqlTokens:
             rows = sa.select(_TABLE.c.user_key).where(mine, _TABLE.c.access_token.is_not(None))
             return list((await connection.execute(rows.order_by(_TABLE.c.user_key))).scalars())
 
-        return await self._ledger.transact(read)
+        return await self._database.transact(read)
 
     async def load(self, user: str) -> StoredToken | None:
         """See `TokenStore`."""
@@ -61,7 +59,7 @@ class SqlTokens:
                 row.scope or "",
             )
 
-        return await self._ledger.transact(read)
+        return await self._database.transact(read)
 
     async def lease(self, user: str, seconds: float) -> str | None:
         """See `TokenStore`."""
@@ -69,15 +67,15 @@ class SqlTokens:
 
         async def take(connection: AsyncConnection) -> str | None:
             row = await self._row(connection, user)
-            now = await self._ledger.now(connection)
-            if row is not None and await self._ledger.jumps.correct(connection, row.app_id, now):
+            now = await self._database.now(connection)
+            if row is not None and await self._database.jumps.correct(connection, row.app_id, now):
                 row = await self._row(connection, user)
             if row is None or (row.lease not in {None, lease} and row.lease_lapses > now):
                 return None
             await self._update(connection, user, {"lease": lease, "lease_lapses": now + seconds})
             return lease
 
-        return await self._ledger.transact(take)
+        return await self._database.transact(take)
 
     async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
         """See `TokenStore`."""
@@ -97,7 +95,7 @@ class SqlTokens:
             await self._update(connection, user, _values(token))
             return True
 
-        return await self._ledger.transact(write)
+        return await self._database.transact(write)
 
     async def release(self, user: str, lease: str) -> None:
         """See `TokenStore`."""
@@ -107,7 +105,7 @@ class SqlTokens:
             if row is not None and row.lease == lease:
                 await self._update(connection, user, _NO_LEASE)
 
-        await self._ledger.transact(write)
+        await self._database.transact(write)
 
     async def delete(self, user: str) -> bool:
         """See `TokenStore`."""
@@ -116,10 +114,10 @@ class SqlTokens:
             gone = sa.delete(_TABLE).where(await self._mine(connection), _TABLE.c.user_key == user)
             return (await connection.execute(gone)).rowcount > 0
 
-        return await self._ledger.transact(write)
+        return await self._database.transact(write)
 
     async def _app_id(self, connection: AsyncConnection) -> int:
-        row = await self._ledger.hold(connection, self._base_url, self._app, RateLimit())
+        row = await self._database.hold(connection, self._base_url, self._app, RateLimit())
         return int(row.id)
 
     async def _mine(self, connection: AsyncConnection) -> sa.ColumnElement[bool]:

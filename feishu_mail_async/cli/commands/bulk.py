@@ -23,14 +23,14 @@ from feishu_mail_async.cli.options import (
     UserOption,
     VerboseOption,
 )
-from feishu_mail_async.cli.plan import agreed, check_askable, print_plan
+from feishu_mail_async.cli.plan import agreed, check_askable, print_plan, sent_before
 from feishu_mail_async.cli.problems import SOME_NOT, Incomplete, WrongUsage
 from feishu_mail_async.cli.render.console import console, print_rows
 from feishu_mail_async.cli.render.progress import Board
 from feishu_mail_async.cli.render.wording import count, name_draft, span, tally
 from feishu_mail_async.cli.results import Results
 from feishu_mail_async.cli.rows import STANDARD_INPUT, name_file, read_rows
-from feishu_mail_async.cli.state_dir import find_ledger, sent_before
+from feishu_mail_async.cli.state_dir import find_ledger
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .bulk_run import BulkEnd, run_bulk

@@ -22,11 +22,12 @@ from feishu_mail_async.cli.options import (
     UserOption,
     VerboseOption,
 )
+from feishu_mail_async.cli.plan import sent_before
 from feishu_mail_async.cli.problems import WrongUsage
 from feishu_mail_async.cli.render.console import Screen
 from feishu_mail_async.cli.render.wording import name_draft, summary
 from feishu_mail_async.cli.runner import run_drafts
-from feishu_mail_async.cli.state_dir import find_ledger, sent_before
+from feishu_mail_async.cli.state_dir import find_ledger
 from feishu_mail_async.model import Draft, RetryPolicy
 
 from .listing import check_mailbox

@@ -1,0 +1,33 @@
+"""How an app stands in a ledger, for people to look at."""
+
+from dataclasses import dataclass
+
+from feishu_mail_async._scheduling.state import ClosedScope
+from feishu_mail_async.model import RateLimit
+
+__all__ = ["Overview"]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """How an app stands in a ledger, over all its processes.
+
+    Attributes:
+        drafts: drafts by state: the statuses of outcomes, "waiting" and "in_flight".
+        limit: the limit in force.
+        in_use: permits in use: calls that count in the server's window, those in flight among them.
+        in_flight: calls that are being made.
+        next_permit: seconds until a permit is free; 0: now.
+        paused: seconds until the next probe while the whole app is paused; else None.
+        pause_reason: why it is paused.
+        closed: what is closed, why and until when.
+    """
+
+    drafts: dict[str, int]
+    limit: RateLimit
+    in_use: int
+    in_flight: int
+    next_permit: float
+    paused: float | None
+    pause_reason: str | None
+    closed: tuple[ClosedScope, ...]
