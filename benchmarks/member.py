@@ -12,10 +12,10 @@ from common import LIFTED
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit, open_ledger
 from feishu_mail_async._api.protocol import FEISHU, Judgement
 from feishu_mail_async._calls.retry import PolicyDelays
-from feishu_mail_async._scheduling.lanes import Ask, Gate, Turn
-from feishu_mail_async._scheduling.memory import MemoryBook
-from feishu_mail_async._scheduling.process import Store
-from feishu_mail_async._scheduling.store import Book, of
+from feishu_mail_async._scheduling.lanes import CallLock, Turn, Waiter
+from feishu_mail_async._scheduling.memory import MemoryStore
+from feishu_mail_async._scheduling.process import ProcessStore
+from feishu_mail_async._scheduling.store import SchedulerStore, of
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.model import RetryPolicy
@@ -39,18 +39,18 @@ class Nobody:
     def recorded(self, record: Record) -> None: ...
 
 
-async def turns(book: Book, whose: str, *, seconds: float) -> list[float]:
+async def turns(store: SchedulerStore, whose: str, *, seconds: float) -> list[float]:
     """Take and settle turns for a while; the seconds that each took."""
     loop = asyncio.get_running_loop()
     taker, took, drafts = Nobody(), list[float](), uuid.uuid4().hex
     end = time.perf_counter() + seconds
     while (began := time.perf_counter()) < end or len(took) < _LEAST:
-        ask = Ask(whose, whose, Priority.BULK, taker, draft_id=f"{drafts}-{len(took)}")
-        taken = await of(book.take([ask], loop.time()))
+        ask = Waiter(whose, whose, Priority.BULK, taker, draft_id=f"{drafts}-{len(took)}")
+        taken = await of(store.take([ask], loop.time()))
         if taken.granted is None:
             continue  # the window of a thousandth of a second was full
-        turn = Turn(Gate(whose), Gate(whose), ask, taken.granted[1])
-        await of(book.settle(turn, SENT, DELAYS, loop.time(), renewing=False))
+        turn = Turn(CallLock(whose), CallLock(whose), ask, taken.granted[1])
+        await of(store.settle(turn, SENT, DELAYS, loop.time(), renewing=False))
         took.append(time.perf_counter() - began)
     return took
 
@@ -58,12 +58,12 @@ async def turns(book: Book, whose: str, *, seconds: float) -> list[float]:
 async def take_turns(url: str | None, user: str, seconds: float) -> list[float]:
     """The same on a ledger, which is opened first; None: in memory."""
     if url is None:
-        return await turns(MemoryBook(Store(LIFTED)), user, seconds=seconds)
+        return await turns(MemoryStore(ProcessStore(LIFTED)), user, seconds=seconds)
     ledger = open_ledger(url)
     try:
-        book = ledger.book(FEISHU, APP, LIFTED)
-        await turns(book, user, seconds=_OPENING)
-        return await turns(book, user, seconds=seconds)
+        store = ledger.store(FEISHU, APP, LIFTED)
+        await turns(store, user, seconds=_OPENING)
+        return await turns(store, user, seconds=seconds)
     finally:
         await ledger.close()
 

@@ -20,7 +20,7 @@ from feishu_mail_async import Draft, FeishuMailClient
 from feishu_mail_async import client as client_module
 from feishu_mail_async._api.protocol import CallEnd, Reply, send_path
 from feishu_mail_async._transport import Failure, Transport
-from feishu_mail_async.sandbox import Fault, Ledger, Window
+from feishu_mail_async.sandbox import CallLog, Fault, Window
 from feishu_mail_async.sandbox import faults as sandbox_faults
 from feishu_mail_async.sandbox.endpoints import Endpoints
 from feishu_mail_async.sandbox.judge import Judge, Plan
@@ -104,7 +104,7 @@ class Server:
     def __init__(
         self, ways: Ways, *, window: Window = Window.SLIDING, count_refusals: bool = False, seed: int = 0
     ) -> None:
-        self.ledger = Ledger(PER)
+        self.ledger = CallLog(PER)
         self.round_trips: list[float] = []
         self._ways = ways
         self._random = random.Random(seed)

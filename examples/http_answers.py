@@ -14,8 +14,8 @@ from feishu_mail_async import (
     FeishuMailError,
     NotSent,
     OutcomeUnknown,
-    ScopeClosed,
     SendResult,
+    Suspended,
     TransportError,
     UnknownUser,
 )
@@ -32,7 +32,7 @@ _STATUSES: Final = (
     # Not 202: callers, and the proxies between, take any 2xx for done, and nobody would look again at a mail that
     # perhaps never went out. After a 504 they try again, and that is safe: what went out is not sent twice.
     (OutcomeUnknown, HTTPStatus.GATEWAY_TIMEOUT),
-    (NotSent | ScopeClosed | TransportError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (NotSent | Suspended | TransportError, HTTPStatus.SERVICE_UNAVAILABLE),
     (FeishuMailError, HTTPStatus.BAD_GATEWAY),
 )
 """The first that fits counts."""
@@ -80,19 +80,19 @@ def health(client: FeishuMailClient) -> dict[str, Any]:
     """How the app's calls stand, for a dashboard or a load balancer; times are seconds from now."""
     now = client.snapshot()
     return {
-        "status": "ok" if now.paused is None and not now.closed else "degraded",
+        "status": "ok" if now.paused is None and not now.suspended else "degraded",
         "waiting": sum(now.waiting.values()),
         "in_flight": now.in_flight,
         "permits": now.permits,
         "next_permit": now.next_permit and round(now.next_permit, 1),
         "paused": now.paused and round(now.paused, 1),
-        "closed": [closed.scope for closed in now.closed],
+        "closed": [closed.subject for closed in now.suspended],
     }
 
 
 def _retry_after(error: FeishuMailError, client: FeishuMailClient) -> float | None:
     """Seconds until asking again may help; None: not before a person has done something about it."""
-    if isinstance(error, ScopeClosed):
+    if isinstance(error, Suspended):
         return error.until
     try:
         now = client.snapshot()

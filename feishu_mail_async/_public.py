@@ -4,7 +4,7 @@ from ._auth.refresh import RefreshingTokens
 from ._auth.tokens import TokenSource
 from ._calls.bulk import BulkRun, Outcome, Summary
 from ._scheduling.scheduler import Snapshot
-from ._scheduling.state import ClosedScope
+from ._scheduling.state import Suspension
 from .client import FeishuMailClient
 from .errors import (
     AccessDenied,
@@ -32,10 +32,10 @@ from .errors import (
     QuotaSpent,
     ReceiverCheckFailed,
     RecordRefused,
-    ScopeClosed,
     ScopeMissing,
     SenderCheckFailed,
     ServerError,
+    Suspended,
     TenantExternalQuota,
     TenantStorageFull,
     Throttled,
@@ -57,7 +57,6 @@ __all__ = [
     "BadReply",
     "BulkRun",
     "ClientClosed",
-    "ClosedScope",
     "ConcurrentWrite",
     "ContentRisk",
     "Draft",
@@ -89,13 +88,14 @@ __all__ = [
     "RecordRefused",
     "RefreshingTokens",
     "RetryPolicy",
-    "ScopeClosed",
     "ScopeMissing",
     "SendResult",
     "SenderCheckFailed",
     "ServerError",
     "Snapshot",
     "Summary",
+    "Suspended",
+    "Suspension",
     "TenantExternalQuota",
     "TenantStorageFull",
     "Throttled",

@@ -17,9 +17,9 @@ from ._calls.bulk import BulkRun, DraftSource
 from ._calls.sending import Sender
 from ._forks import NOT_THIS_CLIENT, Origin
 from ._scheduling.lanes import mailbox_key
-from ._scheduling.memory import memory_book
+from ._scheduling.memory import memory_store
 from ._scheduling.scheduler import Scheduler, Snapshot
-from ._scheduling.store import Book, mutex
+from ._scheduling.store import SchedulerStore, mutex
 from ._secrecy import Hidden
 from ._tasks import carry_through, start_task
 from ._transport import Transport
@@ -74,15 +74,15 @@ class _App:
         """Whether nothing would be lost with it."""
         return not self.clients and self.ledger is None and self.scheduler.at_rest() and self.listing.at_rest()
 
-    def reopen(self, scope: str) -> None:
-        """Reopen a scope, whichever endpoint's answer has closed it."""
-        self.scheduler.reopen(scope)
-        self.listing.reopen(scope)
+    def resume(self, subject: str) -> None:
+        """Resume a subject, whichever endpoint's answer has closed it."""
+        self.scheduler.resume(subject)
+        self.listing.resume(subject)
 
     def snapshot(self) -> Snapshot:
-        """How the sends stand, and what is closed, for listing too."""
+        """How the sends stand, and what is suspended, for listing too."""
         sends = self.scheduler.snapshot()
-        return replace(sends, closed=tuple(dict.fromkeys(sends.closed + self.listing.snapshot().closed)))
+        return replace(sends, suspended=tuple(dict.fromkeys(sends.suspended + self.listing.snapshot().suspended)))
 
 
 AppKey = tuple[str, str | None, "str | Ledger | None"]
@@ -131,12 +131,12 @@ def _new_app(key: AppKey, limit: RateLimit) -> _App:
     kept = own if isinstance(ledger, str) else ledger
     assert kept is None or app is not None
     if kept is None or app is None:
-        book: Book = memory_book((base_url, app, "send"), limit)
+        store: SchedulerStore = memory_store((base_url, app, "send"), limit)
     else:
-        book = kept.book(base_url, app, limit)
-    listing = memory_book((base_url, app, "list"), _LISTING)
+        store = kept.store(base_url, app, limit)
+    listing = memory_store((base_url, app, "list"), _LISTING)
     events = EventHub()
-    return _App(events, Scheduler(book, events), Scheduler(listing, events, "list"), own)
+    return _App(events, Scheduler(store, events), Scheduler(listing, events, "list"), own)
 
 
 class FeishuMailClient:
@@ -236,7 +236,7 @@ class FeishuMailClient:
             NotSent: certainly not sent: the deadline passed first, or there is no token.
             TransportError: nothing was reachable for `RetryPolicy.outage` seconds.
             Misconfigured: nothing will be reachable before a setting is changed; the message names it.
-            ScopeClosed: not attempted: its user, mailbox or app is closed.
+            Suspended: not attempted: its user, mailbox or app is suspended.
             UnknownUser: there is no such user.
             ClientClosed: the client is closed.
             ValueError, TypeError: a parameter is wrong; nothing was sent.
@@ -286,7 +286,7 @@ class FeishuMailClient:
         self._runs.add(run)
         return run
 
-    async def recall(self, drafts: Iterable[str | Draft]) -> list[Record | None]:
+    async def records(self, drafts: Iterable[str | Draft]) -> list[Record | None]:
         """What the ledger knows of drafts, without a call.
 
         Args:
@@ -303,7 +303,7 @@ class FeishuMailClient:
         items = iter(drafts)
         found: list[Record | None] = []
         while some := [sender.sending(*self._resolved(item)) for item in itertools.islice(items, _LOOKED_UP)]:
-            records = await sender.recall(some)
+            records = await sender.records(some)
             await asyncio.sleep(0)  # memory answers at once
             known = [records.get(call.key) for call in some]
             found += [record if isinstance(record, Record) else None for record in known]
@@ -322,7 +322,7 @@ class FeishuMailClient:
         Raises:
             ApiError: the server refused it; the class tells why.
             BadReply: no readable answer came, also after retries.
-            TransportError, ScopeClosed, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
+            TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
 
         Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
         """
@@ -348,7 +348,7 @@ class FeishuMailClient:
             self._bound()
 
     def snapshot(self) -> Snapshot:
-        """How the app's calls stand: what waits, which permits are free, what is paused or closed."""
+        """How the app's calls stand: what waits, which permits are free, what is paused or suspended."""
         self._bound()
         return self._app.snapshot()
 
@@ -412,22 +412,22 @@ class FeishuMailClient:
 
         return end
 
-    def reopen(self, scope: str) -> None:
-        """Let the drafts of a closed scope go again.
+    def resume(self, subject: str) -> None:
+        """Let the drafts of a suspended subject go again.
 
         Args:
-            scope: "app", "user:NAME" or "mailbox:ADDRESS", as `ScopeClosed.scope` and `snapshot` name it;
-                "mailbox:me" is the own mailbox of the only user. One that is not closed stays as it is.
+            subject: "app", "user:NAME" or "mailbox:ADDRESS", as `Suspended.subject` and `snapshot` name it;
+                "mailbox:me" is the own mailbox of the only user. One that is not suspended stays as it is.
 
         Raises:
             ValueError: it is none of the three forms.
         """
-        check_text("scope", scope, longest=2048)
+        check_text("subject", subject, longest=2048)
         self._bound()
-        if scope == "mailbox:me":
+        if subject == "mailbox:me":
             user = self._tokens.key(self._tokens.resolve(None))
-            scope = f"mailbox:{mailbox_key(user, 'me')}"
-        self._app.reopen(scope)
+            subject = f"mailbox:{mailbox_key(user, 'me')}"
+        self._app.resume(subject)
 
     def set_rate_limit(self, rate_limit: RateLimit) -> None:
         """Change the limit at once, for all clients of the app; calls already made count against it."""

@@ -17,8 +17,8 @@ __all__ = [
     "CODES",
     "OAUTH",
     "Code",
-    "Scope",
-    "Until",
+    "ResumeWhen",
+    "Subject",
     "Verdict",
     "lookup",
     "named",
@@ -34,8 +34,8 @@ class Verdict(StrEnum):
     FATAL = "fatal"
 
 
-class Scope(StrEnum):
-    """Whom a verdict concerns: who waits after a RETRY, who is closed after a FATAL."""
+class Subject(StrEnum):
+    """Whom a verdict concerns: who waits after a RETRY, who is suspended after a FATAL."""
 
     DRAFT = "draft"
     USER = "user"
@@ -43,12 +43,12 @@ class Scope(StrEnum):
     APP = "app"
 
 
-class Until(StrEnum):
-    """What ends a closure that a FATAL verdict has brought about."""
+class ResumeWhen(StrEnum):
+    """What ends a suspension that a FATAL verdict has brought about."""
 
     HOUR = "an hour, then one probe"
     TOKEN = "the token changes"  # noqa: S105 - a condition, not a secret
-    REOPEN = "reopened by the caller"
+    RESUMED = "resumed by the caller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class Code:
         http_status: the HTTP status the platform sends with it.
         message: the English message the platform sends with it.
         verdict: what it means for the draft.
-        scope: whom it concerns.
+        subject: whom it concerns.
         conclusive: whether this answer proves that the attempt sent nothing.
-        until: what ends the closure, where a FATAL verdict closes more than its draft.
+        until: what ends the suspension, where a FATAL verdict suspends more than its draft.
         advice: what a person can do, in English.
         advice_zh: the same in Chinese.
     """
@@ -75,15 +75,15 @@ class Code:
     http_status: int
     message: str
     verdict: Verdict
-    scope: Scope
+    subject: Subject
     conclusive: bool
     advice: str
     advice_zh: str
-    until: Until | None = None
+    until: ResumeWhen | None = None
 
 
 _SENT, _ALREADY, _RETRY, _FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY, Verdict.FATAL
-_DRAFT, _USER, _MAILBOX, _APP = Scope.DRAFT, Scope.USER, Scope.MAILBOX, Scope.APP
+_DRAFT, _USER, _MAILBOX, _APP = Subject.DRAFT, Subject.USER, Subject.MAILBOX, Subject.APP
 
 _ROWS: Final = (
     Code(
@@ -139,7 +139,7 @@ _ROWS: Final = (
         _FATAL, _MAILBOX, True,
         "Check the mailbox address, and that the mailbox is active.",
         "邮箱不存在或未启用，请检查邮箱地址，并确认邮箱状态正常。",
-        Until.REOPEN,
+        ResumeWhen.RESUMED,
     ),
     Code(
         1236005, "AlreadySent", "", 409, "send mail repeatedly", _ALREADY, _DRAFT, True,
@@ -157,7 +157,7 @@ _ROWS: Final = (
         "the daily number of emails sent by the user exceeds the limit", _FATAL, _USER, True,
         "The user has sent all the mail a day allows. Go on tomorrow, or ask the administrator for more.",
         "用户每日发信数量已达上限，请次日再试或联系管理员提升限额。",
-        Until.HOUR,
+        ResumeWhen.HOUR,
     ),
     Code(
         1236008, "UserExternalQuota", "UserExternalQuota", 429,
@@ -182,7 +182,7 @@ _ROWS: Final = (
         1236013, "TenantStorageFull", "TenantStorageFull", 429, "tenant storage limit", _FATAL, _APP, True,
         "The company's storage is full. Ask the administrator to make room.",
         "租户存储空间已满，请联系管理员扩容。",
-        Until.HOUR,
+        ResumeWhen.HOUR,
     ),
     Code(
         1236019, "InternalError", "ServerError", 500, "internal server error", _RETRY, _DRAFT, False,
@@ -200,7 +200,7 @@ _ROWS: Final = (
         _FATAL, _APP, True,
         "The app has used up its API calls of this month. Ask the administrator to raise the plan.",
         "应用本月 API 调用额度已用完，请联系管理员升级套餐。",
-        Until.HOUR,
+        ResumeWhen.HOUR,
     ),
     # Tokens and scopes.
     Code(
@@ -208,32 +208,32 @@ _ROWS: Final = (
         _FATAL, _USER, True,
         "Give a user_access_token.",
         "请提供 user_access_token。",
-        Until.TOKEN,
+        ResumeWhen.TOKEN,
     ),
     Code(
         99991671, "TokenMalformed", "InvalidToken", 400, "invalid access token, must start with t- or u-",
         _FATAL, _USER, True,
         "This is no access token. Give a user_access_token (it starts with u-, or is a JWT).",
         "这不是有效的访问凭证，请提供 user_access_token（以 u- 开头或为 JWT）。",
-        Until.TOKEN,
+        ResumeWhen.TOKEN,
     ),
     Code(
         99991663, "TokenInvalid", "InvalidToken", 400, "invalid access token for authorization", _FATAL, _USER, True,
         "The token is wrong or has expired. Get a new user_access_token for this user.",
         "凭证无效或已过期，请为该用户重新获取 user_access_token。",
-        Until.TOKEN,
+        ResumeWhen.TOKEN,
     ),
     Code(
         99991668, "UserTokenInvalid", "InvalidToken", 401, "invalid user access token", _FATAL, _USER, True,
         "The token is wrong or has expired. Get a new user_access_token for this user.",
         "凭证无效或已过期，请为该用户重新获取 user_access_token。",
-        Until.TOKEN,
+        ResumeWhen.TOKEN,
     ),
     Code(
         99991677, "TokenExpired", "InvalidToken", 401, "user access token expired", _FATAL, _USER, True,
         "The token has expired. Get a new user_access_token for this user.",
         "凭证已过期，请为该用户重新获取 user_access_token。",
-        Until.TOKEN,
+        ResumeWhen.TOKEN,
     ),
     Code(
         99991672, "AppScopeMissing", "ScopeMissing", 400, "the app has not been granted the required scope",
@@ -241,7 +241,7 @@ _ROWS: Final = (
         "Add the scope to the app (mail:user_mailbox.message:send to send drafts, mail:user_mailbox.message:readonly "
         "to list them), publish it, and let the user authorize again.",
         "请为应用开通权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）并发布版本，然后让用户重新授权。",
-        Until.REOPEN,
+        ResumeWhen.RESUMED,
     ),
     Code(
         99991679, "UserScopeMissing", "ScopeMissing", 401, "the user has not granted the required scope",
@@ -249,7 +249,7 @@ _ROWS: Final = (
         "Let the user authorize the app again, with the scope (mail:user_mailbox.message:send to send drafts, "
         "mail:user_mailbox.message:readonly to list them).",
         "请让用户重新授权，并包含权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）。",
-        Until.REOPEN,
+        ResumeWhen.RESUMED,
     ),
 )  # fmt: skip
 
@@ -276,11 +276,11 @@ def lookup(number: int, http_status: int, message: str = "") -> Code:
     row = CODES.get(number)
     if row is not None:
         return row
-    verdict, scope, conclusive = _FATAL, _DRAFT, True
+    verdict, subject, conclusive = _FATAL, _DRAFT, True
     advice = "The platform's list of error codes may explain it; otherwise ask support, with the log id."
     advice_zh = "请查阅开放平台通用错误码，或携带 log id 联系技术支持。"
     if http_status == 429:  # noqa: PLR2004 - HTTP's own number
-        verdict, scope = _RETRY, _USER
+        verdict, subject = _RETRY, _USER
     elif http_status >= 500:  # noqa: PLR2004
         verdict, conclusive = _RETRY, False
     return Code(
@@ -290,7 +290,7 @@ def lookup(number: int, http_status: int, message: str = "") -> Code:
         http_status,
         message,
         verdict,
-        scope,
+        subject,
         conclusive,
         advice,
         advice_zh,

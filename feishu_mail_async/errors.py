@@ -38,10 +38,10 @@ __all__ = [
     "QuotaSpent",
     "ReceiverCheckFailed",
     "RecordRefused",
-    "ScopeClosed",
     "ScopeMissing",
     "SenderCheckFailed",
     "ServerError",
+    "Suspended",
     "TenantExternalQuota",
     "TenantStorageFull",
     "Throttled",
@@ -52,7 +52,7 @@ __all__ = [
     "UserDailyQuota",
     "UserExternalQuota",
     "api_error",
-    "decisive",
+    "root_cause",
     "sentence",
     "without_traceback",
 ]
@@ -64,9 +64,9 @@ def sentence(text: object) -> str:
     return said if said.endswith((".", "!", "?", "。")) else f"{said}."
 
 
-def decisive(error: "FeishuMailError") -> "FeishuMailError":
-    """What decided an outcome: what an unknown outcome or a closed scope comes from, or else the error itself."""
-    while isinstance(error, OutcomeUnknown | ScopeClosed) and isinstance(error.__cause__, FeishuMailError):
+def root_cause(error: "FeishuMailError") -> "FeishuMailError":
+    """Return the root cause: the error behind an `OutcomeUnknown` or a `Suspended`, or else the error itself."""
+    while isinstance(error, OutcomeUnknown | Suspended) and isinstance(error.__cause__, FeishuMailError):
         error = error.__cause__
     return error
 
@@ -111,7 +111,7 @@ class FeishuMailError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with `args`, which keyword-only parameters do not survive; the cause
-        # is kept where it is one of ours, because it says why (ScopeClosed, OutcomeUnknown).
+        # is kept where it is one of ours, because it says why (Suspended, OutcomeUnknown).
         cause = self.__cause__ if isinstance(self.__cause__, FeishuMailError) else None
         state = dict(self.__dict__)
         if self.draft is not None:
@@ -369,12 +369,12 @@ class UnknownUser(FeishuMailError):
         self.users = users
 
 
-class ScopeClosed(FeishuMailError):
-    """Not attempted: the draft's user, mailbox or app is closed. `__cause__` is what closed it.
+class Suspended(FeishuMailError):
+    """Not attempted: the draft's user, mailbox or app is suspended. `__cause__` is what suspended it.
 
     Attributes:
-        scope: what is closed, as `reopen` takes it: "app", "user:NAME" or "mailbox:ADDRESS".
-        until: seconds from now until one draft may try again; None if `reopen` or a new token is needed.
+        subject: what is suspended, as `resume` takes it: "app", "user:NAME" or "mailbox:ADDRESS".
+        until: seconds from now until one draft may try again; None if `resume` or a new token is needed.
     """
 
     status = OutcomeStatus.SKIPPED
@@ -383,13 +383,13 @@ class ScopeClosed(FeishuMailError):
         self,
         message: str,
         *,
-        scope: str,
+        subject: str,
         until: float | None,
         draft: Draft | None = None,
         attempts: int = 0,
     ) -> None:
         super().__init__(message, draft=draft, attempts=attempts)
-        self.scope = scope
+        self.subject = subject
         self.until = until
 
 

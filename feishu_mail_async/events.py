@@ -23,8 +23,8 @@ from typing import Any, ClassVar, Final, Self
 from ._api.protocol import CallEnd
 from ._forks import Origin
 from ._text import escape
-from .codes import Scope, Until, Verdict
-from .errors import ApiError, FeishuMailError, decisive
+from .codes import ResumeWhen, Subject, Verdict
+from .errors import ApiError, FeishuMailError, root_cause
 from .model import Draft, OutcomeStatus, Priority, SendResult
 
 __all__ = [
@@ -32,8 +32,6 @@ __all__ = [
     "AppResumed",
     "AttemptEnded",
     "AttemptStarted",
-    "ClosureEnded",
-    "ClosureStarted",
     "DraftDone",
     "DraftEvent",
     "DraftQueued",
@@ -43,6 +41,8 @@ __all__ = [
     "EventsLost",
     "RetryPlanned",
     "Subscription",
+    "SuspensionEnded",
+    "SuspensionStarted",
     "TokenRefreshed",
     "TurnGranted",
     "UserCooled",
@@ -204,17 +204,17 @@ class RetryPlanned(DraftEvent):
     Attributes:
         attempts: calls made so far.
         delay: seconds that the draft itself waits before it asks for its next turn; 0 where its user or app waits.
-        scope: whose fault it was, and so who waits.
+        subject: whose fault it was, and so who waits.
         error: why.
     """
 
     attempts: int
     delay: float
-    scope: Scope
+    subject: Subject
     error: FeishuMailError
 
     def __str__(self) -> str:
-        when = f"in {self.delay:.1f} s" if self.delay else f"when its {self.scope} may go on"
+        when = f"in {self.delay:.1f} s" if self.delay else f"when its {self.subject} may go on"
         return f"{self.what} is tried again {when}: {self.error}"
 
 
@@ -243,7 +243,7 @@ class DraftDone(DraftEvent):
     @property
     def code(self) -> int | None:
         """The code of the answer that decided it against the draft; None if no such answer did."""
-        decided = None if self.error is None else decisive(self.error)
+        decided = None if self.error is None else root_cause(self.error)
         return decided.code if isinstance(decided, ApiError) else None
 
     @property
@@ -319,44 +319,44 @@ class AppResumed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ClosureStarted(Event):
-    """A scope is closed: its drafts are skipped, and no calls are made for them.
+class SuspensionStarted(Event):
+    """A user, a mailbox or the app is suspended: its drafts are skipped, and no calls are made for them.
 
     Attributes:
         endpoint: "send" or "list".
-        scope: "app", "user:NAME" or "mailbox:ADDRESS", as `FeishuMailClient.reopen` takes it.
-        seconds: until one draft may try again; None if it takes a new token or `reopen`.
+        subject: "app", "user:NAME" or "mailbox:ADDRESS", as `FeishuMailClient.resume` takes it.
+        seconds: until one draft may try again; None if it takes a new token or `resume`.
         until: what ends it.
-        reason: what closed it.
+        reason: what suspended it.
     """
 
     level: ClassVar[int] = logging.WARNING
 
     endpoint: str
-    scope: str
+    subject: str
     seconds: float | None
-    until: Until
+    until: ResumeWhen
     reason: str
 
     def __str__(self) -> str:
         ends = f"until {self.until}" if self.seconds is None else f"for {self.seconds:.0f} s"
-        return f"{escape(self.scope)} is closed {ends}: {self.reason}"
+        return f"{escape(self.subject)} is suspended {ends}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
-class ClosureEnded(Event):
-    """A scope is open again. That a closure's time is over is noticed when the next draft of the scope comes.
+class SuspensionEnded(Event):
+    """A subject is no longer suspended. That a suspension's time is over is noticed when its next draft comes.
 
     Attributes:
         endpoint: "send" or "list".
-        scope: as in its `ClosureStarted`.
+        subject: as in its `SuspensionStarted`.
     """
 
     endpoint: str
-    scope: str
+    subject: str
 
     def __str__(self) -> str:
-        return f"{escape(self.scope)} is open again"
+        return f"{escape(self.subject)} is no longer suspended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +403,7 @@ class Subscription:
         self._closed = closed
         self._failed = False
 
-    def tell(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Call the subscriber. What it raises is logged the first time, and harms nobody."""
         try:
             self._callback(event)
@@ -432,7 +432,7 @@ class EventHub:
         self._nested: deque[tuple[Event, contextvars.Context]] = deque()
 
     @property
-    def heard(self) -> bool:
+    def has_listeners(self) -> bool:
         """Whether anybody hears of the small events, so that it is worth making them."""
         return bool(self._subscriptions) or _log.isEnabledFor(logging.INFO)
 
@@ -468,7 +468,7 @@ class EventHub:
             ):  # a program's own filter may raise anything, in the midst of a call
                 _log.log(event.level, "%s", event, extra=event.extra())
         for subscription in self._subscriptions:
-            subscription.tell(event)
+            subscription.deliver(event)
 
 
 class EventReader:

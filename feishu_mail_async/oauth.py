@@ -24,9 +24,9 @@ __all__ = [
     "ASSUMED_LIFETIME",
     "SCOPES",
     "TOKEN_PATH",
-    "Grant",
     "Login",
     "Refusal",
+    "TokenGrant",
     "WrongState",
     "code_request",
     "read_grant",
@@ -72,7 +72,7 @@ _SECRET: Final = re.compile(r"(?=[A-Za-z_~+/=.-]*[0-9])[\w~+/=.-]{20,}")
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class TokenGrant:
     """What the token endpoint granted: at least one of the two tokens. Neither is in its repr.
 
     Attributes:
@@ -190,7 +190,7 @@ def refresh_request(app_id: str, app_secret: str, refresh_token: str) -> dict[st
     }
 
 
-def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> Grant | Refusal:
+def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> TokenGrant | Refusal:
     """Read an answer of the token endpoint.
 
     A refresh token works once, and so does a code: tokens that came are a grant, whatever else the answer says or
@@ -204,7 +204,7 @@ def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> Grant | Refusal:
     access_token = _first(levels, "access_token", _token)
     refresh_token = _first(levels, "refresh_token", _token)
     if access_token is not None or refresh_token is not None:
-        return Grant(
+        return TokenGrant(
             access_token,
             _first(levels, "expires_in", _seconds) or ASSUMED_LIFETIME,
             refresh_token,

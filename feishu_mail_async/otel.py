@@ -262,7 +262,7 @@ class _Spans:
             told: _Attributes = {
                 "feishu_mail.attempts": event.attempts,
                 "feishu_mail.delay": event.delay,
-                "feishu_mail.scope": event.scope.value,
+                "feishu_mail.subject": event.subject.value,
                 ERROR_TYPE: _type(event.error),
             }
             span.add_event(f"feishu_mail.{event.name}", told)
@@ -437,8 +437,8 @@ class _Metrics:
                 }
                 self._to.outcomes.add(1, became | self._app)
             case RetryPlanned():
-                scope: _Attributes = {"feishu_mail.scope": event.scope.value}
-                self._to.retries.add(1, scope | self._at(event.endpoint))
+                subject: _Attributes = {"feishu_mail.subject": event.subject.value}
+                self._to.retries.add(1, subject | self._at(event.endpoint))
             case AppPaused():
                 if event.endpoint not in self._paused:  # else it only lasts longer
                     self._paused.add(event.endpoint)

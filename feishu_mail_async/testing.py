@@ -6,7 +6,7 @@ __all__ = ["forget_calls"]
 
 
 def forget_calls() -> None:
-    """Forget what memory keeps of calls: permits used up, locks, pauses and closures of all apps.
+    """Forget what memory keeps of calls: permits used up, locks, pauses and suspensions of all apps.
 
     The limit is the process's, so tests with a faked server share it, and the twenty-first send within a minute
     waits. Call this before each such test. With a `Sandbox` there is no need: each has an address of its own, and

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final, TypeVar
 
 from feishu_mail_async import Draft, Outcome, OutcomeStatus, OutcomeUnknown
-from feishu_mail_async.sandbox import Ledger
+from feishu_mail_async.sandbox import CallLog
 
 __all__ = ["End", "Mishap", "Rules", "bulk_end", "check_one", "check_true", "fetch"]
 
@@ -77,7 +77,7 @@ class _Post:
 class _User:
     waiting: deque[_Post]
     free_at: float = 0.0
-    strikes: int = 0
+    consecutive_refusals: int = 0
     served: int = -1
 
 
@@ -128,14 +128,14 @@ class _Model:
         if mishap.end is not End.LOST and call.probes and call.pauses == self.pauses:
             self.pause_until, self.smooth_until = None, now + rules.per
         if mishap.end is End.USER:
-            user.strikes += 1
-            user.free_at = now + rules.backoff(user.strikes)
+            user.consecutive_refusals += 1
+            user.free_at = now + rules.backoff(user.consecutive_refusals)
             return 0.0
         if mishap.end in {End.DRAFT, End.LOST}:
             post.faults += 1
             return rules.backoff(post.faults)
         if mishap.end is End.DONE:
-            user.strikes = 0
+            user.consecutive_refusals = 0
         self.end = now
         return None
 
@@ -208,7 +208,7 @@ async def fetch(source: AsyncIterator[T], into: list[T]) -> None:
 
 
 def check_true(
-    given: Iterable[Draft], outcomes: Sequence[Outcome], ledger: Ledger, *, shared: Collection[str] = ()
+    given: Iterable[Draft], outcomes: Sequence[Outcome], ledger: CallLog, *, shared: Collection[str] = ()
 ) -> None:
     """Each input has exactly one outcome, and what it claims is what the server did.
 
@@ -230,7 +230,7 @@ def check_true(
     assert max(claimed.values(), default=0) <= 1, "two inputs claim to have sent the same draft"
 
 
-def check_one(outcome: Outcome, ledger: Ledger, *, alone: bool = True) -> None:
+def check_one(outcome: Outcome, ledger: CallLog, *, alone: bool = True) -> None:
     """What one outcome claims is true; of a draft that was given more than once the others may have sent it."""
     draft_id = outcome.draft.draft_id
     sent = ledger.sent[draft_id]

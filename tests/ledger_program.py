@@ -22,7 +22,7 @@ from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Outcome,
 from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.ledger.database import Database
-from feishu_mail_async.ledger.sqlstore import SqlBook
+from feishu_mail_async.ledger.sqlstore import SqlStore
 
 LONGEST_LIFE: Final = 150
 """Seconds after which a program that nobody has ended ends itself."""
@@ -77,9 +77,9 @@ def arm(point: str, nth: int, number: int, delay: float = 0.0) -> None:
 
     match point:
         case "taking":
-            _after(SqlBook, "_grant", reached)
+            _after(SqlStore, "_grant", reached)
         case "taken":
-            _after(SqlBook, "_take", lambda taken: reached(taken.granted is not None))
+            _after(SqlStore, "_take", lambda taken: reached(taken.granted is not None))
         case "calling":
             original = Transport.exchange
 
@@ -92,11 +92,11 @@ def arm(point: str, nth: int, number: int, delay: float = 0.0) -> None:
         case "answered":
             _after(Transport, "exchange", lambda answer: reached(isinstance(answer, Reply)))
         case "settling":
-            _after(SqlBook, "_end", reached)
+            _after(SqlStore, "_end", reached)
         case "settled":
-            _after(SqlBook, "_settle", reached)
+            _after(SqlStore, "_settle", reached)
         case "recalled":
-            _after(SqlBook, "_recall", lambda _: reached())
+            _after(SqlStore, "_look_up", lambda _: reached())
         case _:
             raise ValueError(point)
 
@@ -173,8 +173,8 @@ async def play(task: dict[str, Any]) -> None:
 async def _act(client: FeishuMailClient, task: dict[str, Any]) -> None:
     drafts = [Draft(draft_id, mailbox, user) for draft_id, user, mailbox in task["drafts"]]
     priority = Priority[task.get("priority", "BULK")]
-    for scope in task.get("reopen", ()):
-        client.reopen(scope)
+    for subject in task.get("resume", ()):
+        client.resume(subject)
     if task.get("each"):
         await asyncio.gather(*(_send(client, draft, priority, task.get("deadline")) for draft in drafts))
         return

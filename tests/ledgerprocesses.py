@@ -232,7 +232,7 @@ class Scene:
             rate_limit=RateLimit(**self.limit),
             ledger=self.url,
         ) as client:
-            return dict(zip(self.owners, await client.recall(drafts), strict=True))
+            return dict(zip(self.owners, await client.records(drafts), strict=True))
 
     def check(self) -> None:
         """What holds whatever happened."""

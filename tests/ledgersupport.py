@@ -16,15 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async import FeishuMailClient, RateLimit, codes
 from feishu_mail_async._api.protocol import Judgement, Reply, judge, lost, never_left
-from feishu_mail_async._scheduling.lanes import Ask, Gate, Turn, mailbox_key
+from feishu_mail_async._scheduling.lanes import CallLock, Turn, Waiter, mailbox_key
 from feishu_mail_async._scheduling.state import Settled
-from feishu_mail_async._scheduling.store import Taken
+from feishu_mail_async._scheduling.store import Offer
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.ledger import Record, schema
 from feishu_mail_async.ledger.clock import HostClock
 from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
-from feishu_mail_async.ledger.sqlstore import SqlBook
+from feishu_mail_async.ledger.sqlstore import SqlStore
 from feishu_mail_async.model import Priority
 from feishu_mail_async.sandbox import Sandbox
 
@@ -132,10 +132,10 @@ def ask(
     mailbox: str = "me",
     priority: Priority = Priority.NORMAL,
     **settings: Any,
-) -> Ask:
+) -> Waiter:
     """One that wants a turn."""
     draft_id = draft_id or f"draft{next(_ids)}"
-    return Ask(user, mailbox_key(user, mailbox), priority, Nobody(), draft_id=draft_id, **settings)
+    return Waiter(user, mailbox_key(user, mailbox), priority, Nobody(), draft_id=draft_id, **settings)
 
 
 @dataclass
@@ -143,23 +143,23 @@ class Process:
     """What stands for a process: a ledger of its own on the common database, and one book."""
 
     ledger: SqlLedger
-    book: SqlBook
+    store: SqlStore
 
-    async def take(self, *asks: Ask) -> Taken:
-        return await self.book.take(asks, 0.0)
+    async def take(self, *asks: Waiter) -> Offer:
+        return await self.store.take(asks, 0.0)
 
-    async def turn(self, *asks: Ask) -> Turn:
+    async def turn(self, *asks: Waiter) -> Turn:
         """A turn for one of these, which must be had now."""
         taken = await self.take(*asks)
         assert taken.granted is not None, taken
         given, grant = taken.granted
-        return Turn(Gate(given.user), Gate(given.mailbox), given, grant)
+        return Turn(CallLock(given.user), CallLock(given.mailbox), given, grant)
 
     async def settle(self, turn: Turn, judgement: Judgement = SENT, *, renewing: bool = False) -> Settled:
         # The call ends when this is called: the machine's speed is no part of it.
-        return await self.book.settle(turn, judgement, Waits(), math.inf, renewing=renewing)
+        return await self.store.settle(turn, judgement, Waits(), math.inf, renewing=renewing)
 
-    async def send(self, *asks: Ask, judgement: Judgement = SENT) -> Turn:
+    async def send(self, *asks: Waiter, judgement: Judgement = SENT) -> Turn:
         turn = await self.turn(*asks)
         await self.settle(turn, judgement)
         return turn
@@ -177,7 +177,7 @@ class Fleet:
     def start(self, limit: RateLimit | None = None, base_url: str = BASE, app: str = APP) -> Process:
         """Another process."""
         ledger = timed_ledger(self.url, self.clock, patience=5.0)
-        process = Process(ledger, ledger.book(base_url, app, limit or self.limit))
+        process = Process(ledger, ledger.store(base_url, app, limit or self.limit))
         self.processes.append(process)
         return process
 

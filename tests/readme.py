@@ -9,7 +9,7 @@ from typing import Final
 
 import measured
 
-from feishu_mail_async.codes import CODES, Code, Scope, Until, Verdict
+from feishu_mail_async.codes import CODES, Code, ResumeWhen, Subject, Verdict
 
 __all__ = ["CHINESE", "ENGLISH", "ROOT", "Language", "generated", "update"]
 
@@ -26,7 +26,7 @@ class Language:
         head: the names of the columns.
         ends: what becomes of a draft whose answer settles it and closes nothing.
         waits: what a RETRY brings about, by whom it concerns.
-        closes: what a FATAL brings about, by what ends it; `{}` is who is closed.
+        closes: what a FATAL brings about, by what ends it; `{}` is who is suspended.
         who: the names of those who can be closed.
         measured: the section of what was measured.
     """
@@ -35,9 +35,9 @@ class Language:
     advice: str
     head: tuple[str, str, str, str]
     ends: dict[Verdict, str]
-    waits: dict[Scope, str]
-    closes: dict[Until, str]
-    who: dict[Scope, str]
+    waits: dict[Subject, str]
+    closes: dict[ResumeWhen, str]
+    who: dict[Subject, str]
     measured: str
 
 
@@ -51,16 +51,16 @@ ENGLISH: Final = Language(
         Verdict.FATAL: "the draft ends",
     },
     {
-        Scope.APP: "the app waits as long as the server says, then one call probes",
-        Scope.USER: "the user waits, longer each time; the draft is tried again",
-        Scope.DRAFT: "the draft waits, longer each time, and is tried again",
+        Subject.APP: "the app waits as long as the server says, then one call probes",
+        Subject.USER: "the user waits, longer each time; the draft is tried again",
+        Subject.DRAFT: "the draft waits, longer each time, and is tried again",
     },
     {
-        Until.HOUR: "{} is closed for an hour, then one draft tries",
-        Until.TOKEN: "asks once for a new token; if there is none, {} is closed until there is",
-        Until.REOPEN: "{} is closed until `reopen`",
+        ResumeWhen.HOUR: "{} is suspended for an hour, then one draft tries",
+        ResumeWhen.TOKEN: "asks once for a new token; if there is none, {} is suspended until there is",
+        ResumeWhen.RESUMED: "{} is suspended until `resume`",
     },
-    {Scope.USER: "the user", Scope.MAILBOX: "the mailbox", Scope.APP: "the app"},
+    {Subject.USER: "the user", Subject.MAILBOX: "the mailbox", Subject.APP: "the app"},
     measured.ENGLISH,
 )
 
@@ -74,16 +74,16 @@ CHINESE: Final = Language(
         Verdict.FATAL: "该草稿就此结束",
     },
     {
-        Scope.APP: "整个应用按服务器要求的时间等待，再用一次调用探测",
-        Scope.USER: "该用户等待，时间逐次加长；之后重试该草稿",
-        Scope.DRAFT: "该草稿等待，时间逐次加长；之后重试",
+        Subject.APP: "整个应用按服务器要求的时间等待，再用一次调用探测",
+        Subject.USER: "该用户等待，时间逐次加长；之后重试该草稿",
+        Subject.DRAFT: "该草稿等待，时间逐次加长；之后重试",
     },
     {
-        Until.HOUR: "{}停发一小时，之后放行一个草稿探测",
-        Until.TOKEN: "索取一次新凭证；没有则{}停发，直到有新凭证",
-        Until.REOPEN: "{}停发，直到调用 `reopen`",
+        ResumeWhen.HOUR: "{}停发一小时，之后放行一个草稿探测",
+        ResumeWhen.TOKEN: "索取一次新凭证；没有则{}停发，直到有新凭证",
+        ResumeWhen.RESUMED: "{}停发，直到调用 `resume`",
     },
-    {Scope.USER: "该用户", Scope.MAILBOX: "该邮箱", Scope.APP: "整个应用"},
+    {Subject.USER: "该用户", Subject.MAILBOX: "该邮箱", Subject.APP: "整个应用"},
     measured.CHINESE,
 )
 
@@ -91,9 +91,9 @@ CHINESE: Final = Language(
 def _reaction(code: Code, language: Language) -> str:
     """What the client does when this code is the answer."""
     if code.verdict is Verdict.RETRY:
-        return language.waits[code.scope]
+        return language.waits[code.subject]
     if code.until is not None:
-        return language.closes[code.until].format(language.who[code.scope])
+        return language.closes[code.until].format(language.who[code.subject])
     return language.ends[code.verdict]
 
 

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement
 from feishu_mail_async._scheduling import lanes
-from feishu_mail_async._scheduling.lanes import Ask, Turn
-from feishu_mail_async._scheduling.memory import MemoryBook
-from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.lanes import Turn, Waiter
+from feishu_mail_async._scheduling.memory import MemoryStore
+from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
-from feishu_mail_async.codes import Scope, Until, Verdict
-from feishu_mail_async.errors import FeishuMailError, ScopeClosed, TransportError
+from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
+from feishu_mail_async.errors import FeishuMailError, Suspended, TransportError
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.model import Priority, RateLimit
 
@@ -191,7 +191,7 @@ class Lock:
     opens: float = -math.inf
     cooling: float = -math.inf
     served: int = 0
-    strikes: int = 0
+    consecutive_refusals: int = 0
     held: bool = False
 
 
@@ -207,13 +207,13 @@ class Model:
     ends: list[float] = field(default_factory=list)
     users: dict[str, Lock] = field(default_factory=dict)
     mailboxes: dict[str, Lock] = field(default_factory=dict)
-    closed: dict[str, tuple[Until, float]] = field(default_factory=dict)
+    closed: dict[str, tuple[ResumeWhen, float]] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     pause: Paused | None = None
     era: int = 0
     since: float | None = None
     times: int = 0
-    doubtful: bool = False
+    in_doubt: bool = False
     last: float = -math.inf
     smooth_until: float = -math.inf
     limit_since: float = -math.inf
@@ -365,7 +365,7 @@ class Model:
     def settle(self, call: Call, judgement: Judgement, now: float, *, renewing: bool) -> dict[Want, type]:
         """The call has ended: who is refused, and with what."""
         refused: dict[Want, type] = {}
-        want, verdict, scope = call.want, judgement.verdict, judgement.scope
+        want, verdict, scope = call.want, judgement.verdict, judgement.subject
         user, mailbox = self.user(want.user), self.mailbox(want.mailbox)
         self.give_back(call)
         if judgement.end is not CallEnd.NEVER_LEFT:
@@ -378,8 +378,8 @@ class Model:
         user.held = renewing
         answered = judgement.end is CallEnd.ANSWERED and call.probe and call.era == self.era
         if answered:  # whatever it says, the server can be reached
-            self.since, self.times, self.doubtful = None, 0, False
-        if verdict is Verdict.RETRY and scope is Scope.APP:
+            self.since, self.times, self.in_doubt = None, 0, False
+        if verdict is Verdict.RETRY and scope is Subject.APP:
             if judgement.end is CallEnd.NEVER_LEFT:
                 self.unreachable(call, now, refused)
             else:
@@ -387,32 +387,34 @@ class Model:
                 self.pause_until(
                     now + (per if judgement.pause is None else min(judgement.pause, max(60.0, 4 * per)))
                 )
-                self.doubtful = self.since is not None and call.probe  # of an older pause, but it was answered
+                self.in_doubt = self.since is not None and call.probe  # of an older pause, but it was answered
         elif answered:
             self.pause = None
             self.smooth_until = now + self.limit.per
-        if verdict is Verdict.RETRY and scope is Scope.USER:
-            user.strikes += 1
-            user.cooling = now + self.delays.backoff(user.strikes)
+        if verdict is Verdict.RETRY and scope is Subject.USER:
+            user.consecutive_refusals += 1
+            user.cooling = now + self.delays.backoff(user.consecutive_refusals)
             user.opens = max(user.opens, user.cooling)
         elif verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
-            user.strikes = 0
+            user.consecutive_refusals = 0
         if verdict is Verdict.FATAL and judgement.until is not None and not renewing:
-            name = {Scope.USER: f"user:{want.user}", Scope.MAILBOX: f"mailbox:{want.mailbox}"}.get(scope, "app")
+            name = {Subject.USER: f"user:{want.user}", Subject.MAILBOX: f"mailbox:{want.mailbox}"}.get(
+                scope, "app"
+            )
             self.close(name, judgement.until, now, refused)
         return refused
 
-    def close(self, name: str, until: Until, now: float, refused: dict[Want, type]) -> None:
-        self.closed[name] = until, now + HOUR if until is Until.HOUR else math.inf
+    def close(self, name: str, until: ResumeWhen, now: float, refused: dict[Want, type]) -> None:
+        self.closed[name] = until, now + HOUR if until is ResumeWhen.HOUR else math.inf
         for other in [other for other in self.waiting if name in self.scopes(other)]:
             self.waiting.remove(other)
-            refused[other] = ScopeClosed
+            refused[other] = Suspended
 
     def renewed(self, key: str, now: float, *, worked: bool) -> dict[Want, type]:
         refused: dict[Want, type] = {}
         self.user(key).held = False
         if not worked:
-            self.close(f"user:{key}", Until.TOKEN, now, refused)
+            self.close(f"user:{key}", ResumeWhen.TOKEN, now, refused)
         return refused
 
     def pause_until(self, until: float) -> None:
@@ -428,10 +430,10 @@ class Model:
             self.since = now
         elif call.era != self.era:
             return
-        if (self.doubtful or call.late) and self.delays.asked == (1, 0.0):
+        if (self.in_doubt or call.late) and self.delays.asked == (1, 0.0):
             # Where an older call was answered in between, or nobody tried for long, it may or may not go on.
             self.since, self.times = now, 0
-        self.doubtful = False
+        self.in_doubt = False
         lasted = now - self.since
         self.times += 1
         self.pause_until(now + self.delays.outage(self.times, lasted))
@@ -468,7 +470,7 @@ class Asker:
         self.reflex = reflex
         self.told = 0
         stream = world.streams[want.stream] if want.stream is not None else None
-        self.ask = Ask(want.user, want.mailbox, want.priority, self, outage=want.outage, stream=stream)
+        self.ask = Waiter(want.user, want.mailbox, want.priority, self, outage=want.outage, stream=stream)
 
     def granted(self, turn: Turn) -> None:
         self.told += 1
@@ -499,7 +501,7 @@ class World:
         self.loop = VirtualLoop()
         self.loop.before_moving = self._before_moving
         self.delays = FixedDelays()
-        self.scheduler = Scheduler(MemoryBook(Store(limit)))
+        self.scheduler = Scheduler(MemoryStore(ProcessStore(limit)))
         self.model = Model(limit, self.delays)
         self.streams = {name: self.scheduler.stream() for name in ("s1", "s2")}
         self.askers: dict[Want, Asker] = {}
@@ -583,11 +585,11 @@ class World:
 
     def resume(self, stream: str) -> None:
         self.model.held.discard(stream)
-        self._do(lambda: self.scheduler.resume(self.streams[stream]))
+        self._do(lambda: self.scheduler.unhold(self.streams[stream]))
 
     def settle(self, flight: Flight, judgement: Judgement, *, renewing: bool = False) -> None:
         self.flights.remove(flight)
-        self.ended[f"{judgement.verdict.name} {judgement.scope.name} {judgement.end.name}"] += 1
+        self.ended[f"{judgement.verdict.name} {judgement.subject.name} {judgement.end.name}"] += 1
         before = set(self.refusals)
         self._do(lambda: self.scheduler.settle(flight.turn, judgement, self.delays, renewing=renewing))
         expected = self.model.settle(flight.call, judgement, self.now, renewing=renewing)
@@ -607,11 +609,11 @@ class World:
         before = set(self.refusals)
         self._do(lambda: self.scheduler.renewed(user, error, f"mark of {user}"))
         self._refused_were(expected, before)
-        assert self.scheduler.refused_mark(user) == (None if worked else f"mark of {user}")
+        assert self.scheduler.refused_fingerprint(user) == (None if worked else f"mark of {user}")
 
     def reopen(self, scope: str) -> None:
         self.model.closed.pop(scope, None)
-        self._do(lambda: self.scheduler.reopen(scope))
+        self._do(lambda: self.scheduler.resume(scope))
 
     def set_limit(self, limit: RateLimit) -> None:
         self.compare()
@@ -681,13 +683,13 @@ class World:
         assert new == expected, f"refused: {new}; the model says: {expected}"
         for want in new:
             error = self.refusals[want]
-            if isinstance(error, ScopeClosed):
-                assert error.scope in self.model.scopes(want)
-                self._closed_error(error, error.scope)
+            if isinstance(error, Suspended):
+                assert error.subject in self.model.scopes(want)
+                self._closed_error(error, error.subject)
 
     def _closed_error(self, error: FeishuMailError | None, scope: str) -> None:
-        assert isinstance(error, ScopeClosed)
-        assert error.scope == scope
+        assert isinstance(error, Suspended)
+        assert error.subject == scope
         assert error.__cause__ is not None
         ends = self.model.closed[scope][1]
         assert error.until == (None if ends == math.inf else ends - self.now)
@@ -713,7 +715,7 @@ class World:
         assert (shot.pause_reason is None) == (model.pause is None)
         cooling = {key: lock.cooling - now for key, lock in model.users.items() if lock.cooling > now}
         assert shot.cooling == cooling
-        closed = {closure.scope: closure.seconds for closure in shot.closed}
+        closed = {suspension.subject: suspension.seconds for suspension in shot.suspended}
         assert closed == {
             scope: None if ends == math.inf else ends - now
             for scope, (_, ends) in model.closed.items()

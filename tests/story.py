@@ -18,7 +18,7 @@ from feishu_mail_async.events import (
     TurnGranted,
     UserCooled,
 )
-from feishu_mail_async.sandbox.ledger import SEND, Arrival, Ledger
+from feishu_mail_async.sandbox.calllog import SEND, Arrival, CallLog
 
 __all__ = ["check_story", "jobs_of"]
 
@@ -45,7 +45,7 @@ def jobs_of(events: Iterable[Event]) -> dict[int, list[DraftEvent]]:
     return dict(jobs)
 
 
-def check_story(events: list[Event], ledger: Ledger, *, cut: bool = False) -> None:
+def check_story(events: list[Event], ledger: CallLog, *, cut: bool = False) -> None:
     """Assert that events and ledger tell the same.
 
     Args:
@@ -84,7 +84,7 @@ def _check_grammar(told: list[DraftEvent]) -> None:
         assert abs(told[0].time + first.lasted - first.time) < _ROUNDING
 
 
-def _check_calls(events: list[Event], ledger: Ledger, *, cut: bool) -> None:
+def _check_calls(events: list[Event], ledger: CallLog, *, cut: bool) -> None:
     """Each arrival is an attempt of the events, and each attempt that was answered is an arrival."""
     attempts = list(_attempts(events))
     answered = {end.log_id: (start, end) for start, end in attempts if end.end is CallEnd.ANSWERED}
@@ -129,7 +129,7 @@ def _may_be(start: AttemptStarted, arrival: Arrival) -> bool:
     )
 
 
-def _check_outcomes(events: list[Event], ledger: Ledger) -> None:
+def _check_outcomes(events: list[Event], ledger: CallLog) -> None:
     """No outcome claims what the ledger does not know, and cool-downs are what the codes say."""
     jobs: defaultdict[str, set[int]] = defaultdict(set)
     for event in events:
@@ -154,4 +154,4 @@ def _slows(event: AttemptEnded) -> bool:
     if event.code is None or event.http_status is None:
         return False
     row = codes.lookup(event.code, event.http_status)
-    return row.verdict is codes.Verdict.RETRY and row.scope is codes.Scope.USER
+    return row.verdict is codes.Verdict.RETRY and row.subject is codes.Subject.USER

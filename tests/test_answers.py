@@ -22,9 +22,9 @@ from feishu_mail_async import (
     OutcomeStatus,
     OutcomeUnknown,
     RetryPolicy,
-    ScopeClosed,
     SendResult,
     ServerError,
+    Suspended,
     errors,
 )
 from feishu_mail_async._api.protocol import FEISHU
@@ -37,7 +37,7 @@ HOUR = 3600.0
 REFUSALS = 3
 POLICY = RetryPolicy(attempts=3, refusals=REFUSALS)
 
-# What becomes of a draft whose every call gets this code, and who is closed by it.
+# What becomes of a draft whose every call gets this code, and who is suspended by it.
 RETRIED = ["ConcurrentWrite", "MailThrottled", "FrequencyLimited", "InternalError"]
 CLOSING = {
     "MailboxNotFound": ("mailbox:box@example.com", None),
@@ -238,7 +238,7 @@ async def test_what_is_the_drafts_own_stops_nobody_else(stage: Stage, name: str)
     stage.script(two)
     with pytest.raises(ApiError):
         await stage.client.send_draft(one)
-    assert stage.client.snapshot().closed == ()
+    assert stage.client.snapshot().suspended == ()
     assert (await stage.client.send_draft(two)).attempts == 1
     # Nor itself, once a person has mended it.
     assert (await stage.client.send_draft(one)).attempts == 1
@@ -258,22 +258,22 @@ async def test_what_is_closed_costs_no_calls(stage: Stage, name: str) -> None:
     stage.script(one, name)
     with pytest.raises(ApiError) as first:
         await stage.client.send_draft(one)
-    with pytest.raises(ScopeClosed) as caught:
+    with pytest.raises(Suspended) as caught:
         await stage.client.send_draft(two)
     error = caught.value
-    assert (error.scope, error.until) == (scope, None if until is None else pytest.approx(until))
+    assert (error.subject, error.until) == (scope, None if until is None else pytest.approx(until))
     assert error.__cause__ is not None
     assert type(error.__cause__) is type(first.value)
     assert named(name).advice in str(error)
     assert (error.draft, error.attempts, error.status) == (two, 0, OutcomeStatus.SKIPPED)
     assert stage.calls(two) == 0
-    (closed,) = stage.client.snapshot().closed
-    assert (closed.scope, closed.seconds) == (error.scope, error.until)
+    (closed,) = stage.client.snapshot().suspended
+    assert (closed.subject, closed.seconds) == (error.subject, error.until)
     assert named(name).advice in closed.reason
     for other in others:
         assert (await stage.client.send_draft(other)).attempts == 1
-    stage.client.reopen(scope)
-    assert stage.client.snapshot().closed == ()
+    stage.client.resume(scope)
+    assert stage.client.snapshot().suspended == ()
     assert (await stage.client.send_draft(two)).attempts == 1
 
 
@@ -344,7 +344,7 @@ async def test_a_code_of_tomorrow(status: int, raised: type[Exception], attempts
         stage.sandbox.script(one.draft_id, *[Fault.unknown(1239999, status)] * 9)
         with pytest.raises(raised) as caught:
             await stage.client.send_draft(one)
-        assert stage.client.snapshot().closed == ()
+        assert stage.client.snapshot().suspended == ()
     error = caught.value
     assert type(error) is raised
     assert isinstance(error, FeishuMailError)
@@ -367,12 +367,12 @@ async def test_code_0_and_nothing_sent() -> None:
         assert (error.reason, error.reference) == ("the box says no", "https://mail.example.com/d1")
         assert (error.draft, error.attempts, error.status) == (one, 1, OutcomeStatus.FAILED)
         assert error.log_id
-        with pytest.raises(ScopeClosed) as closed:
+        with pytest.raises(Suspended) as closed:
             await stage.client.send_draft(two)
         assert isinstance(closed.value.__cause__, AutomatedSendDisabled)
-        assert (closed.value.scope, closed.value.until) == (f"mailbox:{BOX}", None)
+        assert (closed.value.subject, closed.value.until) == (f"mailbox:{BOX}", None)
         stage.sandbox.open_mailbox(BOX)
-        stage.client.reopen(closed.value.scope)
+        stage.client.resume(closed.value.subject)
         await stage.client.send_draft(two)
         assert stage.sandbox.ledger.sent == {"d2": 1}
 

@@ -18,7 +18,7 @@ from feishu_mail_async import (
     OutcomeStatus,
     Priority,
     RateLimit,
-    ScopeClosed,
+    Suspended,
     UserDailyQuota,
     UserExternalQuota,
 )
@@ -437,7 +437,7 @@ async def test_two_runs_of_the_same_user_go_on_side_by_side() -> None:
     await play({"alice": 120}, act)
 
 
-# --- closed scopes -----------------------------------------------------------------------------------------
+# --- suspensions -----------------------------------------------------------------------------------------
 
 
 async def test_a_user_whose_daily_quota_is_spent_costs_one_call() -> None:
@@ -452,8 +452,8 @@ async def test_a_user_whose_daily_quota_is_spent_costs_one_call() -> None:
             if outcome.status is FAILED:
                 assert isinstance(outcome.error, UserDailyQuota)
             else:
-                assert isinstance(outcome.error, ScopeClosed)
-                assert outcome.error.scope == "user:alice"
+                assert isinstance(outcome.error, Suspended)
+                assert outcome.error.subject == "user:alice"
                 assert isinstance(outcome.error.__cause__, UserDailyQuota)
         assert all(outcome.status is SENT for outcome in outcomes if outcome.draft.user != "alice")
         # 201 calls are made as fast as 201 calls can be.

@@ -25,7 +25,7 @@ from feishu_mail_async import (
     RateLimit,
     UnknownUser,
 )
-from feishu_mail_async.errors import decisive
+from feishu_mail_async.errors import root_cause
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=12)
@@ -420,7 +420,7 @@ async def test_the_summary_counts_what_the_outcomes_say() -> None:
         stage.true(outcomes)
         assert run.summary.total == len(outcomes) == 16
         assert run.summary.statuses == Counter(outcome.status for outcome in outcomes)
-        told = [decisive(outcome.error) for outcome in outcomes if outcome.error is not None]
+        told = [root_cause(outcome.error) for outcome in outcomes if outcome.error is not None]
         assert run.summary.errors == Counter(type(error).__name__ for error in told)
         assert run.summary.codes == Counter(code for error in told if (code := getattr(error, "code", None)))
         assert run.summary.calls == stage.calls

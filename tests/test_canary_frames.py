@@ -129,7 +129,7 @@ async def test_sending(
             (outcome,) = [outcome async for outcome in run]
         assert outcome.error is not None
         expect_clean(scene.sandbox, outcome.error)
-        for closed in client.snapshot().closed:
+        for closed in client.snapshot().suspended:
             assert not any(secret in repr(closed) for secret in secrets_of(scene.sandbox))
     told = [event.error for event in heard if isinstance(event, AttemptEnded | DraftDone)]
     assert any(told)

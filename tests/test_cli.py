@@ -28,9 +28,9 @@ from feishu_mail_async import (
     OutcomeUnknown,
     Priority,
     RateLimit,
-    ScopeClosed,
     SendResult,
     Snapshot,
+    Suspended,
     TransportError,
 )
 from feishu_mail_async.codes import CODES, named
@@ -57,7 +57,7 @@ from feishu_mail_async.cli.commands.demo_scene import Scene, mistakes
 from feishu_mail_async.cli.problems import WrongUsage
 from feishu_mail_async.cli.render import wording as words
 from feishu_mail_async.cli.render.waiting import why_waiting
-from feishu_mail_async.sandbox import Arrival, Ledger
+from feishu_mail_async.sandbox import Arrival, CallLog
 
 pytestmark = pytest.mark.usefixtures("own_state")
 
@@ -392,7 +392,7 @@ def test_json_of_what_was_skipped_says_why(
     # What closed the user comes first, then what is skipped because of it.
     assert [outcome["status"] for outcome in ended.outcomes] == ["failed", "skipped"]
     errors = [outcome["error"] for outcome in ended.outcomes]
-    assert [error["type"] for error in errors] == ["InvalidToken", "ScopeClosed"]
+    assert [error["type"] for error in errors] == ["InvalidToken", "Suspended"]
     assert errors[0]["code"] == errors[1]["code"] == named("TokenInvalid").number
     assert errors[0]["advice"] == errors[1]["advice"] == named("TokenInvalid").advice
 
@@ -603,19 +603,19 @@ QUOTA = api_error(named("UserDailyQuota"), "spent", http_status=429, log_id="log
 ERRORS: list[tuple[FeishuMailError, list[str]]] = [
     (QUOTA, ["spent (1236007).", QUOTA.advice, "[log id log1]"]),
     (
-        caused(ScopeClosed("-", scope="user:bob", until=3599.0), QUOTA),
+        caused(Suspended("-", subject="user:bob", until=3599.0), QUOTA),
         ["not tried, because of user bob: spent (1236007).", "It may go again in 60 minutes.", "[log id log1]"],
     ),
     (
-        caused(ScopeClosed("-", scope="user:(token ab12)", until=None), QUOTA),
+        caused(Suspended("-", subject="user:(token ab12)", until=None), QUOTA),
         ["not tried, because of this user: spent"],
     ),
-    (caused(ScopeClosed("-", scope="mailbox:me/bob", until=None), QUOTA), ["because of the own mailbox of bob: "]),
+    (caused(Suspended("-", subject="mailbox:me/bob", until=None), QUOTA), ["because of the own mailbox of bob: "]),
     (
-        caused(ScopeClosed("-", scope="mailbox:b@example.com", until=30.0), QUOTA),
+        caused(Suspended("-", subject="mailbox:b@example.com", until=30.0), QUOTA),
         ["mailbox b@example.com", "30 s"],
     ),
-    (caused(ScopeClosed("-", scope="app", until=None), QUOTA), ["because of the whole app: "]),
+    (caused(Suspended("-", subject="app", until=None), QUOTA), ["because of the whole app: "]),
     (
         caused(OutcomeUnknown("-", attempts=1), BadReply("no answer came back: reset")),
         ["it may have been sent. Last: no answer came back: reset. Sending it again is safe"],
@@ -775,7 +775,7 @@ def call(draft_id: str, at: float = 0.0) -> Arrival:
     ],
 )
 def test_demo_believes_the_server_only(status: OutcomeStatus, times: int, wrong: bool) -> None:
-    draft, ledger, scene = Draft("a", user="bob"), Ledger(1.0), Scene()
+    draft, ledger, scene = Draft("a", user="bob"), CallLog(1.0), Scene()
     scene.tell("a story", [draft], status)
     ledger.sent["a"] = times
     found = mistakes(scene, [Outcome(draft, status, None, None)], ledger, RateLimit(), whole=True)
@@ -783,7 +783,7 @@ def test_demo_believes_the_server_only(status: OutcomeStatus, times: int, wrong:
 
 
 def test_demo_finds_what_did_not_go_as_scripted() -> None:
-    draft, ledger, scene = Draft("a", user="bob"), Ledger(1.0), Scene()
+    draft, ledger, scene = Draft("a", user="bob"), CallLog(1.0), Scene()
     scene.tell("a story", [draft], OutcomeStatus.FAILED)
     skipped = [Outcome(draft, OutcomeStatus.SKIPPED, None, None)]
     assert mistakes(scene, skipped, ledger, RateLimit(), whole=True)
@@ -793,7 +793,7 @@ def test_demo_finds_what_did_not_go_as_scripted() -> None:
 
 
 def test_demo_finds_a_limit_that_was_not_kept() -> None:
-    ledger, scene = Ledger(1.0), Scene()
+    ledger, scene = CallLog(1.0), Scene()
     assert mistakes(scene, [], ledger, RateLimit(1, 1.0), whole=True) == []
     ledger.record(call("a"))
     ledger.record(call("b"))

@@ -32,7 +32,7 @@ from clisupport import (
     wait_for,
 )
 
-from feishu_mail_async import Draft, Outcome, OutcomeStatus, Priority, RateLimit, ScopeClosed, Snapshot
+from feishu_mail_async import Draft, Outcome, OutcomeStatus, Priority, RateLimit, Snapshot, Suspended
 from feishu_mail_async.cli.plan import agreed, check_askable
 from feishu_mail_async.cli.problems import Problem
 from feishu_mail_async.cli.render.estimate import Pace, duration, name_limit
@@ -721,13 +721,13 @@ def test_the_table_is_short_however_many_reasons_there_are() -> None:
     assert set(advices.values()) <= {1, 2}  # two codes may share one
 
 
-def closed(scope: str, cause: FeishuMailError) -> ScopeClosed:
-    error = ScopeClosed("-", scope=scope, until=None)
+def closed(scope: str, cause: FeishuMailError) -> Suspended:
+    error = Suspended("-", subject=scope, until=None)
     error.__cause__ = cause
     return error
 
 
-def test_closed_scopes_of_one_reason_are_one_row() -> None:
+def test_closed_subjects_of_one_reason_are_one_row() -> None:
     cause = AutomatedSendDisabled("by policy", "https://example.com/d1")
     tally = Tally()
     for number in range(5):

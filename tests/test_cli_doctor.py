@@ -322,8 +322,8 @@ def test_a_limit_that_is_used_up(desk: Desk, examine: Examine, monkeypatch: pyte
     ("fault", "problems", "said"),
     [
         (Fault.code("UserDailyQuota"), ["permits"], "it may go again in "),
-        (Fault.code("AppQuotaSpent"), ["permits"], "the whole app is closed"),
-        (Fault.automation_disabled(), [], "the own mailbox of me is closed"),
+        (Fault.code("AppQuotaSpent"), ["permits"], "the whole app is suspended"),
+        (Fault.automation_disabled(), [], "the own mailbox of me is suspended"),
     ],
 )
 def test_what_is_closed(desk: Desk, examine: Examine, fault: Fault, problems: list[str], said: str) -> None:

@@ -26,8 +26,8 @@ from feishu_mail_async import (
     Priority,
     RateLimit,
     RetryPolicy,
-    ScopeClosed,
     SendResult,
+    Suspended,
     UserDailyQuota,
 )
 from feishu_mail_async._api.protocol import Reply
@@ -188,9 +188,9 @@ async def test_giving_up_in_the_very_step_of_its_turn() -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await asyncio.sleep(100)
-            standing = client.snapshot()
-            assert (standing.in_flight, standing.permits) == (0, 20)
-            assert sum(standing.waiting.values()) == 0
+            shot = client.snapshot()
+            assert (shot.in_flight, shot.permits) == (0, 20)
+            assert sum(shot.waiting.values()) == 0
             assert len(order(sandbox)) <= 1
             assert (await client.send_draft(one)).attempts == 1
 
@@ -202,8 +202,8 @@ async def test_giving_up_in_flight_finishes_the_call() -> None:
         await asyncio.sleep(0.5)
         await cancelled(task)
         assert now() == at(0.5)
-        standing = client.snapshot()
-        assert (standing.in_flight, standing.permits) == (1, 19)
+        shot = client.snapshot()
+        assert (shot.in_flight, shot.permits) == (1, 19)
         # The lane is kept until the end of the call.
         await client.send_draft(two)
         assert sandbox.ledger.sends[1].time >= SLOW + SLOW / 2 - 0.01
@@ -564,7 +564,7 @@ async def test_nothing_goes_after_closing() -> None:
     with pytest.raises(ClientClosed):
         client.snapshot()
     with pytest.raises(ClientClosed):
-        client.reopen("app")
+        client.resume("app")
     with pytest.raises(ClientClosed):
         client.set_rate_limit(RateLimit())
     with pytest.raises(ClientClosed):
@@ -702,9 +702,9 @@ async def test_clients_of_one_app_share_what_is_closed() -> None:
         async with FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url) as other:
             with pytest.raises(UserDailyQuota):
                 await client.send_draft(one)
-            with pytest.raises(ScopeClosed):
+            with pytest.raises(Suspended):
                 await other.send_draft(two)
-            other.reopen("user:alice")
+            other.resume("user:alice")
             await client.send_draft(two)
 
 
@@ -910,11 +910,16 @@ async def test_a_limit_is_a_rate_limit(limit: Any) -> None:
 
 async def test_a_snapshot_at_rest() -> None:
     async with FeishuMailClient(TOKEN) as client:
-        standing = client.snapshot()
-        assert standing.waiting == {Priority.INTERACTIVE: 0, Priority.NORMAL: 0, Priority.BULK: 0}
-        assert (standing.in_flight, standing.permits, standing.limit) == (0, 20, RateLimit())
-        assert standing.next_permit == 0
-        assert (standing.paused, standing.pause_reason, standing.cooling, standing.closed) == (None, None, {}, ())
+        shot = client.snapshot()
+        assert shot.waiting == {Priority.INTERACTIVE: 0, Priority.NORMAL: 0, Priority.BULK: 0}
+        assert (shot.in_flight, shot.permits, shot.limit) == (0, 20, RateLimit())
+        assert shot.next_permit == 0
+        assert (shot.paused, shot.pause_reason, shot.cooling, shot.suspended) == (
+            None,
+            None,
+            {},
+            (),
+        )
 
 
 async def test_a_snapshot_at_work() -> None:
@@ -925,15 +930,15 @@ async def test_a_snapshot_at_work() -> None:
         sends.append(send(client, ids[2], user="alice", priority=Priority.BULK))
         sends.append(send(client, sandbox.add_draft("bob"), user="bob", priority=Priority.INTERACTIVE))
         await asyncio.sleep(1)
-        standing = client.snapshot()
-        assert standing.waiting == {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BULK: 1}
-        assert (standing.in_flight, standing.permits) == (2, 0)
+        shot = client.snapshot()
+        assert shot.waiting == {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BULK: 1}
+        assert (shot.in_flight, shot.permits) == (2, 0)
         # That depends on when those in flight end.
-        assert standing.next_permit is None
+        assert shot.next_permit is None
         await asyncio.sleep(2)
-        standing = client.snapshot()
-        assert (standing.in_flight, standing.permits) == (0, 0)
-        assert standing.next_permit == at(60.1 + SLOW - 3)
+        shot = client.snapshot()
+        assert (shot.in_flight, shot.permits) == (0, 0)
+        assert shot.next_permit == at(60.1 + SLOW - 3)
         for task in sends:
             task.cancel()
         await asyncio.gather(*sends, return_exceptions=True)
@@ -945,10 +950,10 @@ async def test_a_snapshot_of_a_pause() -> None:
         sandbox.script(one, Fault.frequency(429, "30"))
         task = send(client, one)
         await asyncio.sleep(10)
-        standing = client.snapshot()
-        assert standing.paused == at(20.1)
-        assert standing.pause_reason is not None
-        assert "frequency limit" in standing.pause_reason
+        shot = client.snapshot()
+        assert shot.paused == at(20.1)
+        assert shot.pause_reason is not None
+        assert "frequency limit" in shot.pause_reason
         await task
         assert client.snapshot().paused is None
         assert client.snapshot().pause_reason is None
@@ -969,18 +974,18 @@ async def test_a_snapshot_of_a_cool_down() -> None:
 
 async def test_a_snapshot_is_a_copy() -> None:
     async with FeishuMailClient(TOKEN) as client:
-        standing = client.snapshot()
-        standing.waiting[Priority.BULK] = 99
+        shot = client.snapshot()
+        shot.waiting[Priority.BULK] = 99
         assert client.snapshot().waiting[Priority.BULK] == 0
         with pytest.raises(AttributeError):
-            standing.permits = 99  # type: ignore[misc]
+            shot.permits = 99  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("scope", ["app", "user:alice", "user:a:b", "mailbox:box@example.com", "mailbox:me/alice"])
 async def test_what_is_not_closed_stays_as_it_is(scope: str) -> None:
     async with FeishuMailClient(TOKEN) as client:
-        client.reopen(scope)
-        assert client.snapshot().closed == ()
+        client.resume(scope)
+        assert client.snapshot().suspended == ()
 
 
 @pytest.mark.parametrize(
@@ -1003,8 +1008,8 @@ async def test_what_is_not_closed_stays_as_it_is(scope: str) -> None:
 )
 async def test_what_is_no_scope(scope: Any, error: type[Exception]) -> None:
     async with FeishuMailClient(TOKEN) as client:
-        with pytest.raises(error, match=begins_with("scope")):
-            client.reopen(scope)
+        with pytest.raises(error, match=begins_with("subject")):
+            client.resume(scope)
 
 
 @pytest.mark.parametrize("user", ["alice", "Alice", "Alice@Example.com", "ÄLICE", "straße@example.com"])
@@ -1017,11 +1022,11 @@ async def test_reopening_as_the_error_says(user: str, box: str) -> None:
         async with FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url) as client:
             with pytest.raises(MailboxNotFound):
                 await client.send_draft(one, mailbox=box)
-            with pytest.raises(ScopeClosed) as caught:
+            with pytest.raises(Suspended) as caught:
                 await client.send_draft(two, mailbox=box)
-            assert client.snapshot().closed[0].scope == caught.value.scope
-            client.reopen(caught.value.scope)
-            assert client.snapshot().closed == ()
+            assert client.snapshot().suspended[0].subject == caught.value.subject
+            client.resume(caught.value.subject)
+            assert client.snapshot().suspended == ()
             await client.send_draft(two, mailbox=box)
 
 
@@ -1033,11 +1038,11 @@ async def test_reopening_a_user_as_the_error_says(unnamed: bool) -> None:
         async with FeishuMailClient(tokens, base_url=sandbox.base_url) as client:
             with pytest.raises(FeishuMailError):
                 await client.send_draft(one)
-            with pytest.raises(ScopeClosed) as caught:
+            with pytest.raises(Suspended) as caught:
                 await client.send_draft(two)
-            assert caught.value.scope.startswith("user:")
-            assert sandbox.token("alice") not in caught.value.scope
-            client.reopen(caught.value.scope)
+            assert caught.value.subject.startswith("user:")
+            assert sandbox.token("alice") not in caught.value.subject
+            client.resume(caught.value.subject)
             await client.send_draft(two)
 
 
@@ -1051,7 +1056,7 @@ async def test_what_waits_behind_a_closure_is_told_at_once() -> None:
         )
         assert isinstance(ends[0], UserDailyQuota)
         for draft_id, end in zip(ids[1:], ends[1:3], strict=True):
-            assert isinstance(end, ScopeClosed)
+            assert isinstance(end, Suspended)
             assert end.draft is not None
             assert end.draft.tag == draft_id
             assert end.__cause__ is not None
@@ -1132,8 +1137,8 @@ async def test_the_canary(caplog: pytest.LogCaptureFixture, capfd: pytest.Captur
                         found += [f"{name}: {place}" for place in holds(error, TOKEN)]
                         shown += [repr(list(chain(error)))]
                     shown += [repr(client), repr(vars(client).keys()), repr(client.snapshot())]
-                    if client.snapshot().closed:
-                        with pytest.raises(ScopeClosed) as caught:
+                    if client.snapshot().suspended:
+                        with pytest.raises(Suspended) as caught:
                             await client.send_draft("another")
                         found += [f"{name}, closed: {place}" for place in holds(caught.value, TOKEN)]
             async with (

@@ -7,12 +7,12 @@ import pytest
 from support import PACKAGE, sample
 
 from feishu_mail_async import codes, errors
-from feishu_mail_async.codes import CODES, OAUTH, Scope, Until, Verdict, lookup, named
+from feishu_mail_async.codes import CODES, OAUTH, ResumeWhen, Subject, Verdict, lookup, named
 
-# Invariants 7 and 8, spelled out: who waits or is closed, whether the answer settles it, and what ends a closure.
+# Invariants 7 and 8, spelled out: who waits or is suspended, whether the answer settles it, what resumes it.
 SENT, ALREADY, RETRY, FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY, Verdict.FATAL
-DRAFT, USER, MAILBOX, APP = Scope.DRAFT, Scope.USER, Scope.MAILBOX, Scope.APP
-HOUR, TOKEN, REOPEN = Until.HOUR, Until.TOKEN, Until.REOPEN
+DRAFT, USER, MAILBOX, APP = Subject.DRAFT, Subject.USER, Subject.MAILBOX, Subject.APP
+HOUR, TOKEN, REOPEN = ResumeWhen.HOUR, ResumeWhen.TOKEN, ResumeWhen.RESUMED
 MEANING = {
     0: (SENT, DRAFT, True, None),
     1234008: (FATAL, DRAFT, True, None),
@@ -103,7 +103,7 @@ def test_no_code_of_the_endpoint_is_ours_alone() -> None:
 
 
 def test_what_each_code_means() -> None:
-    found = {row.number: (row.verdict, row.scope, row.conclusive, row.until) for row in CODES.values()}
+    found = {row.number: (row.verdict, row.subject, row.conclusive, row.until) for row in CODES.values()}
     assert found == MEANING
 
 
@@ -167,10 +167,10 @@ def test_names_are_unique() -> None:
 )
 @pytest.mark.parametrize("number", [1, -7, 1239999, 10**30])
 def test_a_code_that_the_table_does_not_know(
-    number: int, http_status: int, expected: tuple[Verdict, Scope, bool]
+    number: int, http_status: int, expected: tuple[Verdict, Subject, bool]
 ) -> None:
     row = lookup(number, http_status, "what it says")
-    assert (row.verdict, row.scope, row.conclusive) == expected
+    assert (row.verdict, row.subject, row.conclusive) == expected
     assert row.until is None
     assert row.error == "ApiError"
     assert (row.number, row.http_status, row.message) == (number, http_status, "what it says")

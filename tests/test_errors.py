@@ -35,10 +35,10 @@ from feishu_mail_async import (
     QuotaSpent,
     ReceiverCheckFailed,
     RecordRefused,
-    ScopeClosed,
     ScopeMissing,
     SenderCheckFailed,
     ServerError,
+    Suspended,
     TenantExternalQuota,
     TenantStorageFull,
     Throttled,
@@ -91,7 +91,7 @@ FAMILY: dict[type[BaseException], type[BaseException]] = {
     Misconfigured: TransportError,
     BadReply: FeishuMailError,
     UnknownUser: FeishuMailError,
-    ScopeClosed: FeishuMailError,
+    Suspended: FeishuMailError,
 }
 
 DRAFT = Draft("d1", "box@example.com", "alice", tag={"row": 7})
@@ -124,8 +124,8 @@ EVERY: list[FeishuMailError] = [
     Misconfigured("the server cannot be reached", draft=DRAFT),
     BadReply("the answer cannot be read", http_status=502, draft=DRAFT, log_id="log1", attempts=2),
     UnknownUser("user: 'zoe' is not one of them", users=("alice", "bob"), draft=DRAFT),
-    ScopeClosed("not attempted", scope="user:alice", until=12.5, draft=DRAFT, attempts=1),
-    ScopeClosed("not attempted", scope="app", until=None),
+    Suspended("not attempted", subject="user:alice", until=12.5, draft=DRAFT, attempts=1),
+    Suspended("not attempted", subject="app", until=None),
     FeishuMailError("of no other kind"),
 ]
 
@@ -221,7 +221,7 @@ def test_a_switched_off_mailbox_says_where_to_go() -> None:
 
 @pytest.mark.parametrize("cls", FAMILY, ids=lambda cls: cls.__name__)
 def test_the_status_that_an_error_makes(cls: type[FeishuMailError]) -> None:
-    skipped = {NotSent, ClientClosed, LedgerError, LoginRequired, UnknownUser, ScopeClosed}
+    skipped = {NotSent, ClientClosed, LedgerError, LoginRequired, UnknownUser, Suspended}
     expected = OutcomeStatus.FAILED
     if cls is OutcomeUnknown:
         expected = OutcomeStatus.UNKNOWN

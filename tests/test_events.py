@@ -27,8 +27,8 @@ from feishu_mail_async import (
     Priority,
     RateLimit,
     RetryPolicy,
-    ScopeClosed,
     Snapshot,
+    Suspended,
     codes,
     open_ledger,
 )
@@ -38,13 +38,13 @@ from feishu_mail_async.events import (
     AppResumed,
     AttemptEnded,
     AttemptStarted,
-    ClosureEnded,
-    ClosureStarted,
     DraftDone,
     DraftQueued,
     Event,
     EventsLost,
     RetryPlanned,
+    SuspensionEnded,
+    SuspensionStarted,
     TokenRefreshed,
     TurnGranted,
     UserCooled,
@@ -120,7 +120,7 @@ async def test_a_retry_is_told_with_its_reason_and_its_delay() -> None:
         client.subscribe(told.append)
         await client.send_draft(draft_id)
         first, second = only(told, RetryPlanned)
-        assert (first.attempts, first.scope) == (1, codes.Scope.DRAFT)
+        assert (first.attempts, first.subject) == (1, codes.Subject.DRAFT)
         assert isinstance(first.error, ApiError)
         assert first.error.code == 1236019
         assert 0.5 <= first.delay <= 1
@@ -219,7 +219,7 @@ async def test_a_list_of_drafts_is_calls_without_a_draft() -> None:
         check_story(told, sandbox.ledger)
 
 
-# --- who waits, and who is closed --------------------------------------------------------------------------
+# --- who waits, and who is suspended --------------------------------------------------------------------------
 
 
 async def test_a_pause_of_the_app_is_told_from_its_beginning_to_its_end() -> None:
@@ -265,7 +265,7 @@ async def test_a_user_who_cools_down_is_told() -> None:
         assert 0.5 <= first.seconds <= 1
         assert 1 <= second.seconds <= 2
         retry = only(told, RetryPlanned)[0]
-        assert (retry.scope, retry.delay) == (codes.Scope.USER, 0)
+        assert (retry.subject, retry.delay) == (codes.Subject.USER, 0)
         assert only(told, TurnGranted)[1].waited == pytest.approx(first.seconds, abs=0.01)
 
 
@@ -275,18 +275,18 @@ async def test_a_closure_is_told_before_the_drafts_that_it_skips_and_reopening_e
         told: list[Event] = []
         client.subscribe(told.append)
         outcomes = await asyncio.gather(*(client.send_draft(one) for one in ids), return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes[1:]] == [ScopeClosed] * 2
-        [closure] = only(told, ClosureStarted)
-        assert (closure.scope, closure.seconds) == ("mailbox:me/alice", None)
-        assert closure.until is codes.Until.REOPEN
-        [place] = [place for place, event in enumerate(told) if event is closure]
+        assert [type(outcome) for outcome in outcomes[1:]] == [Suspended] * 2
+        [suspension] = only(told, SuspensionStarted)
+        assert (suspension.subject, suspension.seconds) == ("mailbox:me/alice", None)
+        assert suspension.until is codes.ResumeWhen.RESUMED
+        [place] = [place for place, event in enumerate(told) if event is suspension]
         assert all(
             event.status is OutcomeStatus.FAILED or told.index(event) > place for event in only(told, DraftDone)
         )
-        client.reopen(closure.scope)
-        client.reopen(closure.scope)
-        assert told[-1] == ClosureEnded(now(), "send", closure.scope)
-        assert len(only(told, ClosureEnded)) == 1
+        client.resume(suspension.subject)
+        client.resume(suspension.subject)
+        assert told[-1] == SuspensionEnded(now(), "send", suspension.subject)
+        assert len(only(told, SuspensionEnded)) == 1
 
 
 async def test_a_closure_that_time_ends_is_told_when_the_next_draft_comes() -> None:
@@ -296,11 +296,11 @@ async def test_a_closure_that_time_ends_is_told_when_the_next_draft_comes() -> N
         client.subscribe(told.append)
         with pytest.raises(ApiError):
             await client.send_draft(ids[0])
-        assert only(told, ClosureStarted)[0].seconds == pytest.approx(3600)
+        assert only(told, SuspensionStarted)[0].seconds == pytest.approx(3600)
         await asyncio.sleep(3601)
-        assert not only(told, ClosureEnded)
+        assert not only(told, SuspensionEnded)
         await client.send_draft(ids[1])
-        assert [event.scope for event in only(told, ClosureEnded)] == ["user:alice"]
+        assert [event.subject for event in only(told, SuspensionEnded)] == ["user:alice"]
 
 
 async def test_the_closed_app_probes_after_its_hour() -> None:
@@ -313,9 +313,11 @@ async def test_the_closed_app_probes_after_its_hour() -> None:
         await asyncio.sleep(3601)
         await client.send_draft(ids[1])
         changes = [
-            event for event in told if isinstance(event, ClosureStarted | ClosureEnded | AppPaused | AppResumed)
+            event
+            for event in told
+            if isinstance(event, SuspensionStarted | SuspensionEnded | AppPaused | AppResumed)
         ]
-        assert [type(event) for event in changes] == [ClosureStarted, AppPaused, ClosureEnded, AppResumed]
+        assert [type(event) for event in changes] == [SuspensionStarted, AppPaused, SuspensionEnded, AppResumed]
 
 
 async def test_a_new_token_is_told() -> None:
@@ -352,8 +354,10 @@ async def test_a_token_that_comes_after_the_user_was_closed_is_told_too() -> Non
                 await client.send_draft(first, user="alice")
             sandbox.renew_token("alice")
             await client.send_draft(second, user="alice")
-        changes = [event for event in told if isinstance(event, ClosureStarted | TokenRefreshed | ClosureEnded)]
-        assert [type(event) for event in changes] == [ClosureStarted, TokenRefreshed, ClosureEnded]
+        changes = [
+            event for event in told if isinstance(event, SuspensionStarted | TokenRefreshed | SuspensionEnded)
+        ]
+        assert [type(event) for event in changes] == [SuspensionStarted, TokenRefreshed, SuspensionEnded]
 
 
 async def test_a_token_for_which_nobody_has_another_closes_the_user() -> None:
@@ -363,9 +367,9 @@ async def test_a_token_for_which_nobody_has_another_closes_the_user() -> None:
         sandbox.expire_token("alice")
         with pytest.raises(ApiError):
             await client.send_draft(draft_id)
-        [closure] = only(told, ClosureStarted)
-        assert (closure.scope, closure.until) == ("user:alice", codes.Until.TOKEN)
-        assert kinds(told)[-2:] == [ClosureStarted, DraftDone]
+        [suspension] = only(told, SuspensionStarted)
+        assert (suspension.subject, suspension.until) == ("user:alice", codes.ResumeWhen.TOKEN)
+        assert kinds(told)[-2:] == [SuspensionStarted, DraftDone]
 
 
 async def test_what_another_process_pauses_or_closes_is_told_here_too(tmp_path: Path) -> None:
@@ -383,10 +387,10 @@ async def test_what_another_process_pauses_or_closes_is_told_here_too(tmp_path: 
             await there.send_draft(draft_b, user="bob")
             with pytest.raises(ApiError):
                 await here.send_draft(draft_a, user="alice")
-            assert not only(told, ClosureStarted)
-            with pytest.raises(ScopeClosed):
+            assert not only(told, SuspensionStarted)
+            with pytest.raises(Suspended):
                 await there.send_draft(draft_c, user="bob")
-            assert [event.scope for event in only(told, ClosureStarted)] == ["app"]
+            assert [event.subject for event in only(told, SuspensionStarted)] == ["app"]
         for ledger in (one, other):
             await ledger.close()
 
@@ -397,7 +401,7 @@ async def test_what_another_process_pauses_or_closes_is_told_here_too(tmp_path: 
 LAST: Final = [
     Fault.code(row.name)
     for row in codes.CODES.values()
-    if row.scope is codes.Scope.APP and row.verdict is codes.Verdict.FATAL
+    if row.subject is codes.Subject.APP and row.verdict is codes.Verdict.FATAL
 ]
 """Faults after which nothing goes any more: they close the app."""
 
@@ -458,7 +462,7 @@ async def test_with_all_faults_on_the_events_tell_what_the_sandbox_saw(seed: int
         assert Counter(event.status for event in done) == statuses == run.summary.statuses
         assert sum(event.attempts for event in done) == run.summary.calls == len(sandbox.ledger.sends)
         assert set(statuses) == set(OutcomeStatus), "the run has every kind of outcome"
-        assert {*kinds(told)} >= {AppPaused, AppResumed, UserCooled, ClosureStarted, RetryPlanned, DraftDone}
+        assert {*kinds(told)} >= {AppPaused, AppResumed, UserCooled, SuspensionStarted, RetryPlanned, DraftDone}
         assert listed
         assert not any(sandbox.ledger.sent[draft.draft_id] for draft in listed)
         assert sandbox.ledger.refusals == sandbox.ledger.conflicts == 0
@@ -511,8 +515,8 @@ async def test_a_subscriber_may_meddle() -> None:
 
         def meddle(event: Event) -> None:
             seen.append(client.snapshot())
-            if isinstance(event, ClosureStarted):
-                client.reopen(event.scope)
+            if isinstance(event, SuspensionStarted):
+                client.resume(event.subject)
             if isinstance(event, TurnGranted) and event.draft and event.draft.draft_id == ids[20]:
                 run.stop()
             if isinstance(event, DraftDone) and event.draft and event.draft.draft_id == ids[2]:
@@ -546,7 +550,7 @@ async def test_a_run_stopped_at_a_refused_draft_tells_each_draft_once() -> None:
 
         def meddle(event: Event) -> None:
             first.append(event)
-            if isinstance(event, DraftDone) and isinstance(event.error, ScopeClosed):
+            if isinstance(event, DraftDone) and isinstance(event.error, Suspended):
                 run.stop()
 
         client.subscribe(meddle)
@@ -566,7 +570,7 @@ async def test_a_run_stopped_while_its_draft_begins_makes_no_call() -> None:
         with pytest.raises(ApiError):
             await client.send_draft(ids[0])
         await asyncio.sleep(3700)
-        client.subscribe(lambda event: run.stop() if isinstance(event, ClosureEnded) else None)
+        client.subscribe(lambda event: run.stop() if isinstance(event, SuspensionEnded) else None)
         async with client.send_drafts(ids[1:]) as run:
             assert [outcome.status async for outcome in run] == [OutcomeStatus.SKIPPED] * 2
         assert len(sandbox.ledger.sends) == 1
@@ -576,12 +580,14 @@ async def test_what_a_subscriber_brings_about_is_told_to_all_in_the_same_order()
     async with scene(drafts=2) as (sandbox, client, ids):
         sandbox.script(ids[0], Fault.automation_disabled())
         told: list[Event] = []
-        client.subscribe(lambda event: client.reopen(event.scope) if isinstance(event, ClosureStarted) else None)
+        client.subscribe(
+            lambda event: client.resume(event.subject) if isinstance(event, SuspensionStarted) else None
+        )
         client.subscribe(told.append)
         with pytest.raises(FeishuMailError):
             await client.send_draft(ids[0])
-        closures = [event for event in told if isinstance(event, ClosureStarted | ClosureEnded)]
-        assert [type(event) for event in closures] == [ClosureStarted, ClosureEnded]
+        suspensions = [event for event in told if isinstance(event, SuspensionStarted | SuspensionEnded)]
+        assert [type(event) for event in suspensions] == [SuspensionStarted, SuspensionEnded]
 
 
 async def test_a_run_that_is_left_tells_of_the_drafts_that_had_not_begun() -> None:

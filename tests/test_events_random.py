@@ -10,7 +10,7 @@ from story import check_story, jobs_of
 
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit, RetryPolicy
 from feishu_mail_async._calls.bulk import BulkRun
-from feishu_mail_async.events import ClosureStarted, DraftDone, Event
+from feishu_mail_async.events import DraftDone, Event, SuspensionStarted
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 USERS = ("alice", "bob", "carol")
@@ -107,8 +107,8 @@ class Story:
             self.meddling.choice(self.runs).stop()
         if self.meddling.random() < 0.03 and self.sends:
             self.meddling.choice(self.sends).cancel()
-        if self.meddling.random() < 0.05 and isinstance(event, ClosureStarted):
-            self.client.reopen(event.scope)
+        if self.meddling.random() < 0.05 and isinstance(event, SuspensionStarted):
+            self.client.resume(event.subject)
 
     def check_rest(self, limit: RateLimit) -> None:
         """Nothing is held any more by anybody."""

@@ -246,11 +246,11 @@ def test_a_service_answers_truly_and_ends_well(feishu: Feishu, service: Service)
     assert (told.status, told.body["error"]) == (504, "OutcomeUnknown")
     assert service.send(lost).body["already_sent"], "asking again settles it"
 
-    # What is closed: for an hour, or until a person does something about it.
+    # What is suspended: for an hour, or until a person does something about it.
     feishu.do(lambda sandbox: sandbox.set_quota("alice", 0))
     assert service.send(spare).status == 502
     told = service.send(spare)
-    assert (told.status, told.body["error"]) == (503, "ScopeClosed")
+    assert (told.status, told.body["error"]) == (503, "Suspended")
     assert 3000 < int(told.retry_after or 0) <= 3600
     feishu.do(lambda sandbox: sandbox.disable_automation("bob@example.com"))
     told, later = (service.send(draft_id, "bob") for draft_id in feishu.drafts("bob", 2))

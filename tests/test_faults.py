@@ -23,8 +23,8 @@ from feishu_mail_async import (
     Priority,
     RateLimit,
     RetryPolicy,
-    ScopeClosed,
     SendResult,
+    Suspended,
     TransportError,
     UnknownUser,
     codes,
@@ -43,7 +43,7 @@ CERTAINLY_NOT_SENT: Final = (
     ApiError,
     AutomatedSendDisabled,
     NotSent,
-    ScopeClosed,
+    Suspended,
     TransportError,
     UnknownUser,
 )
@@ -197,8 +197,8 @@ def check(story: Story, case: Case, draft: str, found: Found, sandbox: Sandbox) 
     elif isinstance(found, CERTAINLY_NOT_SENT):
         assert sent == 0, f"sent, and {found!r} was claimed"
         assert found.draft == Draft(draft, SHARED if case.shared else "me", case.user)
-        if isinstance(found, ScopeClosed):
-            assert found.scope in {"app", f"user:{case.user}", f"mailbox:{SHARED}", f"mailbox:me/{case.user}"}
+        if isinstance(found, Suspended):
+            assert found.subject in {"app", f"user:{case.user}", f"mailbox:{SHARED}", f"mailbox:me/{case.user}"}
         if isinstance(found, TransportError):
             assert story.outages
     elif isinstance(found, OutcomeUnknown):

@@ -102,7 +102,7 @@ def test_a_child_is_told_that_an_open_client_is_not_its_own(feishu: Feishu, url:
 
             for work in (
                 lambda: client.send_draft(second),
-                lambda: client.recall([first]),
+                lambda: client.records([first]),
                 rest,
                 lambda: send(client, second),
             ):
@@ -226,7 +226,7 @@ def test_tokens_that_are_renewed_belong_to_their_process(feishu: Feishu) -> None
 def test_events_end_in_a_child(feishu: Feishu) -> None:
     async def parent() -> None:
         async with new_client(feishu, None) as client:
-            await client.recall([Draft("d")])
+            await client.records([Draft("d")])
             events = client.events()
 
             async def read() -> list[str]:

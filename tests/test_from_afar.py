@@ -21,7 +21,7 @@ from feishu_mail_async import (
     NotSent,
     OutcomeStatus,
     RetryPolicy,
-    ScopeClosed,
+    Suspended,
     TransportError,
     UserDailyQuota,
 )
@@ -147,7 +147,7 @@ async def test_two_sources_without_names_are_two_people() -> None:
             with pytest.raises(UserDailyQuota):
                 await first.send_draft(draft)
             await second.send_draft(sandbox.add_draft("bob"))
-            with pytest.raises(ScopeClosed):
+            with pytest.raises(Suspended):
                 await third.send_draft(sandbox.add_draft("alice"))
 
 
@@ -159,13 +159,13 @@ async def test_what_listing_has_closed_is_seen_and_reopened() -> None:
         async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as client:
             with pytest.raises(MailboxNotFound):
                 await anext(client.list_drafts())
-            assert [scope.seconds for scope in client.snapshot().closed] == [None]
+            assert [scope.seconds for scope in client.snapshot().suspended] == [None]
             sandbox.open_mailbox(address)
-            with pytest.raises(ScopeClosed):
+            with pytest.raises(Suspended):
                 await anext(client.list_drafts())
-            client.reopen("mailbox:me")
+            client.resume("mailbox:me")
             assert (await anext(client.list_drafts())).draft_id == draft_id
-            assert client.snapshot().closed == ()
+            assert client.snapshot().suspended == ()
 
 
 async def test_a_closure_keeps_nothing_of_its_callers_alive() -> None:
@@ -185,7 +185,7 @@ async def test_a_closure_keeps_nothing_of_its_callers_alive() -> None:
             payload = await handler()
             gc.collect()
             assert payload() is None
-            with pytest.raises(ScopeClosed) as caught:
+            with pytest.raises(Suspended) as caught:
                 await client.send_draft("d")
             assert isinstance(caught.value.__cause__, MailboxNotFound)
             assert caught.value.__cause__.__traceback__ is None
@@ -232,9 +232,9 @@ async def test_an_hour_that_is_over_is_not_shown_as_closed() -> None:
         async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as client:
             with pytest.raises(UserDailyQuota):
                 await client.send_draft(draft)
-            assert len(client.snapshot().closed) == 1
+            assert len(client.snapshot().suspended) == 1
             await asyncio.sleep(3601)
-            assert client.snapshot().closed == ()
+            assert client.snapshot().suspended == ()
 
 
 def test_an_error_pickles_whatever_the_tag() -> None:

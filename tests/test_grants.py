@@ -13,7 +13,7 @@ from loginscene import HOUR, USERS, Scene, now
 from feishu_mail_async import LedgerError, NotSent
 from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
-from feishu_mail_async.oauth import ASSUMED_LIFETIME, Grant, Login, read_grant
+from feishu_mail_async.oauth import ASSUMED_LIFETIME, Login, TokenGrant, read_grant
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -219,7 +219,7 @@ async def test_a_login_without_any_token_is_none(scene: Scene) -> None:
 
 def test_a_code_that_is_a_text_is_read() -> None:
     refused = read_grant(Reply(400, b'{"code": "20073"}'))
-    assert not isinstance(refused, Grant)
+    assert not isinstance(refused, TokenGrant)
     assert refused.again
     assert refused.code == 20073
 

@@ -49,7 +49,7 @@ from feishu_mail_async import (
     Priority,
     RateLimit,
     RetryPolicy,
-    ScopeClosed,
+    Suspended,
     TooManyRecipients,
     UserDailyQuota,
 )
@@ -82,7 +82,7 @@ async def mark_sent(ledger: SqlLedger, drafts: list[Draft]) -> None:
 
     async def write(connection: Any) -> None:
         app_id = (await connection.execute(sa.select(schema.app.c.id))).scalar_one()
-        row = {"app_id": app_id, "state": "sent", "doubtful": False, "calls": 1, "changed": 0.0, "message_id": "m"}
+        row = {"app_id": app_id, "state": "sent", "in_doubt": False, "calls": 1, "changed": 0.0, "message_id": "m"}
         gone = sa.delete(schema.draft).where(schema.draft.c.draft_id.in_([one.draft_id for one in drafts]))
         await connection.execute(gone)
         await connection.execute(
@@ -107,7 +107,7 @@ async def test_what_was_sent_is_answered_from_the_ledger(url: str, sandbox: Sand
     async with open_client(sandbox, url) as client:
         rerun = await client.send_draft(draft, user="alice")
         [outcome] = [one async for one in client.send_drafts([Draft(draft, user="alice", tag=5)])]
-        [record] = await client.recall([Draft(draft, user="alice")])
+        [record] = await client.records([Draft(draft, user="alice")])
     assert not first.already_sent
     assert first.attempts == 1
     for result in (again, rerun, outcome.result):
@@ -133,7 +133,7 @@ async def test_a_draft_that_another_process_sends_while_it_waits_here(url: str, 
     single, bulk, retried = sandbox.add_drafts("alice", 3)
     sandbox.script(retried, *[Fault.code("InternalError")] * 5)
     ledger = ledger_on(url)
-    there = Process(ledger, ledger.book(sandbox.base_url, APP, FREE))
+    there = Process(ledger, ledger.store(sandbox.base_url, APP, FREE))
     async with open_client(sandbox, url, retry=RetryPolicy(initial=0.3, maximum=0.3)) as here:
         tasks = [asyncio.create_task(here.send_draft(retried, user="alice"))]
         await until(lambda: sandbox.ledger.calls(retried))
@@ -145,7 +145,7 @@ async def test_a_draft_that_another_process_sends_while_it_waits_here(url: str, 
         run = asyncio.create_task(outcomes(here, [Draft(bulk, user="alice")]))
         await until(lambda: sum(here.snapshot().waiting.values()) == 3)
         await mark_sent(ledger, [Draft(one, user="alice") for one in (single, bulk, retried)])
-        await there.book.give_back(taken.granted[1])
+        await there.store.give_back(taken.granted[1])
         results = [await task for task in tasks]
         outcome = (await run)[bulk]
     await ledger.close()
@@ -161,7 +161,7 @@ async def test_a_draft_that_another_process_sends_while_it_waits_here(url: str, 
 async def vanished(url: str, base_url: str, draft: str, user: str = "alice", limit: RateLimit = FREE) -> None:
     """A process takes a draft's turn and is never heard of again."""
     gone = ledger_on(url)
-    await Process(gone, gone.book(base_url, APP, limit)).turn(ask(draft, user, timeout=0.1))
+    await Process(gone, gone.store(base_url, APP, limit)).turn(ask(draft, user, timeout=0.1))
     await gone.close()
 
 
@@ -189,11 +189,11 @@ async def test_what_was_in_flight_is_asked_again(url: str, sandbox: Sandbox) -> 
         first, second = await asyncio.gather(
             client.send_draft(went, user="alice"), client.send_draft(stayed, user="bob", mailbox=box)
         )
-        [record] = await client.recall([Draft(went, user="alice")])
+        [record] = await client.records([Draft(went, user="alice")])
     assert first.already_sent
     assert not second.already_sent
     assert record is not None
-    assert (record.state, record.calls, record.doubtful) == (DraftState.ALREADY_SENT, 2, False)
+    assert (record.state, record.calls, record.in_doubt) == (DraftState.ALREADY_SENT, 2, False)
     assert sandbox.ledger.sent == {went: 1, stayed: 1}
 
 
@@ -208,9 +208,9 @@ async def test_not_found_after_a_call_that_vanished_is_unknown(url: str, sandbox
             assert isinstance(caught.value.__cause__, DraftNotFound)
             [outcome] = [one async for one in client.send_drafts([Draft(gone, user="alice")])]
             assert outcome.status is OutcomeStatus.UNKNOWN
-            [record] = await client.recall([Draft(gone, user="alice")])
+            [record] = await client.records([Draft(gone, user="alice")])
         assert record is not None
-        assert (record.state, record.doubtful) == (DraftState.UNKNOWN, True)
+        assert (record.state, record.in_doubt) == (DraftState.UNKNOWN, True)
     async with open_client(sandbox, url, rate_limit=BRIEF) as client:
         with pytest.raises(DraftNotFound):
             await client.send_draft("nobody-ever-had-this", user="alice")
@@ -229,9 +229,9 @@ async def test_failed_ones_are_tried_again(url: str, sandbox: Sandbox) -> None:
         with pytest.raises(NotSent):
             await client.send_draft(skipped, user="alice", deadline=2.0)
     async with open_client(sandbox, url) as client:
-        before = await client.recall([Draft(one, user="alice") for one in (failed, unknown, skipped)])
+        before = await client.records([Draft(one, user="alice") for one in (failed, unknown, skipped)])
         results = await outcomes(client, [Draft(one, user="alice") for one in (failed, unknown, skipped)])
-    assert [None if one is None else (one.state, one.calls, one.doubtful) for one in before] == [
+    assert [None if one is None else (one.state, one.calls, one.in_doubt) for one in before] == [
         ("failed", 1, False),
         ("unknown", 1, True),
         ("skipped", 0, False),
@@ -253,7 +253,7 @@ async def test_the_unnamed_user_is_the_same_with_another_token(url: str, sandbox
     # A named one is another: the server is asked, and knows.
     async with open_client(sandbox, url, tokens={"alice": sandbox.token("alice")}) as client:
         assert (await client.send_draft(draft)).attempts == 1
-        assert (await client.recall([Draft(draft)]))[0] is not None
+        assert (await client.records([Draft(draft)]))[0] is not None
 
 
 async def test_a_named_user_is_the_same_with_another_token(url: str, sandbox: Sandbox) -> None:
@@ -263,7 +263,7 @@ async def test_a_named_user_is_the_same_with_another_token(url: str, sandbox: Sa
     sandbox.renew_token("alice")
     async with open_client(sandbox, url) as client:
         assert (await client.send_draft(draft, user="alice")).attempts == 0
-        assert await client.recall([Draft(draft, user="bob"), Draft("unheard-of", user="alice")]) == [None, None]
+        assert await client.records([Draft(draft, user="bob"), Draft("unheard-of", user="alice")]) == [None, None]
 
 
 async def test_a_mailbox_is_the_same_in_any_case(url: str, sandbox: Sandbox) -> None:
@@ -272,13 +272,13 @@ async def test_a_mailbox_is_the_same_in_any_case(url: str, sandbox: Sandbox) -> 
     async with open_client(sandbox, url) as client:
         await client.send_draft(draft, user="alice", mailbox="Team@Example.com")
         result = await client.send_draft(draft, user="alice", mailbox="TEAM@example.COM")
-        records = await client.recall([Draft(draft, mailbox="team@EXAMPLE.com", user="alice")])
+        records = await client.records([Draft(draft, mailbox="team@EXAMPLE.com", user="alice")])
     assert result.attempts == 0
     assert records[0] is not None
 
 
 async def test_a_rehearsal_shares_nothing(url: str, sandbox: Sandbox) -> None:
-    """Another host or another app has permits, records, closures and a limit of its own."""
+    """Another host or another app has permits, records, suspensions and a limit of its own."""
     [draft] = sandbox.add_drafts("alice", 1)
     async with Sandbox(users=["alice"], latency=0) as other:
         other.add_draft("alice", draft)
@@ -287,7 +287,7 @@ async def test_a_rehearsal_shares_nothing(url: str, sandbox: Sandbox) -> None:
             await client.send_draft(draft, user="alice")
             client.set_rate_limit(one)
         async with open_client(other, url) as rehearsal:
-            assert await rehearsal.recall([Draft(draft, user="alice")]) == [None]
+            assert await rehearsal.records([Draft(draft, user="alice")]) == [None]
             assert (await rehearsal.send_draft(draft, user="alice", deadline=60)).attempts == 1
         async with open_client(sandbox, url, app="cli_y") as another:
             assert (await another.send_draft(draft, user="alice", deadline=60)).attempts == 1
@@ -306,7 +306,7 @@ async def test_without_a_ledger_nothing_is_recalled(sandbox: Sandbox) -> None:
     [draft] = sandbox.add_drafts("alice", 1)
     async with open_client(sandbox, None) as client:
         await client.send_draft(draft, user="alice")
-        assert await client.recall([Draft(draft, user="alice")]) == [None]
+        assert await client.records([Draft(draft, user="alice")]) == [None]
 
 
 # --- turns over several processes -------------------------------------------------------------------------
@@ -375,8 +375,8 @@ async def test_a_call_that_never_left_gives_its_permit_back(url: str) -> None:
         assert (await two.take(wanted)).granted is None  # an outage: the app waits
         house.clock.now += 1.0
         turn = await two.turn(wanted)
-        assert turn.grant.probe
-        assert not turn.grant.doubtful
+        assert turn.permit.probe
+        assert not turn.permit.in_doubt
         await two.settle(turn)
         [row] = await rows(one.ledger, schema.draft)
         assert (row["calls"], row["state"]) == (1, "sent")
@@ -394,7 +394,7 @@ async def test_what_a_process_leaves_behind_lapses(url: str) -> None:
         assert (await two.take(ask("d", "a"))).granted is None
         house.clock.now += 0.02
         turn = await two.turn(ask("d", "a"))
-        assert turn.grant.doubtful
+        assert turn.permit.in_doubt
         await two.settle(turn)
         house.clock.now += 59.9
         assert (await two.take(ask(user="b"))).granted is None  # two permits: the first counts from its lapse on
@@ -409,8 +409,8 @@ async def test_one_that_gave_up_does_not_write_over_one_that_goes_on(url: str) -
         await two.send(ask("sent", "a"))
         await two.turn(ask("going", "b"))
         for draft, user in (("sent", "a"), ("going", "b"), ("new", "c")):
-            one.book.note(DraftKey(user, f"me/{user}", draft), OutcomeStatus.SKIPPED, NotSent("stopped"))
-        await one.book.written()
+            one.store.note(DraftKey(user, f"me/{user}", draft), OutcomeStatus.SKIPPED, NotSent("stopped"))
+        await one.store.written()
         states = {row["draft_id"]: row["state"] for row in await rows(one.ledger, schema.draft)}
         assert states == {"sent": "sent", "going": "in_flight", "new": "skipped"}
 
@@ -425,7 +425,7 @@ async def test_a_call_that_ends_after_its_lease_has_lapsed(url: str) -> None:
         turn = await two.turn(ask("d", "a"))
         await one.settle(late, refused("TooManyRecipients"))
         [row] = await rows(one.ledger, schema.draft)
-        assert (row["state"], row["turn"], row["doubtful"]) == ("in_flight", turn.grant.turn, True)
+        assert (row["state"], row["turn"], row["doubtful"]) == ("in_flight", turn.permit.turn, True)
         assert (await one.take(ask(user="a"))).shut != []
         house.clock.now += 59  # the late one counts from when it ended
         assert (await one.take(ask(user="b"))).granted is None
@@ -439,7 +439,7 @@ async def test_a_turn_given_back_leaves_nothing(url: str) -> None:
     async with fleet(url, limit) as house:
         one, two = house.start(), house.start()
         turn = await one.turn(ask("d", "a"))
-        await one.book.give_back(turn.grant)
+        await one.store.give_back(turn.permit)
         await nothing_held(one.ledger)
         [row] = await rows(one.ledger, schema.draft)
         assert (row["calls"], row["state"], row["doubtful"]) == (0, "waiting", False)
@@ -452,10 +452,10 @@ async def test_a_turn_given_back_keeps_an_older_doubt(url: str) -> None:
         await one.turn(ask("d", "a"))
         house.clock.now += 1000
         turn = await two.turn(ask("d", "a"))
-        assert turn.grant.doubtful
-        await two.book.give_back(turn.grant)
+        assert turn.permit.in_doubt
+        await two.store.give_back(turn.permit)
         again = await two.turn(ask("d", "a"))
-        assert again.grant.doubtful
+        assert again.permit.in_doubt
 
 
 async def test_a_refusal_does_not_clear_an_older_doubt(url: str) -> None:
@@ -466,7 +466,7 @@ async def test_a_refusal_does_not_clear_an_older_doubt(url: str) -> None:
         for name in ("TooManyRecipients", "ConcurrentWrite", "DraftNotFound"):
             house.clock.now += 1000
             turn = await two.turn(ask("d", "a"))
-            assert turn.grant.doubtful
+            assert turn.permit.in_doubt
             await two.settle(turn, refused(name))
             [row] = await rows(two.ledger, schema.draft)
             assert row["doubtful"]
@@ -541,7 +541,7 @@ async def test_one_pause_for_all_and_one_probe(url: str) -> None:
         assert (await two.take(ask(user="b"))).granted is None
         house.clock.now += 0.1
         probe = await two.turn(ask(user="b"))
-        assert probe.grant.probe
+        assert probe.permit.probe
         for other in (one, two):
             assert (await other.take(ask(user="c"))).granted is None
         await two.settle(probe)
@@ -560,13 +560,13 @@ async def test_a_probe_that_vanishes_lapses(url: str) -> None:
         one, two = house.start(), house.start()
         await one.send(ask(user="a"), judgement=refused("FrequencyLimited", reset="30"))
         house.clock.now += 30
-        assert (await two.turn(ask(user="b", timeout=20))).grant.probe
+        assert (await two.turn(ask(user="b", timeout=20))).permit.probe
         await two.ledger.close()
         house.clock.now += 20 + 10 + 5 - 0.01
         assert (await one.take(ask(user="c"))).granted is None
         house.clock.now += 0.02
         again = await one.turn(ask(user="c"))
-        assert again.grant.probe
+        assert again.permit.probe
         assert (await one.take(ask(user="d"))).granted is None
 
 
@@ -578,9 +578,9 @@ async def test_a_probe_without_an_answer_leaves_it_to_the_next(url: str) -> None
         probe = await two.turn(ask(user="b"))
         await two.settle(probe, LOST)
         again = await one.turn(ask(user="c"))
-        assert again.grant.probe
-        await one.book.give_back(again.grant)
-        assert (await two.turn(ask(user="d"))).grant.probe
+        assert again.permit.probe
+        await one.store.give_back(again.permit)
+        assert (await two.turn(ask(user="d"))).permit.probe
 
 
 async def test_a_user_that_cools_down_does_so_everywhere(url: str) -> None:
@@ -611,11 +611,11 @@ async def test_a_closure_for_an_hour(
     async with fleet(url, FREE) as house:
         one, two = house.start(), house.start()
         settled = await one.settle(await one.turn(ask(user="a")), refused(name))
-        assert settled.closed == scope
+        assert settled.suspended == scope
         house.clock.now += 3599
         for process in (two, house.start()):
             assert (await process.take(ask(user=closed[0], mailbox=closed[1]))).granted is None
-            error = process.book.standing.refusal(scope, asyncio.get_running_loop().time())
+            error = process.store.app_state.refusal(scope, asyncio.get_running_loop().time())
             assert error.until is not None
             assert error.until <= 1
             assert str(codes_of(name)) in str(error)
@@ -624,12 +624,12 @@ async def test_a_closure_for_an_hour(
         house.clock.now += 1.001
         probe = await two.turn(ask(user=closed[0], mailbox=closed[1]))
         if scope == "app":
-            assert probe.grant.probe
+            assert probe.permit.probe
             assert (await one.take(ask(user="z"))).granted is None
         await two.settle(probe)
         house.clock.now += 1
         await one.send(ask(user=closed[0], mailbox=closed[1]))
-        assert await rows(one.ledger, schema.closure) == []
+        assert await rows(one.ledger, schema.suspension) == []
 
 
 def codes_of(name: str) -> int:
@@ -645,9 +645,9 @@ async def test_what_is_closed_until_reopened(url: str) -> None:
         house.clock.now += 1e6
         wanted = ask(user="b", mailbox="box@X")
         assert (await two.take(wanted)).granted is None
-        two.book.reopen("mailbox:box@x")
-        await two.book.written()
-        assert await rows(one.ledger, schema.closure) == []
+        two.store.resume("mailbox:box@x")
+        await two.store.written()
+        assert await rows(one.ledger, schema.suspension) == []
         await one.send(wanted)
         await two.send(ask(user="b", mailbox="box@X"))
 
@@ -664,13 +664,13 @@ async def test_the_limit_given_last_takes_its_place(url: str) -> None:
         two = house.start(narrow)
         assert (await two.take(ask(user="c"))).granted is None  # the calls made count
         assert (await one.take(ask(user="c"))).granted is None
-        assert one.book.standing.budget.limit == narrow
-        one.book.set_limit(wide)
-        assert one.book.standing.budget.limit == wide
-        await two.book.recall([])
-        await one.book.written()
+        assert one.store.app_state.budget.limit == narrow
+        one.store.set_limit(wide)
+        assert one.store.app_state.budget.limit == wide
+        await two.store.records([])
+        await one.store.written()
         await two.send(ask(user="c"))
-        assert two.book.standing.budget.limit == wide
+        assert two.store.app_state.budget.limit == wide
 
 
 async def test_set_rate_limit_reaches_the_other_process(url: str, sandbox: Sandbox) -> None:
@@ -681,7 +681,7 @@ async def test_set_rate_limit_reaches_the_other_process(url: str, sandbox: Sandb
         await here.send_draft(drafts[0], user="alice")
         there.set_rate_limit(closed)
         await until(lambda: there.snapshot().limit == closed)
-        await there.recall([Draft("any", user="alice")])  # what is set is on record before what comes after it
+        await there.records([Draft("any", user="alice")])  # what is set is on record before what comes after it
         with pytest.raises(NotSent):
             await here.send_draft(drafts[1], user="alice", deadline=0.5)
         assert here.snapshot().limit == closed
@@ -714,14 +714,14 @@ async def test_a_refused_token_closes_its_user_everywhere_until_it_changes(url: 
         with pytest.raises(Exception, match=r"9999166|99991677"):
             await here.send_draft(one, user="alice")
         calls = len(sandbox.ledger.sends)
-        with pytest.raises(ScopeClosed) as caught:
+        with pytest.raises(Suspended) as caught:
             await there.send_draft(two, user="alice")
-        assert caught.value.scope == "user:alice"
+        assert caught.value.subject == "user:alice"
         assert caught.value.until is None
         [outcome] = [item async for item in there.send_drafts([Draft(two, user="alice")])]
-        assert isinstance(outcome.error, ScopeClosed)
+        assert isinstance(outcome.error, Suspended)
     async with open_client(sandbox, url, tokens=bad) as restarted:
-        with pytest.raises(ScopeClosed):
+        with pytest.raises(Suspended):
             await restarted.send_draft(two, user="alice")
         assert len(sandbox.ledger.sends) == calls
     good = dict(sandbox.tokens) | {"alice": sandbox.renew_token("alice")}
@@ -729,7 +729,7 @@ async def test_a_refused_token_closes_its_user_everywhere_until_it_changes(url: 
         assert (await restarted.send_draft(two, user="alice")).attempts == 1
     async with open_client(sandbox, other, tokens=good) as there:
         assert (await outcomes(there, [Draft(three, user="alice")]))[three].status is OutcomeStatus.SENT
-        assert there.snapshot().closed == ()
+        assert there.snapshot().suspended == ()
     await other.close()
 
 
@@ -760,14 +760,14 @@ async def test_reopen_reaches_the_other_process(url: str, sandbox: Sandbox) -> N
     async with open_client(sandbox, url) as here, open_client(sandbox, other) as there:
         with pytest.raises(AutomatedSendDisabled):
             await here.send_draft(drafts[0], user="alice", mailbox=address)
-        with pytest.raises(ScopeClosed) as caught:
+        with pytest.raises(Suspended) as caught:
             await there.send_draft(drafts[1], user="alice", mailbox=address)
         reason = caught.value.__cause__
         assert isinstance(reason, AutomatedSendDisabled)
         assert (reason.reason, reason.reference) == ("不允许", "https://mail.example.com/d")
-        assert [one.scope for one in there.snapshot().closed] == [f"mailbox:{address}"]
+        assert [one.subject for one in there.snapshot().suspended] == [f"mailbox:{address}"]
         sandbox.open_mailbox(address)
-        there.reopen(caught.value.scope)
+        there.resume(caught.value.subject)
         assert not (await there.send_draft(drafts[1], user="alice", mailbox=address)).already_sent
         assert not (await here.send_draft(drafts[2], user="alice", mailbox=address)).already_sent
     await other.close()
@@ -786,10 +786,10 @@ async def test_what_waits_hears_that_another_process_closed_its_user(url: str, s
         await there.send_draft(first, user="alice")
         with pytest.raises(UserDailyQuota):
             await there.send_draft(spent, user="alice")
-        there_closed = there.snapshot().closed
+        there_closed = there.snapshot().suspended
         results = await outcomes(here, [Draft(one, user="alice") for one in waiting])
     await other.close()
-    assert [one.scope for one in there_closed] == ["user:alice"]
+    assert [one.subject for one in there_closed] == ["user:alice"]
     assert {one.status for one in results.values()} == {OutcomeStatus.SKIPPED}
     assert all(isinstance(one.error.__cause__, UserDailyQuota) for one in results.values())
     assert len(sandbox.ledger.sends) == 2
@@ -847,7 +847,7 @@ async def test_the_file_is_for_its_owner_alone(tmp_path: Path, umask: int) -> No
     try:
         ledger = ledger_on(f"sqlite:///{path}")
         for _ in range(5):
-            await Process(ledger, ledger.book("https://x", APP, FREE)).send(ask())
+            await Process(ledger, ledger.store("https://x", APP, FREE)).send(ask())
         await until(lambda: wanted <= seen.keys())
         await ledger.close()
     finally:
@@ -902,7 +902,7 @@ async def test_the_tables_live_beside_others(url: str, tmp_path: Path) -> None:
         return (await connection.exec_driver_sql("SELECT x FROM app")).scalar_one()
 
     await ledger.database.transact(mine)
-    process = Process(ledger, ledger.book("https://x", APP, FREE))
+    process = Process(ledger, ledger.store("https://x", APP, FREE))
     await process.send(ask())
     assert await ledger.database.transact(still) == 5
     await ledger.close()
@@ -991,7 +991,7 @@ def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
 
 def test_nothing_is_opened_before_it_is_used(tmp_path: Path) -> None:
     ledger = open_ledger(f"sqlite:///{tmp_path / 'no' / 'mail.db'}")
-    ledger.book("https://x", APP, FREE)
+    ledger.store("https://x", APP, FREE)
     FeishuMailClient("u-x", app=APP, ledger=f"sqlite:///{tmp_path / 'no' / 'mail.db'}")
     assert "CANARY" not in repr(
         open_ledger(f"postgresql://u:{DATABASE_PASSWORD}@h/db?password={DATABASE_PASSWORD}")
@@ -1019,7 +1019,7 @@ async def test_a_run_looks_up_many_at_once(url: str, sandbox: Sandbox) -> None:
         # The first one opens the ledger; then take and settle for each, and a look-up or two for all.
         assert 2 * 20 < len(counted) <= 2 * 20 + 3
         with transactions() as counted:
-            known = await client.recall([*drafts, *(Draft(f"other{n}", user="bob") for n in range(480))])
+            known = await client.records([*drafts, *(Draft(f"other{n}", user="bob") for n in range(480))])
         assert len(counted) == 1
         assert [one is not None for one in known] == [True] * 20 + [False] * 480
 
@@ -1028,7 +1028,7 @@ async def test_a_rerun_of_500_costs_a_few_transactions(url: str, sandbox: Sandbo
     ledger = ledger_on(url)
     async with open_client(sandbox, ledger) as client:
         drafts = [Draft(f"d{n}", user="alice") for n in range(500)]
-        await client.recall(drafts[:1])
+        await client.records(drafts[:1])
         await mark_sent(ledger, drafts)
         with transactions() as counted:
             results = await outcomes(client, drafts)
@@ -1073,20 +1073,20 @@ async def test_a_lock_of_another_process_is_looked_at_seldom(url: str, sandbox: 
 
 
 async def test_a_reopened_scope_stays_open_though_a_transaction_was_under_way(url: str, sandbox: Sandbox) -> None:
-    """What it read before is what the closure was before; this process must not go by it afterwards."""
+    """What it read before is what the suspension was before; this process must not go by it afterwards."""
     async with open_client(sandbox, url, app="cli_a") as client:
         first, second = sandbox.add_drafts("alice", 2)
         sandbox.script(first, Fault.automation_disabled())
         with pytest.raises(AutomatedSendDisabled):
             await client.send_draft(first, user="alice")
-        (closed,) = client.snapshot().closed
-        looking = asyncio.ensure_future(client.recall([Draft(first, user="alice")]))
+        (closed,) = client.snapshot().suspended
+        looking = asyncio.ensure_future(client.records([Draft(first, user="alice")]))
         for _ in range(3):
             await asyncio.sleep(0)
-        client.reopen(closed.scope)
+        client.resume(closed.subject)
         await looking
-        await client.recall([])
-        assert not client.snapshot().closed
+        await client.records([])
+        assert not client.snapshot().suspended
         assert (await client.send_draft(second, user="alice")).message_id
 
 
@@ -1103,7 +1103,7 @@ async def test_many_that_end_together_are_all_on_record(url: str, sandbox: Sandb
         ids = sandbox.add_drafts("alice", 450)
         sandbox.script(ids[0], Fault.automation_disabled())
         ended = await outcomes(client, [Draft(one, user="alice") for one in ids])
-        records = await client.recall([Draft(one, user="alice") for one in ids])
+        records = await client.records([Draft(one, user="alice") for one in ids])
     assert ended[ids[0]].status is OutcomeStatus.FAILED
     assert {ended[one].status for one in ids[1:]} == {OutcomeStatus.SKIPPED}
     assert [record and record.state.value for record in records] == [ended[one].status.value for one in ids]
@@ -1112,11 +1112,11 @@ async def test_many_that_end_together_are_all_on_record(url: str, sandbox: Sandb
 async def test_what_has_ended_is_on_record_before_it_is_asked_for(url: str) -> None:
     """However many drafts end together: whoever asks afterwards hears of all of them."""
     async with fleet(url, FREE) as house:
-        book = house.start().book
+        store = house.start().store
         keys = [DraftKey("a", "me/a", f"d{number}") for number in range(900)]
         for key in keys:
-            book.note(key, OutcomeStatus.SKIPPED, NotSent("stopped"))
-        assert set(await book.recall(keys)) == set(keys)
+            store.note(key, OutcomeStatus.SKIPPED, NotSent("stopped"))
+        assert set(await store.records(keys)) == set(keys)
 
 
 async def test_many_single_sends_are_looked_up_together(url: str, sandbox: Sandbox) -> None:
@@ -1126,7 +1126,7 @@ async def test_many_single_sends_are_looked_up_together(url: str, sandbox: Sandb
             async for _ in run:
                 pass
     async with open_client(sandbox, url, app="cli_a") as client:
-        await client.recall([Draft(ids[0], user="alice")])
+        await client.records([Draft(ids[0], user="alice")])
         with transactions() as counted:
             results = await asyncio.gather(*(client.send_draft(one, user="alice") for one in ids))
     assert all(result.already_sent and result.message_id for result in results)

@@ -31,7 +31,7 @@ def database(server: PostgresServer, made: list[str], encoding: str) -> str:
 
 async def keeps_every_text(url: str) -> None:
     ledger = ledger_on(url)
-    process = Process(ledger, ledger.book(BASE, f"{APP} 飞书", RateLimit(calls=100, per=60, spacing=0)))
+    process = Process(ledger, ledger.store(BASE, f"{APP} 飞书", RateLimit(calls=100, per=60, spacing=0)))
     for text in TEXTS:
         await process.send(ask(text, user=text, mailbox=f"{text}@example.com"))
     assert await ledger.apps() == [(BASE, f"{APP} 飞书")]

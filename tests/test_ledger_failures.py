@@ -173,7 +173,7 @@ async def test_a_full_disk(file: Path, sandbox: Sandbox, caplog: pytest.LogCaptu
     url = f"sqlite:///{file}"
     drafts = drafts_of(sandbox, 8)
     async with open_client(sandbox, url) as client:
-        await client.recall(drafts[:1])
+        await client.records(drafts[:1])
     with contextlib.closing(sqlite3.connect(file)) as look:
         [pages] = look.execute("PRAGMA page_count").fetchone()
     ledger = ledger_on(url, patience=0.5)  # there may be room again in a moment
@@ -215,7 +215,7 @@ async def locked(file: Path) -> AsyncIterator[None]:
 async def test_a_file_that_is_locked_for_a_while(file: Path, sandbox: Sandbox) -> None:
     drafts = drafts_of(sandbox, 4)
     async with open_client(sandbox, f"sqlite:///{file}") as client:
-        await client.recall(drafts[:1])
+        await client.records(drafts[:1])
         with witnessed(sandbox, f"sqlite:///{file}") as without:
             async with client.send_drafts(drafts) as run:
                 await anext(run)
@@ -606,7 +606,7 @@ async def test_a_code_that_no_database_takes(url: str) -> None:
             for draft in ("d1", "d2"):
                 with pytest.raises(ApiError, match="36893488147419103232"):
                     await asyncio.wait_for(client.send_draft(draft), 60)
-            records = await client.recall(["d1", "d2"])
+            records = await client.records(["d1", "d2"])
     assert [None if one is None else one.state for one in records] == ["failed", "failed"]
     await nothing_held(ledger)
     await ledger.close()
@@ -632,7 +632,7 @@ async def test_texts_that_no_database_takes(url: str, bad: str) -> None:
                 with pytest.raises(Exception, match=r"1236003|automated|closed") as caught:
                     await asyncio.wait_for(client.send_draft(draft), 60)
                 assert not isinstance(caught.value, OutcomeUnknown)
-            records = await client.recall(["d1", "d2", "d3", "d4"])
+            records = await client.records(["d1", "d2", "d3", "d4"])
     assert [None if one is None else one.state for one in records] == ["sent", "failed", "failed", "skipped"]
     await nothing_held(ledger)
     await ledger.close()
@@ -656,7 +656,7 @@ async def test_no_secret_is_told(
         await asyncio.to_thread(shaky.stop, crash=True)
         with pytest.raises(OutcomeUnknown) as caught:
             await client.send_draft(drafts[1])
-        for text in (repr(ledger), repr(client), str(ledger.book("https://x", "y", FREE)), caplog.text):
+        for text in (repr(ledger), repr(client), str(ledger.store("https://x", "y", FREE)), caplog.text):
             assert DATABASE_PASSWORD not in text
             assert TOKEN not in text
     await ledger.close()
@@ -842,9 +842,9 @@ async def test_a_call_in_flight_whose_caller_goes(url: str, sandbox: Sandbox) ->
         with pytest.raises(asyncio.CancelledError):
             await task
     async with open_client(sandbox, url) as client:
-        [record] = await client.recall([draft])
+        [record] = await client.records([draft])
         assert record is not None
-        assert (record.state, record.doubtful) == (DraftState.SENT, False)
+        assert (record.state, record.in_doubt) == (DraftState.SENT, False)
     sent_once(sandbox, [draft])
 
 
@@ -858,9 +858,9 @@ async def test_a_call_in_flight_that_is_broken_off(url: str, sandbox: Sandbox) -
     with pytest.raises(OutcomeUnknown):
         await task
     async with open_client(sandbox, url) as client:
-        [record] = await client.recall([draft])
+        [record] = await client.records([draft])
         assert record is not None
-        assert (record.state, record.doubtful, record.calls) == (DraftState.UNKNOWN, True, 1)
+        assert (record.state, record.in_doubt, record.calls) == (DraftState.UNKNOWN, True, 1)
         assert (await client.send_draft(draft)).already_sent
 
 
@@ -957,7 +957,7 @@ def test_one_ledger_in_several_loops(url: str) -> None:
             draft = sandbox.add_draft(USERS[0])
             looks = [ledger.apps() for _ in range(4)]
             async with open_client(sandbox, ledger) as client, open_client(sandbox, ledger, app="other") as second:
-                await asyncio.gather(*looks, second.recall([Draft("x", user=USERS[0])]))
+                await asyncio.gather(*looks, second.records([Draft("x", user=USERS[0])]))
                 sent.append(await client.send_draft(Draft(draft, user=USERS[0])))
         await ledger.close()
 
@@ -973,7 +973,7 @@ async def test_many_that_are_stopped_at_once_do_not_hold_the_others_up(url: str,
     """What became of thousands is written in pieces: in between, other processes have their turn."""
     ledger, other = ledger_on(url), ledger_on(url)
     drafts = [Draft(f"d{n}", user=USERS[0]) for n in range(1500)]
-    there = Process(other, other.book(sandbox.base_url, APP, RateLimit(calls=1, per=600)))
+    there = Process(other, other.store(sandbox.base_url, APP, RateLimit(calls=1, per=600)))
     sizes: list[int] = []
 
     def begun(_: sa.Connection) -> None:

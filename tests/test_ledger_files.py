@@ -13,7 +13,7 @@ import pytest
 from ledgersupport import SENT, Process, apps_of, ask, client_of, ledger_on, nothing_held
 
 from feishu_mail_async import Draft, LedgerError, OutcomeStatus, OutcomeUnknown, RateLimit
-from feishu_mail_async._scheduling.lanes import Gate, Turn
+from feishu_mail_async._scheduling.lanes import CallLock, Turn
 from feishu_mail_async.ledger.clock import HostClock
 from feishu_mail_async.sandbox import Sandbox
 
@@ -34,7 +34,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 def process(file: Path, clock: HostClock | None = None) -> Process:
     ledger = ledger_on(f"sqlite:///{file}", clock=clock)
-    return Process(ledger, ledger.book("https://x", "app", LIMIT))
+    return Process(ledger, ledger.store("https://x", "app", LIMIT))
 
 
 async def calls(one: Process, most: int) -> int:
@@ -42,7 +42,7 @@ async def calls(one: Process, most: int) -> int:
     made = 0
     while made < most and (taken := await one.take(ask(user=f"user{made}", mailbox=f"{made}@x"))).granted:
         given, grant = taken.granted
-        await one.settle(Turn(Gate(given.user), Gate(given.mailbox), given, grant), SENT)
+        await one.settle(Turn(CallLock(given.user), CallLock(given.mailbox), given, grant), SENT)
         made += 1
     return made
 

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from support import FREE
 
 from feishu_mail_async import Draft, FeishuMailError, OutcomeStatus
-from feishu_mail_async._scheduling.state import Closure
+from feishu_mail_async._scheduling.state import SuspensionEntry
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
@@ -88,7 +88,7 @@ async def write(ledger: SqlLedger, drafts: list[tuple[str, str, bool, float]]) -
                     "mailbox_key": "me/alice",
                     "draft_id": name,
                     "state": state,
-                    "doubtful": doubtful,
+                    "in_doubt": doubtful,
                     "calls": 1,
                     "changed": time.time() - ago,
                 }
@@ -120,7 +120,7 @@ async def test_records_of_more_than_a_year_ago_go(processes: Fleet) -> None:
     await write(one.ledger, gone + kept)
     for number in range(3):
         await one.send(ask(f"new{number}"))
-        await one.book.written()
+        await one.store.written()
     assert await ids(one.ledger) == {name for name, *_ in kept} | {"first", "new0", "new1", "new2"}
 
 
@@ -133,8 +133,8 @@ async def test_they_go_a_few_at_a_time(processes: Fleet) -> None:
     with deletions() as most:
         for number in range(20):
             await (one if number % 2 else other).send(ask(f"new{number}"))
-            await one.book.written()
-            await other.book.written()
+            await one.store.written()
+            await other.store.written()
     assert await ids(one.ledger) == {"first"} | {f"new{number}" for number in range(20)}
     assert 0 < most["feishu_mail_draft"] <= 200
 
@@ -145,7 +145,7 @@ async def test_nothing_is_looked_for_at_each_call(processes: Fleet) -> None:
     await write(one.ledger, [("old", "sent", False, 2 * _YEAR)])
     for _ in range(5):
         await one.send(ask())
-    await one.book.written()
+    await one.store.written()
     assert "old" in await ids(one.ledger)
 
 
@@ -164,7 +164,7 @@ async def test_a_draft_whose_record_is_gone_is_not_sent_twice(url: str) -> None:
             await ledger.database.transact(age)
             await client.send_draft(second, user="alice")
         async with client_of(sandbox, url, rate_limit=FREE) as client:
-            [record] = await client.recall([Draft(first, user="alice")])
+            [record] = await client.records([Draft(first, user="alice")])
             again = await client.send_draft(first, user="alice")
         await ledger.close()
     assert record is None
@@ -198,11 +198,11 @@ async def test_a_ledger_without_the_index(url: str, may: bool) -> None:
         await one.send(ask("second"))
         await write(one.ledger, [("old", "sent", False, 2 * _YEAR)])
         await one.send(ask("third"))
-        await one.book.written()
+        await one.store.written()
         assert await ids(one.ledger) == {"first", "second", "third"} | (set() if may else {"old"})
 
 
-# --- locks and closures -----------------------------------------------------------------------------------
+# --- locks and suspensions -----------------------------------------------------------------------------------
 
 
 async def test_a_lock_that_nobody_holds_leaves_nothing(processes: Fleet) -> None:
@@ -218,7 +218,7 @@ async def test_a_lock_that_nobody_holds_leaves_nothing(processes: Fleet) -> None
 
 @pytest.mark.usefixtures("tidy")
 async def test_what_was_locked_and_closed_for_a_while_goes(processes: Fleet) -> None:
-    """What is closed until somebody reopens it stays closed."""
+    """What is suspended until somebody reopens it stays closed."""
     one, other = processes.start(), processes.start()
     for number in range(5):
         await one.send(ask(user=f"cooling{number}"), judgement=refused("ConcurrentWrite"))
@@ -227,9 +227,9 @@ async def test_what_was_locked_and_closed_for_a_while_goes(processes: Fleet) -> 
     await one.send(ask(user="shared", mailbox="gone@x"), judgement=refused("MailboxNotFound"))
     processes.clock.now += 3 * _DAY
     await other.send(ask(user="somebody"))
-    await other.book.written()
+    await other.store.written()
     assert await rows(one.ledger, schema.lock) == []
-    assert [row["scope"] for row in await rows(one.ledger, schema.closure)] == ["mailbox:gone@x"]
+    assert [row["scope"] for row in await rows(one.ledger, schema.suspension)] == ["mailbox:gone@x"]
 
 
 @pytest.mark.usefixtures("tidy")
@@ -239,7 +239,7 @@ async def test_a_lock_that_is_held_or_cools_stays(processes: Fleet) -> None:
     held = await one.turn(ask(user="held"))
     before = await rows(one.ledger, schema.lock)
     await other.send(ask(user="somebody"))
-    await other.book.written()
+    await other.store.written()
     assert await rows(one.ledger, schema.lock) == before
     await one.settle(held)
 
@@ -274,7 +274,7 @@ async def test_closures_that_have_ended_are_forgotten() -> None:
             for hour in range(12):
                 await spend_quotas(sandbox, client, [f"user{hour}-{number}" for number in range(40)])
                 await asyncio.sleep(7200.0)
-                counts.append(alive(Closure))
+                counts.append(alive(SuspensionEntry))
     assert max(counts) <= 2 * 40 + 64
 
 
@@ -282,10 +282,10 @@ async def test_closures_that_have_ended_are_forgotten_with_a_ledger(processes: F
     one = processes.start()
     for number in range(30):
         await one.send(ask(user=f"user{number}"), judgement=refused("UserDailyQuota"))
-    assert len(one.book.standing.closed) == 30
+    assert len(one.store.app_state.suspended) == 30
     processes.clock.now += 7200.0
     # The process's own clock has not moved: what it knows ends by that.
-    for closure in one.book.standing.closed.values():
-        closure.ends -= 7200.0
+    for suspension in one.store.app_state.suspended.values():
+        suspension.ends -= 7200.0
     await one.send(ask(user="somebody"))
-    assert dict(one.book.standing.closed) == {}
+    assert dict(one.store.app_state.suspended) == {}

@@ -32,7 +32,7 @@ class Fleet:
     def start(self) -> Process:
         ledger = ledger_on(self._url)
         self.ledgers.append(ledger)
-        return Process(ledger, ledger.book(BASE, APP, LIMIT))
+        return Process(ledger, ledger.store(BASE, APP, LIMIT))
 
     def set_clock(self, ahead: float) -> None:
         self._patch.setattr("feishu_mail_async.ledger.database._DATABASE_TIME", sa.select(TIME + ahead))

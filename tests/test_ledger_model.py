@@ -1,4 +1,4 @@
-"""Two processes on one ledger against a small model: permits, locks, leases, pauses, probes, cool-downs, closures.
+"""Two processes on one ledger against a small model: permits, locks, leases, pauses, probes, suspensions.
 
 And the ledger's clock against boots and elapsed time. All times are multiples of a quarter of a second, so that
 sums are exact and no comparison depends on rounding.
@@ -267,7 +267,7 @@ class Model:
 
 USERS: Final = ["a", "b@x"]
 BOXES: Final = ["me", "team@x", "B@X"]  # the last is the own mailbox of the second user
-SCOPES: Final = ["app", "user:a", "user:b@x", "mailbox:team@x", "mailbox:me/a", "mailbox:b@x"]
+SUBJECTS: Final = ["app", "user:a", "user:b@x", "mailbox:team@x", "mailbox:me/a", "mailbox:b@x"]
 
 asks: Final = st.builds(
     ask,
@@ -312,13 +312,13 @@ class Processes(RuleBasedStateMachine):
         self.turns: list[tuple[Call, Turn, int]] = []
 
     def process(self, ledger: SqlLedger, limit: RateLimit) -> Process:
-        process = Process(ledger, ledger.book("https://x", self.app, limit))
+        process = Process(ledger, ledger.store("https://x", self.app, limit))
         self.world.run(self.opened(process))
         return process
 
     async def opened(self, process: Process) -> None:
         """The limit that a process brings takes its place when it first looks into the ledger: now."""
-        await process.book.recall([])
+        await process.store.records([])
 
     @rule(who=st.integers(0, 1), wanted=st.lists(asks, min_size=1, max_size=3))
     def take(self, who: int, wanted: list[Any]) -> None:
@@ -335,7 +335,7 @@ class Processes(RuleBasedStateMachine):
             assert one is wanted[granted]
             call = self.model.calls[-1]
             call.turn = self.model.drafts[call.draft].turn = grant.turn
-            assert (grant.probe, grant.doubtful) == (call.probe, call.doubtful)
+            assert (grant.probe, grant.in_doubt) == (call.probe, call.doubtful)
             self.never_too_much(call, before)
             self.turns.append((call, self.turn(one, grant), who))
         assert [wanted.index(one) for one, _ in taken.recorded] == recorded
@@ -350,9 +350,9 @@ class Processes(RuleBasedStateMachine):
         assert all(one.user != call.user and one.mailbox != call.mailbox for one in living)
 
     def turn(self, one: Any, grant: Any) -> Turn:
-        from feishu_mail_async._scheduling.lanes import Gate  # noqa: PLC0415
+        from feishu_mail_async._scheduling.lanes import CallLock  # noqa: PLC0415
 
-        return Turn(Gate(one.user), Gate(one.mailbox), one, grant)
+        return Turn(CallLock(one.user), CallLock(one.mailbox), one, grant)
 
     @precondition(lambda self: self.turns)
     @rule(data=st.data(), kind=st.sampled_from(sorted(ENDS)))
@@ -371,7 +371,7 @@ class Processes(RuleBasedStateMachine):
         self.world.run(self.given_back(who, turn))
 
     async def given_back(self, who: int, turn: Turn) -> None:
-        await self.processes[who].book.give_back(turn.grant)
+        await self.processes[who].store.give_back(turn.permit)
 
     @rule(who=st.integers(0, 1))
     def vanish(self, who: int) -> None:
@@ -384,10 +384,10 @@ class Processes(RuleBasedStateMachine):
         self.world.clock.now += seconds
         self.model.now = self.world.clock.now
 
-    @rule(who=st.integers(0, 1), scope=st.sampled_from(SCOPES))
-    def reopen(self, who: int, scope: str) -> None:
-        self.model.closed.pop(scope, None)
-        self.world.run(self.told(who, "reopen", scope))
+    @rule(who=st.integers(0, 1), subject=st.sampled_from(SUBJECTS))
+    def resume(self, who: int, subject: str) -> None:
+        self.model.closed.pop(subject, None)
+        self.world.run(self.told(who, "resume", subject))
 
     @rule(who=st.integers(0, 1), limit=st.sampled_from(LIMITS))
     def limited(self, who: int, limit: RateLimit) -> None:
@@ -395,9 +395,9 @@ class Processes(RuleBasedStateMachine):
         self.world.run(self.told(who, "set_limit", limit))
 
     async def told(self, who: int, what: str, value: Any) -> None:
-        book = self.processes[who].book
-        getattr(book, what)(value)
-        await book.written()
+        store = self.processes[who].store
+        getattr(store, what)(value)
+        await store.written()
 
 
 @contextlib.contextmanager
@@ -481,7 +481,7 @@ async def test_the_wall_clock_does_nothing(tmp_path: Path, monkeypatch: pytest.M
     limit = RateLimit(calls=1, per=60, spacing=0, margin=0)
     clock = Clock()
     ledger = timed_ledger(f"sqlite:///{tmp_path / 'mail.db'}", clock)
-    one = Process(ledger, ledger.book("https://x", "app", limit))
+    one = Process(ledger, ledger.store("https://x", "app", limit))
     await one.send(ask(user="a"))
     for wall in (0.0, 1e12):
         monkeypatch.setattr("time.time", lambda wall=wall: wall)
@@ -510,7 +510,7 @@ def test_a_window_never_opens_early_over_restarts(
         def start() -> Process:
             boot = f"boot{next(boots)}" if named else ""
             ledger = ledger_on(url, clock=HostClock(host, boot=boot))
-            return Process(ledger, ledger.book("https://x", "app", limit))
+            return Process(ledger, ledger.store("https://x", "app", limit))
 
         here = start()
         sent = -math.inf
@@ -532,9 +532,9 @@ def test_a_window_never_opens_early_over_restarts(
 
 
 def _gate(key: str) -> Any:
-    from feishu_mail_async._scheduling.lanes import Gate  # noqa: PLC0415
+    from feishu_mail_async._scheduling.lanes import CallLock  # noqa: PLC0415
 
-    return Gate(key)
+    return CallLock(key)
 
 
 def test_the_names_of_the_model_are_those_of_the_package() -> None:

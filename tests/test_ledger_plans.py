@@ -59,18 +59,18 @@ async def live(url: str) -> None:
         await one.settle(await one.turn(*asks[3:]), refused("UserDailyQuota"))
         await one.settle(await one.turn(*asks[4:]), refused("ConcurrentWrite"))
         given = await one.turn(*asks[5:])
-        await one.book.give_back(given.grant)
-        await one.book.close_user("user8", FeishuMailError("no"), "mark", 0.0)
+        await one.store.give_back(given.permit)
+        await one.store.suspend_user("user8", FeishuMailError("no"), "mark", 0.0)
         await one.take(ask(user="user8"))
-        one.book.reopen("user:user8")
-        one.book.set_limit(RateLimit(calls=9, per=60.0))
+        one.store.resume("user:user8")
+        one.store.set_limit(RateLimit(calls=9, per=60.0))
         keys = [DraftKey(f"user{number}", f"me/user{number}", f"d{number}") for number in range(300)]
-        await other.book.recall(keys)
-        await other.book.recall(keys[:1])
+        await other.store.records(keys)
+        await other.store.records(keys[:1])
         for key in keys[20:260]:
-            other.book.note(key, OutcomeStatus.FAILED, FeishuMailError("no"))
-        await other.book.written()
-        await one.book.written()
+            other.store.note(key, OutcomeStatus.FAILED, FeishuMailError("no"))
+        await other.store.written()
+        await one.store.written()
         processes.clock.now += 100_000.0
         await other.send(ask("d9"))
         ledger = one.ledger
@@ -154,7 +154,7 @@ def steps() -> Iterator[list[int]]:
 async def on_record(url: str, base_url: str, number: int, users: int = 40) -> list[Draft]:
     """Have it on record that so many drafts were sent."""
     ledger = ledger_on(url)
-    process = Process(ledger, ledger.book(base_url, APP, FREE))
+    process = Process(ledger, ledger.store(base_url, APP, FREE))
     await process.send(ask("first"))
     await ledger.close()
     with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:

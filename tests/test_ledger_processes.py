@@ -18,7 +18,7 @@ from ledgerprocesses import Scene, cycles, pulse, shares
 from test_limit import SERVERS, Server
 
 from feishu_mail_async import FeishuMailClient, RateLimit
-from feishu_mail_async.ledger.sqlstore import SqlBook
+from feishu_mail_async.ledger.sqlstore import SqlStore
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="it forks, and sends signals")
@@ -402,7 +402,7 @@ async def test_a_rehearsal_and_another_app_count_for_nothing(sqlite_urls: Iterat
             assert len(real.ledger.sends) == 10, "of another app nothing is known: the server is asked"
 
 
-# --- who waits, and what is closed, across processes -------------------------------------------------------
+# --- who waits, and what is suspended, across processes -------------------------------------------------------
 
 
 async def test_a_pause_that_one_process_is_told_of_holds_for_all_and_one_call_probes(
@@ -471,8 +471,8 @@ async def test_a_mailbox_that_one_process_finds_closed_is_closed_for_all_until_o
         assert await scene.run([a[4], b[0]]) == {a[4]: "skipped", b[0]: "sent"}
         assert of_alice() == 1
         sandbox.open_mailbox("alice@example.com")
-        assert await scene.run([a[5]]) == {a[5]: "skipped"}, "nobody has reopened it"
-        assert await scene.run([a[5]], reopen=["mailbox:me/alice"]) == {a[5]: "sent"}
+        assert await scene.run([a[5]]) == {a[5]: "skipped"}, "nobody has resumed it"
+        assert await scene.run([a[5]], resume=["mailbox:me/alice"]) == {a[5]: "sent"}
         assert await scene.run([a[6]]) == {a[6]: "sent"}
         waits.touch()
         await lasting.done()
@@ -643,11 +643,11 @@ async def test_a_send_given_up_while_the_ledger_is_asked_leaves_its_turn_to_anot
     sqlite_urls: Iterator[str], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    take = SqlBook._take
+    take = SqlStore._take
     left = [1 if what == "permit" else 2]
 
-    async def slow(book: SqlBook, asks: Any) -> Any:
-        taken = await take(book, asks)
+    async def slow(store: SqlStore, asks: Any) -> Any:
+        taken = await take(store, asks)
         if taken.granted is not None:
             left[0] -= 1
             if not left[0]:
@@ -655,7 +655,7 @@ async def test_a_send_given_up_while_the_ledger_is_asked_leaves_its_turn_to_anot
                 await asyncio.sleep(0.1)
         return taken
 
-    monkeypatch.setattr(SqlBook, "_take", slow)
+    monkeypatch.setattr(SqlStore, "_take", slow)
     limit = RateLimit(calls=1 if what == "permit" else 20, spacing=0)
     async with Sandbox(users=("alice", "bob"), latency=0.02) as sandbox:
         a, b = sandbox.add_draft("alice"), sandbox.add_draft("bob")

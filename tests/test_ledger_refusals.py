@@ -128,7 +128,7 @@ async def test_keys_of_512_characters_each_concern_nobody(url: str, sandbox: San
     drafts = [*good[:30], odd, *good[30:]]
     async with open_client(sandbox, url) as client:
         outcomes = await run(client, drafts)
-        [record] = await client.recall([odd])
+        [record] = await client.records([odd])
     assert {draft: outcomes[draft].status for draft in good} == dict.fromkeys(good, OutcomeStatus.SENT)
     assert sandbox.ledger.sent == Counter(draft.draft_id for draft in good)
     assert not isinstance(outcomes[odd].error, LedgerError)
@@ -153,7 +153,7 @@ async def test_users_mailboxes_and_apps_with_the_longest_names(url: str) -> None
             first = await run(client, drafts[1:])
         async with open_client(sandbox, url, app=app) as client:
             again = await run(client, drafts)
-            records = await client.recall(drafts)
+            records = await client.records(drafts)
         assert [one.status for one in first.values()] == [OutcomeStatus.SENT] * 3
         assert [again[draft].status for draft in drafts] == [OutcomeStatus.SENT] + [OutcomeStatus.ALREADY_SENT] * 3
         assert sandbox.ledger.sent == Counter(draft.draft_id for draft in drafts)
@@ -170,12 +170,12 @@ async def test_a_scope_with_the_longest_name_is_closed_and_reopened_everywhere(u
                 await here.send_draft(first, user=user)
             with pytest.raises(FeishuMailError) as caught:
                 await there.send_draft(second, user=user)
-            assert getattr(caught.value, "scope", None) == f"user:{user}"
-            assert [one.scope for one in there.snapshot().closed] == [f"user:{user}"]
+            assert getattr(caught.value, "subject", None) == f"user:{user}"
+            assert [one.subject for one in there.snapshot().suspended] == [f"user:{user}"]
             sandbox.set_quota(user, None)
-            there.reopen(f"user:{user}")
+            there.resume(f"user:{user}")
             assert (await there.send_draft(second, user=user)).attempts == 1
-            here.reopen(f"user:{user}")
+            here.resume(f"user:{user}")
             assert (await here.send_draft(third, user=user)).attempts == 1
         assert sandbox.ledger.sent == Counter([second, third])
 
@@ -209,11 +209,13 @@ async def test_the_login_of_a_user_with_the_longest_name(url: str) -> None:
 async def test_a_scope_that_no_text_can_be_is_nobody_elses_trouble(url: str) -> None:
     """A key with characters that a database does not take is kept all the same."""
     ledger = ledger_on(url, patience=5.0)
-    process = Process(ledger, ledger.book("http://127.0.0.1:1", APP, FREE))
-    process.book.reopen("user:\0\ud800")
+    process = Process(ledger, ledger.store("http://127.0.0.1:1", APP, FREE))
+    process.store.resume("user:\0\ud800")
     await process.send(ask("d1", user="\ud800"))
     await process.send(ask("d1", user="\ud801"))
-    records = await process.book.recall([DraftKey(user, f"me/{user}", "d1") for user in ("\ud800", "\ud801", "?")])
+    records = await process.store.records(
+        [DraftKey(user, f"me/{user}", "d1") for user in ("\ud800", "\ud801", "?")]
+    )
     assert sorted(key.user for key in records) == ["\ud800", "\ud801"]
     await ledger.close()
 
@@ -266,7 +268,7 @@ async def test_a_draft_that_cannot_even_be_looked_up(url: str, sandbox: Sandbox,
     every, good, bad = mixed(sandbox, 80, 4)
     async with open_client(sandbox, url) as client:
         all_is_well(await send(client, every), sandbox, good, bad)
-        records = await client.recall(every)
+        records = await client.records(every)
     known = {draft for draft, record in zip(every, records, strict=True) if record is not None}
     assert known == set(good)
 
@@ -281,7 +283,7 @@ async def test_a_success_that_cannot_be_written_holds_nobody_up(
     async with open_client(sandbox, url) as client, asyncio.timeout(20):
         assert (await client.send_draft(odd, user="user1")).status is OutcomeStatus.SENT
         assert (await client.send_draft(good, user="user1")).status is OutcomeStatus.SENT
-        records = await client.recall([Draft(one, user="user1") for one in (odd, good)])
+        records = await client.records([Draft(one, user="user1") for one in (odd, good)])
     assert [one is not None and one.state for one in records] == [DraftState.IN_FLIGHT, DraftState.SENT]
     assert [told for told in caplog.messages if odd in told]
     ledger = ledger_on(url)
@@ -293,14 +295,14 @@ async def test_a_success_that_cannot_be_written_holds_nobody_up(
 async def test_an_end_that_cannot_be_written(url: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     """Drafts that end together are noted together: those that can be are on record, the other is told by name."""
     ledger = ledger_on(url)
-    book = ledger.book(sandbox.base_url, APP, FREE)
+    store = ledger.store(sandbox.base_url, APP, FREE)
     keys = [DraftKey("user1", "me/user1", f"d{number}") for number in range(300)]
     odd = DraftKey("user1", "me/user1", f"{POISON}1")
-    await book.recall(keys)
+    await store.records(keys)
     make_refuse(url, "INSERT")
     for key in (*keys[:250], odd, *keys[250:]):
-        book.note(key, OutcomeStatus.SKIPPED, FeishuMailError("not sent"))
-    await book.written()
+        store.note(key, OutcomeStatus.SKIPPED, FeishuMailError("not sent"))
+    await store.written()
     noted = {row["draft_id"] for row in await rows(ledger, schema.draft)}
     assert noted == {key.draft_id for key in keys}
     [told] = [one for one in caplog.messages if "record" in one]
@@ -340,7 +342,7 @@ async def test_a_code_that_no_column_takes(url: str, code: int) -> None:
             for draft in ("d1", "d2"):
                 with pytest.raises(ApiError, match=str(code)):
                     await client.send_draft(draft)
-            records = await client.recall(["d1", "d2"])
+            records = await client.records(["d1", "d2"])
     assert [one is not None and one.state for one in records] == [DraftState.FAILED, DraftState.FAILED]
     await ledger.close()
 

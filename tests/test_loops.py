@@ -13,7 +13,7 @@ from feishu_mail_async import (
     NotSent,
     RateLimit,
     RetryPolicy,
-    ScopeClosed,
+    Suspended,
     TransportError,
     UserDailyQuota,
 )
@@ -66,16 +66,16 @@ def test_a_pause_holds_in_the_next_loop() -> None:
 def test_what_is_suspended_in_one_loop_is_suspended_in_the_next() -> None:
     async def reopen() -> None:
         async with there.client() as client:
-            [closed] = client.snapshot().closed
-            assert closed.scope == "user:alice"
-            client.reopen(closed.scope)
+            [closed] = client.snapshot().suspended
+            assert closed.subject == "user:alice"
+            client.resume(closed.subject)
 
     with server() as there:
         first, second = there.sandbox.add_drafts("alice", 2)
         there.sandbox.script(first, Fault.code("UserDailyQuota"))
         with pytest.raises(UserDailyQuota):
             asyncio.run(send(there.client(), first))
-        with pytest.raises(ScopeClosed):
+        with pytest.raises(Suspended):
             asyncio.run(send(there.client(), second))
         assert len(there.ledger.sends) == 1
         asyncio.run(reopen())
@@ -167,7 +167,7 @@ def test_a_suspension_ends_what_waits_in_other_threads() -> None:
         with pytest.raises(UserDailyQuota):
             running.result(60)
         for one in waiting:
-            with pytest.raises(ScopeClosed):
+            with pytest.raises(Suspended):
                 one.result(60)
         assert len(there.ledger.sends) == 1
 

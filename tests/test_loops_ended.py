@@ -22,9 +22,9 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._calls.retry import PolicyDelays
-from feishu_mail_async._scheduling.lanes import Ask, Turn
-from feishu_mail_async._scheduling.memory import MemoryBook
-from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.lanes import Turn, Waiter
+from feishu_mail_async._scheduling.memory import MemoryStore
+from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.ledger import Record
@@ -94,14 +94,14 @@ def test_a_child_inherits_what_was_used_up_and_hears_of_no_call_under_way() -> N
 class Turns:
     """Takes turns of a scheduler, and gives them back at once."""
 
-    def __init__(self, store: Store) -> None:
-        self.scheduler = Scheduler(MemoryBook(store))
+    def __init__(self, store: ProcessStore) -> None:
+        self.scheduler = Scheduler(MemoryStore(store))
 
     async def take(self) -> float:
         """Take a turn for a call that is answered at once; when that was, by the loop's clock."""
         loop = asyncio.get_running_loop()
         self.done = loop.create_future()
-        self.scheduler.submit(Ask("alice", "me/alice", Priority.NORMAL, self))
+        self.scheduler.submit(Waiter("alice", "me/alice", Priority.NORMAL, self))
         await self.done
         await self.scheduler.written()
         return loop.time()
@@ -118,7 +118,7 @@ class Turns:
 
 
 def test_the_time_goes_on_from_one_virtual_clock_to_the_next() -> None:
-    store = Store(RateLimit(calls=2, per=600.0, spacing=0.0, margin=0.0))
+    store = ProcessStore(RateLimit(calls=2, per=600.0, spacing=0.0, margin=0.0))
     took = [run_virtual(Turns(store).take()) for _ in range(8)]
     assert took == pytest.approx([0, 0, 600, 0, 600, 0, 600, 0], abs=60)  # less than the process has lived since
 
@@ -131,7 +131,7 @@ def test_the_time_goes_on_from_one_virtual_clock_to_the_next() -> None:
 
 
 def test_what_a_virtual_clock_has_used_up_holds_an_ordinary_one_no_longer_than_its_window() -> None:
-    store = Store(RateLimit(calls=1, per=0.2, spacing=0.0, margin=0.0))
+    store = ProcessStore(RateLimit(calls=1, per=0.2, spacing=0.0, margin=0.0))
 
     async def long_before() -> float:
         await asyncio.sleep(10_000)
@@ -155,7 +155,7 @@ def test_apps_that_come_and_go_leave_nothing_behind() -> None:
     for run in range(20):
         asyncio.run(several(run))
     gc.collect()
-    assert sum(isinstance(one, Store) for one in gc.get_objects()) < 10
+    assert sum(isinstance(one, ProcessStore) for one in gc.get_objects()) < 10
 
 
 def test_a_suite_with_a_faked_server_forgets_the_calls_of_the_test_before() -> None:

@@ -16,12 +16,12 @@ from schedmodel import FixedDelays, VirtualLoop
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement
 from feishu_mail_async._scheduling import process
-from feishu_mail_async._scheduling.lanes import Ask, Turn
-from feishu_mail_async._scheduling.memory import MemoryBook
-from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.lanes import Turn, Waiter
+from feishu_mail_async._scheduling.memory import MemoryStore
+from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
-from feishu_mail_async.codes import Scope, Until, Verdict
-from feishu_mail_async.errors import FeishuMailError, ScopeClosed
+from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
+from feishu_mail_async.errors import FeishuMailError, Suspended
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.model import Priority, RateLimit
 
@@ -32,9 +32,11 @@ LIMIT: Final = RateLimit(calls=4, per=8.0, spacing=0.25, grace=2.0, margin=0.5)
 SENT: Final = Judgement(Verdict.SENT)
 LOST: Final = Judgement(Verdict.RETRY, CallEnd.LOST, conclusive=False)
 NEVER_LEFT: Final = Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT)
-BUSY: Final = Judgement(Verdict.RETRY, scope=Scope.USER)
-PAUSE: Final = Judgement(Verdict.RETRY, scope=Scope.APP, pause=3.0)
-SUSPEND: Final = Judgement(Verdict.FATAL, scope=Scope.USER, until=Until.REOPEN, error=FeishuMailError("suspended"))
+BUSY: Final = Judgement(Verdict.RETRY, subject=Subject.USER)
+PAUSE: Final = Judgement(Verdict.RETRY, subject=Subject.APP, pause=3.0)
+SUSPEND: Final = Judgement(
+    Verdict.FATAL, subject=Subject.USER, until=ResumeWhen.RESUMED, error=FeishuMailError("suspended")
+)
 EPS: Final = 1e-4
 
 
@@ -49,10 +51,10 @@ class Flight:
     latest: float = math.inf
 
 
-class Waiter:
+class Asker:
     def __init__(self, home: "Home", user: str, mailbox: str, priority: Priority) -> None:
         self.home = home
-        self.ask = Ask(user, mailbox, priority, self)
+        self.ask = Waiter(user, mailbox, priority, self)
         self.refusal: FeishuMailError | None = None
         self.had_turn = False
 
@@ -75,10 +77,10 @@ class Home:
         self.world = world
         self.loop = VirtualLoop()
         self.loop.now = world.now
-        self.scheduler = Scheduler(MemoryBook(world.store))
+        self.scheduler = Scheduler(MemoryStore(world.store))
 
-    def submit(self, user: str, mailbox: str, priority: Priority) -> Waiter:
-        waiter = Waiter(self, user, mailbox, priority)
+    def submit(self, user: str, mailbox: str, priority: Priority) -> Asker:
+        waiter = Asker(self, user, mailbox, priority)
         with self.loop.current():
             self.scheduler.submit(waiter.ask)
         return waiter
@@ -100,10 +102,10 @@ class World:
         self.draw = random.Random(seed)
         self.calm = calm
         self.now = 100.0
-        self.store = Store(LIMIT)
+        self.store = ProcessStore(LIMIT)
         self.delays = FixedDelays()
         self.homes = [Home(self) for _ in range(3)]
-        self.waiters: list[Waiter] = []
+        self.waiters: list[Asker] = []
         self.flights: list[Flight] = []
         self.past: list[Flight] = []
         self.last = -math.inf
@@ -210,7 +212,7 @@ class World:
             self.suspended.remove(user)
             home = draw.choice(self.homes)
             with home.loop.current():
-                home.scheduler.reopen(f"user:{user}")
+                home.scheduler.resume(f"user:{user}")
         elif what < 0.88 and not self.calm:
             self.end(draw.choice(self.homes))
         else:
@@ -239,7 +241,7 @@ class World:
                 self.settle_down()
             self.move(self.now + 0.5)
         for one in self.waiters:
-            assert one.refusal is None or (isinstance(one.refusal, ScopeClosed) and not one.had_turn)
+            assert one.refusal is None or (isinstance(one.refusal, Suspended) and not one.had_turn)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -248,7 +250,7 @@ class World:
 def test_any_order_of_events_in_several_loops(seed: int, calm: bool) -> None:
     world = World(seed, calm=calm)
     # The loops take turns in this thread: those that do not run now have not come to a standstill.
-    running = mock.patch.object(MemoryBook, "stands_still", return_value=False)
+    running = mock.patch.object(MemoryStore, "stands_still", return_value=False)
     with running, mock.patch.object(process, "monotonic", side_effect=lambda: world.now):
         for _ in range(150):
             world.act()

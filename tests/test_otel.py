@@ -49,7 +49,7 @@ DRAFTS: Final = "/open-apis/mail/v1/user_mailboxes/:user_mailbox_id/drafts"
 SEND: Final = f"POST {DRAFTS}/:draft_id/send"
 LIST: Final = f"GET {DRAFTS}"
 CLOSES_THE_APP: Final = [
-    Fault.code(row.name) for row in codes.CODES.values() if row.scope is codes.Scope.APP and row.until
+    Fault.code(row.name) for row in codes.CODES.values() if row.subject is codes.Subject.APP and row.until
 ]
 ALREADY_SENT: Final = codes.named("AlreadySent").number
 
@@ -181,7 +181,7 @@ async def test_spans_and_metrics_tell_what_the_sandbox_saw_call_by_call(seen: Te
                 outcomes = [outcome async for outcome in client.send_drafts(drafts)]
                 for draft, _ in [one for one in given if one[1] in CLOSES_THE_APP]:
                     outcomes += [outcome async for outcome in client.send_drafts([draft])]
-                    client.reopen("app")
+                    client.resume("app")
                 assert [draft async for draft in client.list_drafts(user=users[0])]
             assert open_spans() == 0
         assert len(outcomes) == len(given)
@@ -287,10 +287,12 @@ def check_metrics(seen: Telemetry, calls: Counter[tuple[str, str, str]], outcome
     assert sum(one.count for one in waits) == len(turns) == len(seen.spans(SEND))
     assert sum(one.sum for one in waits) == pytest.approx(sum(one["feishu_mail.waited"] for one in turns))
     retries = Counter(
-        dict(one.attributes or {})["feishu_mail.scope"] for one in told if one.name == "feishu_mail.retry_planned"
+        dict(one.attributes or {})["feishu_mail.subject"]
+        for one in told
+        if one.name == "feishu_mail.retry_planned"
     )
     assert len(retries) == 3
-    assert seen.numbers("feishu_mail.retries", "feishu_mail.scope") == dict(retries)
+    assert seen.numbers("feishu_mail.retries", "feishu_mail.subject") == dict(retries)
 
 
 # --- what stands in a span -------------------------------------------------------------------------------
@@ -397,7 +399,7 @@ async def test_a_pause_is_counted_once_and_its_probe_is_told(seen: Telemetry) ->
         assert told[1][1] == {
             "feishu_mail.attempts": 1,
             "feishu_mail.delay": 0.0,
-            "feishu_mail.scope": "app",
+            "feishu_mail.subject": "app",
             "error.type": "FrequencyLimited",
         }
         assert seen.numbers("feishu_mail.pauses", "feishu_mail.endpoint") == {"send": 1}

@@ -1,4 +1,4 @@
-"""Invariant 7: who waits, who is closed, for how long, and how it ends."""
+"""Invariant 7: who waits, who is suspended, for how long, and how it ends."""
 
 import asyncio
 import contextlib
@@ -20,8 +20,8 @@ from feishu_mail_async import (
     OutcomeUnknown,
     RateLimit,
     RetryPolicy,
-    ScopeClosed,
     SendResult,
+    Suspended,
     TransportError,
     errors,
 )
@@ -461,13 +461,13 @@ async def test_a_failure_of_the_servers_delays_its_draft_alone(fault: Fault) -> 
         assert 10 <= here.times[10] <= 21
 
 
-# --- closed scopes -----------------------------------------------------------------------------------------
+# --- suspensions -----------------------------------------------------------------------------------------
 
 
-def closed(found: Sequence[SendResult | FeishuMailError], scope: str) -> list[ScopeClosed]:
+def closed(found: Sequence[SendResult | FeishuMailError], scope: str) -> list[Suspended]:
     """The drafts that were skipped, all of them because of that scope."""
-    skipped = [one for one in found if isinstance(one, ScopeClosed)]
-    assert {one.scope for one in skipped} <= {scope}
+    skipped = [one for one in found if isinstance(one, Suspended)]
+    assert {one.subject for one in skipped} <= {scope}
     return skipped
 
 
@@ -475,24 +475,24 @@ async def test_a_spent_daily_quota_closes_the_user_for_an_hour() -> None:
     async with stage(("alice", "bob"), 5) as here:
         here.sandbox.set_quota("alice", 0)
         found = await outcomes(here.send_all())
-        assert kinds(found) == {"UserDailyQuota": 1, "SendResult": 5, "ScopeClosed": 4}
+        assert kinds(found) == {"UserDailyQuota": 1, "SendResult": 5, "Suspended": 4}
         for one in closed(found, "user:alice"):
             assert isinstance(one.__cause__, errors.UserDailyQuota)
             assert one.until is not None
             assert HOUR - 2 < one.until <= HOUR
             assert one.attempts == 0
         assert here.calls_of("alice") == 1
-        assert here.client.snapshot().closed[0].scope == "user:alice"
+        assert here.client.snapshot().suspended[0].subject == "user:alice"
         await asyncio.sleep(HOUR - 60)
-        assert kinds(await outcomes(here.send_all("alice"))) == {"ScopeClosed": 5}
+        assert kinds(await outcomes(here.send_all("alice"))) == {"Suspended": 5}
         await asyncio.sleep(70)
         # Its time is over: one probes, and closes the user again.
-        assert kinds(await outcomes(here.send_all("alice"))) == {"UserDailyQuota": 1, "ScopeClosed": 4}
+        assert kinds(await outcomes(here.send_all("alice"))) == {"UserDailyQuota": 1, "Suspended": 4}
         assert here.calls_of("alice") == 2
         here.sandbox.set_quota("alice", None)
         await asyncio.sleep(HOUR)
         assert kinds(await outcomes(here.send_all("alice"))) == {"SendResult": 5}
-        assert here.client.snapshot().closed == ()
+        assert here.client.snapshot().suspended == ()
 
 
 @pytest.mark.parametrize("how", ["not-found", "automation"])
@@ -514,23 +514,23 @@ async def test_a_closed_mailbox_stays_closed_until_it_is_reopened(how: str, own:
 
         found = await outcomes(send(drafts))
         first = "AutomatedSendDisabled" if how == "automation" else "MailboxNotFound"
-        assert kinds(found) == {first: 1, "ScopeClosed": 3}
+        assert kinds(found) == {first: 1, "Suspended": 3}
         if how == "automation":
             assert isinstance(found[0], AutomatedSendDisabled)
             assert (found[0].reason, found[0].reference) == ("no robots", "https://mail.example.com/x")
         assert len(here.times) == 1
         assert here.sandbox.ledger.sent.total() == 0
         skipped = found[1]
-        assert isinstance(skipped, ScopeClosed)
-        assert skipped.scope.startswith("mailbox:")
+        assert isinstance(skipped, Suspended)
+        assert skipped.subject.startswith("mailbox:")
         assert skipped.until is None
         # The user's other mailbox is open.
         elsewhere = Draft(here.sandbox.add_draft("Alice", mailbox=other), other, "Alice")
         assert kinds(await outcomes(send([elsewhere]))) == {"SendResult": 1}
         here.sandbox.open_mailbox(address)
         await asyncio.sleep(10 * HOUR)
-        assert kinds(await outcomes(send(drafts))) == {"ScopeClosed": 4}
-        here.client.reopen(skipped.scope)
+        assert kinds(await outcomes(send(drafts))) == {"Suspended": 4}
+        here.client.resume(skipped.subject)
         assert kinds(await outcomes(send(drafts))) == {"SendResult": 4}
 
 
@@ -540,7 +540,7 @@ async def test_a_full_storage_or_a_spent_quota_closes_the_app_for_an_hour(code: 
     async with stage(MANY, 2, rate_limit=RateLimit(spacing=2.0), latency=1.0) as here:
         here.script_calls(Fault.code(code))
         found = await outcomes(here.send_all())
-        assert kinds(found) == {code: 1, "ScopeClosed": 19}
+        assert kinds(found) == {code: 1, "Suspended": 19}
         assert all(one.until is not None and one.until > HOUR - 5 for one in closed(found, "app"))
         assert len(here.times) == 1
         await asyncio.sleep(HOUR + 5)
@@ -553,7 +553,7 @@ async def test_a_full_storage_or_a_spent_quota_closes_the_app_for_an_hour(code: 
             assert kinds(found) == {"SendResult": 20}
             assert here.times[2] - here.times[1] >= 1.0 - 1e-3
         else:
-            assert kinds(found) == {code: 1, "ScopeClosed": 19}
+            assert kinds(found) == {code: 1, "Suspended": 19}
             assert len(here.times) == 2
 
 
@@ -563,7 +563,7 @@ async def test_what_is_the_drafts_own_fails_the_draft_alone(code: str) -> None:
         here.sandbox.script(here.drafts["alice"][0], Fault.code(code))
         found = await outcomes(here.send_all())
         assert kinds(found) == {code: 1, "SendResult": 5}
-        assert here.client.snapshot().closed == ()
+        assert here.client.snapshot().suspended == ()
 
 
 async def test_a_token_refused_is_replaced_by_the_one_the_mapping_has_now() -> None:
@@ -580,33 +580,33 @@ async def test_a_token_refused_and_not_changed_closes_the_user_until_it_changes(
     async with stage(("alice", "bob"), 4) as here:
         here.sandbox.expire_token("alice")
         found = await outcomes(here.send_all())
-        assert kinds(found) == {"InvalidToken": 1, "ScopeClosed": 3, "SendResult": 4}
+        assert kinds(found) == {"InvalidToken": 1, "Suspended": 3, "SendResult": 4}
         assert all(one.until is None for one in closed(found, "user:alice"))
         calls = len(here.times)
         await asyncio.sleep(10 * HOUR)
-        assert kinds(await outcomes(here.send_all("alice"))) == {"ScopeClosed": 4}
+        assert kinds(await outcomes(here.send_all("alice"))) == {"Suspended": 4}
         assert len(here.times) == calls
         here.tokens["alice"] = here.sandbox.renew_token("alice")
         assert kinds(await outcomes(here.send_all("alice"))) == {"SendResult": 4}
-        assert here.client.snapshot().closed == ()
+        assert here.client.snapshot().suspended == ()
 
 
 async def test_a_missing_scope_closes_the_user_until_reopened() -> None:
     async with stage(("alice", "bob"), 3) as here:
         here.tokens["alice"] = here.sandbox.renew_token("alice", scopes=[])
         found = await outcomes(here.send_all())
-        assert kinds(found) == {"ScopeMissing": 1, "ScopeClosed": 2, "SendResult": 3}
+        assert kinds(found) == {"ScopeMissing": 1, "Suspended": 2, "SendResult": 3}
         here.tokens["alice"] = here.sandbox.renew_token("alice")
-        here.client.reopen(closed(found, "user:alice")[0].scope)
+        here.client.resume(closed(found, "user:alice")[0].subject)
         assert kinds(await outcomes(here.send_all("alice"))) == {"SendResult": 3}
 
 
 async def test_a_closure_does_not_call_uncertain_drafts_failed() -> None:
-    """One whose first reply was lost, and whose user is closed before it can ask again, may have been sent."""
+    """One whose first reply was lost, and whose user is suspended before it can ask again, may have been sent."""
     async with stage(("alice",), 2, rate_limit=RateLimit(calls=1000, spacing=0.2, grace=0)) as here:
         here.sandbox.script(here.drafts["alice"][0], Fault.reset_after())
         here.sandbox.script(here.drafts["alice"][1], Fault.code("UserDailyQuota"))
         first, second = await outcomes(here.send_all())
         assert isinstance(first, OutcomeUnknown)
-        assert isinstance(first.__cause__, ScopeClosed)
+        assert isinstance(first.__cause__, Suspended)
         assert isinstance(second, errors.UserDailyQuota)

@@ -39,7 +39,7 @@ from feishu_mail_async._api.protocol import (
     never_left,
     send_path,
 )
-from feishu_mail_async.codes import CODES, Scope, Until, Verdict, named
+from feishu_mail_async.codes import CODES, ResumeWhen, Subject, Verdict, named
 from feishu_mail_async.sandbox import Sandbox
 
 # -- the request -------------------------------------------------------------------------------------------
@@ -253,8 +253,8 @@ class Meant:
     verdict: Verdict
     error: type[Exception] | None = None
     conclusive: bool = True
-    scope: Scope = Scope.DRAFT
-    until: Until | None = None
+    subject: Subject = Subject.DRAFT
+    until: ResumeWhen | None = None
     ids: tuple[str | None, str | None] = (None, None)
     pause: float | None = None
     says: str = ""
@@ -265,7 +265,7 @@ SENT, ALREADY, RETRY, FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY,
 REAL = ("TUlHc1NoWFhJMXgyUi9VZTNVL3h6UnlkRUdzPQ==", "tfuh9N4WnzU6jdDw=")
 UNREADABLE = Meant(200, RETRY, BadReply, conclusive=False)
 LINK = "https://mail.feishu.cn/mail/drafts/268dce11-85f7-427d-8756-6be3abc850fd"
-SWITCHED_OFF = Meant(200, FATAL, AutomatedSendDisabled, scope=Scope.MAILBOX, until=Until.REOPEN)
+SWITCHED_OFF = Meant(200, FATAL, AutomatedSendDisabled, subject=Subject.MAILBOX, until=ResumeWhen.RESUMED)
 
 MEANT = {
     "sent.json": Meant(200, SENT, ids=REAL),
@@ -283,11 +283,11 @@ MEANT = {
     "automation-disabled-true.json": SWITCHED_OFF,
     "already-sent.json": Meant(409, ALREADY),
     "draft-not-found.json": Meant(404, FATAL, DraftNotFound),
-    "concurrent-write.json": Meant(429, RETRY, ConcurrentWrite, scope=Scope.USER),
-    "daily-quota.json": Meant(429, FATAL, UserDailyQuota, scope=Scope.USER, until=Until.HOUR),
-    "frequency-limited.json": Meant(429, RETRY, FrequencyLimited, scope=Scope.APP, pause=17.0),
+    "concurrent-write.json": Meant(429, RETRY, ConcurrentWrite, subject=Subject.USER),
+    "daily-quota.json": Meant(429, FATAL, UserDailyQuota, subject=Subject.USER, until=ResumeWhen.HOUR),
+    "frequency-limited.json": Meant(429, RETRY, FrequencyLimited, subject=Subject.APP, pause=17.0),
     "server-error.json": Meant(500, RETRY, ServerError, conclusive=False),
-    "token-expired.json": Meant(401, FATAL, InvalidToken, scope=Scope.USER, until=Until.TOKEN),
+    "token-expired.json": Meant(401, FATAL, InvalidToken, subject=Subject.USER, until=ResumeWhen.TOKEN),
     "unknown-code.json": Meant(400, FATAL, ApiError, says="a code of tomorrow"),
     "code-without-msg.json": Meant(400, FATAL, ContentRisk, says="content risk"),
     "code-odd-msg.json": Meant(400, FATAL, ContentRisk, says="content risk"),
@@ -304,7 +304,7 @@ MEANT = {
     "captive-portal-200.html": UNREADABLE,
     "gateway-502.html": Meant(502, RETRY, BadReply, conclusive=False),
     "gateway-504.html": Meant(504, RETRY, BadReply, conclusive=False),
-    "gateway-429.html": Meant(429, RETRY, FrequencyLimited, scope=Scope.APP, pause=17.0),
+    "gateway-429.html": Meant(429, RETRY, FrequencyLimited, subject=Subject.APP, pause=17.0),
 }
 
 
@@ -319,7 +319,7 @@ def test_what_a_sample_means(name: str) -> None:
     assert found.verdict is meant.verdict
     assert found.end is CallEnd.ANSWERED
     assert found.conclusive is meant.conclusive
-    assert found.scope is meant.scope
+    assert found.subject is meant.subject
     assert found.until is meant.until
     assert (found.text("message_id"), found.text("thread_id")) == meant.ids
     assert found.pause == meant.pause
@@ -346,7 +346,7 @@ def test_a_switched_off_mailbox_brings_its_reason_and_its_link() -> None:
 def test_the_code_decides_whatever_the_http_status(row: Any, status: int) -> None:
     found = judge(Reply(status, json.dumps({"code": row.number, "msg": "said"}).encode()))
     assert found.verdict is row.verdict
-    assert (found.scope, found.until, found.conclusive) == (row.scope, row.until, row.conclusive)
+    assert (found.subject, found.until, found.conclusive) == (row.subject, row.until, row.conclusive)
     if row.error:
         assert isinstance(found.error, ApiError)
         assert (found.error.code, found.error.http_status, found.error.msg) == (row.number, status, "said")
@@ -387,7 +387,7 @@ NESTED = b'{"code":0,"data":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
 def test_what_cannot_be_read_may_have_been_sent(body: bytes | None, status: int) -> None:
     found = judge(Reply(status, body, log_id="log1"))
     assert found.verdict is RETRY
-    assert found.scope is Scope.DRAFT
+    assert found.subject is Subject.DRAFT
     assert not found.conclusive
     assert found.end is CallEnd.ANSWERED
     assert isinstance(found.error, BadReply)
@@ -401,7 +401,7 @@ PAGES = [b"", b"404 page not found", b"<html>no</html>", b'{"detail":"Not Found"
 @pytest.mark.parametrize("status", [301, 308, 404, 405, 410])
 def test_a_page_that_says_there_is_no_such_call_is_of_a_wrong_address(body: bytes, status: int) -> None:
     found = judge(Reply(status, body, log_id="log1"), base_url="https://gate.example.com/x")
-    assert (found.verdict, found.scope, found.until) == (FATAL, Scope.DRAFT, None)
+    assert (found.verdict, found.subject, found.until) == (FATAL, Subject.DRAFT, None)
     assert found.conclusive
     assert found.end is CallEnd.ANSWERED
     assert isinstance(found.error, Misconfigured)
@@ -420,22 +420,22 @@ def test_a_cut_off_429_is_the_rate_limits() -> None:
     for body in (None, b"", b"<html>", b'{"msg":"slow down"}'):
         found = judge(Reply(429, body, reset="5"))
         assert isinstance(found.error, FrequencyLimited)
-        assert (found.scope, found.pause) == (Scope.APP, 5.0)
+        assert (found.subject, found.pause) == (Subject.APP, 5.0)
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "verdict", "scope"),
+    ("number", "status", "verdict", "subject"),
     [
-        (1, 200, FATAL, Scope.DRAFT),
-        (-1, 400, FATAL, Scope.DRAFT),
-        (1239999, 429, RETRY, Scope.USER),
-        (1239999, 500, RETRY, Scope.DRAFT),
-        (10**400, 400, FATAL, Scope.DRAFT),
+        (1, 200, FATAL, Subject.DRAFT),
+        (-1, 400, FATAL, Subject.DRAFT),
+        (1239999, 429, RETRY, Subject.USER),
+        (1239999, 500, RETRY, Subject.DRAFT),
+        (10**400, 400, FATAL, Subject.DRAFT),
     ],
 )
-def test_a_code_of_tomorrow(number: int, status: int, verdict: Verdict, scope: Scope) -> None:
+def test_a_code_of_tomorrow(number: int, status: int, verdict: Verdict, subject: Subject) -> None:
     found = judge(Reply(status, json.dumps({"code": number, "msg": "new"}).encode()))
-    assert (found.verdict, found.scope, found.until) == (verdict, scope, None)
+    assert (found.verdict, found.subject, found.until) == (verdict, subject, None)
     assert type(found.error) is ApiError
     assert found.error.code == number
 
@@ -521,7 +521,7 @@ def test_retry_after_counts_where_no_reset_does(retry_after: str | None, pause: 
 def test_only_what_concerns_the_app_pauses_it() -> None:
     for row in CODES.values():
         found = judge(Reply(row.http_status, json.dumps({"code": row.number}).encode(), reset="30"))
-        if row.scope is not Scope.APP:
+        if row.subject is not Subject.APP:
             assert found.pause is None
 
 
@@ -537,11 +537,16 @@ def test_a_long_message_is_shortened() -> None:
 
 def test_calls_without_an_answer() -> None:
     gone = lost("none within 30 s")
-    assert (gone.verdict, gone.end, gone.conclusive, gone.scope) == (RETRY, CallEnd.LOST, False, Scope.DRAFT)
+    assert (gone.verdict, gone.end, gone.conclusive, gone.subject) == (RETRY, CallEnd.LOST, False, Subject.DRAFT)
     assert isinstance(gone.error, BadReply)
     assert "none within 30 s" in str(gone.error)
     kept = never_left("connection refused")
-    assert (kept.verdict, kept.end, kept.conclusive, kept.scope) == (RETRY, CallEnd.NEVER_LEFT, True, Scope.APP)
+    assert (kept.verdict, kept.end, kept.conclusive, kept.subject) == (
+        RETRY,
+        CallEnd.NEVER_LEFT,
+        True,
+        Subject.APP,
+    )
     assert isinstance(kept.error, TransportError)
     assert "connection refused" in str(kept.error)
 

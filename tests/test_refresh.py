@@ -19,7 +19,7 @@ from feishu_mail_async import (
     NotSent,
     OutcomeStatus,
     RefreshingTokens,
-    ScopeClosed,
+    Suspended,
     UnknownUser,
 )
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
@@ -285,17 +285,17 @@ async def test_a_user_who_has_to_log_in_again_is_closed_until_then(scene: Scene)
         with pytest.raises(LoginRequired, match="log in again") as caught:
             await client.send_draft(ids[1], user="alice")
         assert caught.value.draft == Draft(ids[1], user="alice")
-        (closed,) = client.snapshot().closed
-        assert closed.scope == "user:alice"
+        (closed,) = client.snapshot().suspended
+        assert closed.subject == "user:alice"
         assert "log in again" in closed.reason
-        with pytest.raises((LoginRequired, ScopeClosed)):
+        with pytest.raises((LoginRequired, Suspended)):
             await client.send_draft(ids[2], user="alice")
         assert len(scene.sandbox.ledger.sends) == calls + 1
         await client.send_draft(scene.sandbox.add_draft("bob"), user="bob")
         await scene.log_in()
         await asyncio.sleep(61)
         assert (await client.send_draft(ids[1], user="alice")).message_id
-        assert not client.snapshot().closed
+        assert not client.snapshot().suspended
 
 
 async def long_run(drafts: int, users: int, lifetime: float) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from feishu_mail_async import codes
-from feishu_mail_async.sandbox import Arrival, Fault, Ledger, Sandbox, Window
+from feishu_mail_async.sandbox import Arrival, CallLog, Fault, Sandbox, Window
 from feishu_mail_async.sandbox.process import read_latency
 from feishu_mail_async.sandbox.window import make_window
 
@@ -210,7 +210,7 @@ def arrival(time: float, *, accepted: bool = True, endpoint: str = "send") -> Ar
 
 @given(st.lists(st.floats(0.0, 300.0), max_size=40))
 def test_busiest_window_is_what_counting_them_all_gives(times: list[float]) -> None:
-    ledger = Ledger(60.0)
+    ledger = CallLog(60.0)
     for time in sorted(times):
         ledger.record(arrival(time))
     slow = max((sum(start <= time < start + 60.0 - 1e-9 for time in times) for start in times), default=0)
@@ -218,7 +218,7 @@ def test_busiest_window_is_what_counting_them_all_gives(times: list[float]) -> N
 
 
 def test_busiest_window_is_half_open_and_of_sends_that_were_let_in() -> None:
-    ledger = Ledger(60.0)
+    ledger = CallLog(60.0)
     ledger.record(arrival(0.0))
     ledger.record(arrival(1.0, endpoint="list"))
     ledger.record(arrival(2.0, accepted=False))

@@ -26,12 +26,12 @@ from feishu_mail_async._api.protocol import CallEnd, Judgement, Reply, lost, nev
 from feishu_mail_async._auth.tokens import Tokens
 from feishu_mail_async._calls.retry import PolicyDelays
 from feishu_mail_async._calls.sending import Sender
-from feishu_mail_async._scheduling.lanes import USERS_REMEMBERED, Ask, Turn, mailbox_key
-from feishu_mail_async._scheduling.memory import MemoryBook
-from feishu_mail_async._scheduling.process import Store
+from feishu_mail_async._scheduling.lanes import USERS_REMEMBERED, Turn, Waiter, mailbox_key
+from feishu_mail_async._scheduling.memory import MemoryStore
+from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler, Snapshot
-from feishu_mail_async.codes import Scope, Until, Verdict
-from feishu_mail_async.errors import FeishuMailError, OutcomeUnknown, ScopeClosed, TransportError
+from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
+from feishu_mail_async.errors import FeishuMailError, OutcomeUnknown, Suspended, TransportError
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.model import Draft, Priority, RateLimit, RetryPolicy
 
@@ -66,27 +66,29 @@ STREAMS: Final = st.sampled_from([None, None, None, "s1", "s2"])
 ERROR: Final = FeishuMailError("refused")
 
 
-def fatal(scope: Scope, until: Until | None) -> Judgement:
-    return Judgement(Verdict.FATAL, scope=scope, until=until, error=ERROR)
+def fatal(scope: Subject, until: ResumeWhen | None) -> Judgement:
+    return Judgement(Verdict.FATAL, subject=scope, until=until, error=ERROR)
 
 
-def throttled(scope: Scope, pause: float | None = None, end: CallEnd = CallEnd.ANSWERED) -> Judgement:
-    return Judgement(Verdict.RETRY, end, scope=scope, pause=pause, error=ERROR)
+def throttled(scope: Subject, pause: float | None = None, end: CallEnd = CallEnd.ANSWERED) -> Judgement:
+    return Judgement(Verdict.RETRY, end, subject=scope, pause=pause, error=ERROR)
 
 
 SENT: Final = Judgement(Verdict.SENT)
 JUDGEMENTS: Final = st.one_of(
     st.sampled_from([SENT, SENT, Judgement(Verdict.ALREADY_SENT)]),
-    st.just(throttled(Scope.USER)),
-    st.builds(throttled, st.just(Scope.APP), PAUSES),
-    st.just(throttled(Scope.DRAFT)),
+    st.just(throttled(Subject.USER)),
+    st.builds(throttled, st.just(Subject.APP), PAUSES),
+    st.just(throttled(Subject.DRAFT)),
     st.sampled_from([lost("reset"), never_left("lookup")]),
     st.builds(
         fatal,
-        st.sampled_from([Scope.USER, Scope.MAILBOX]),
-        st.sampled_from([Until.HOUR, Until.TOKEN, Until.REOPEN]),
+        st.sampled_from([Subject.USER, Subject.MAILBOX]),
+        st.sampled_from([ResumeWhen.HOUR, ResumeWhen.TOKEN, ResumeWhen.RESUMED]),
     ),
-    st.sampled_from([fatal(Scope.APP, Until.HOUR), fatal(Scope.APP, Until.REOPEN), fatal(Scope.DRAFT, None)]),
+    st.sampled_from(
+        [fatal(Subject.APP, ResumeWhen.HOUR), fatal(Subject.APP, ResumeWhen.RESUMED), fatal(Subject.DRAFT, None)]
+    ),
 )
 REFLEXES: Final = st.sampled_from(["", "", "", "", "sent", "give back", "submit", "lost", "throttled"])
 
@@ -119,7 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 case "lost":
                     world.settle(flight, lost("reset"))
                 case "throttled":
-                    world.settle(flight, throttled(Scope.USER))
+                    world.settle(flight, throttled(Subject.USER))
 
         return act if name else None
 
@@ -212,7 +214,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.flights)
     @rule(index=st.integers(0, 5), run=st.booleans())
     def token_refused(self, index: int, run: bool) -> None:
-        self.world.settle(self.pick(index), fatal(Scope.USER, Until.TOKEN), renewing=True)
+        self.world.settle(self.pick(index), fatal(Subject.USER, ResumeWhen.TOKEN), renewing=True)
         self.then(run=run)
 
     @precondition(lambda self: any(lock.held for lock in self.world.model.users.values()))
@@ -283,7 +285,7 @@ def possible(world: World, limits: bool) -> list[Event]:
     lanes = LANES if world.askers else LANES[:1]
     events: list[Event] = [partial(world.submit, *lane) for lane in lanes]
     if flights:
-        events += [partial(world.sent, flights[0]), partial(world.settle, flights[0], throttled(Scope.USER))]
+        events += [partial(world.sent, flights[0]), partial(world.settle, flights[0], throttled(Subject.USER))]
         events += [partial(world.settle, flights[-1], lost("reset"))]
     if len(flights) > 1:
         events += [partial(world.sent, flights[-1])]
@@ -292,7 +294,7 @@ def possible(world: World, limits: bool) -> list[Event]:
     if len(waiting) > 1:
         events += [partial(world.cancel, waiting[-1])]
     if limits and flights:
-        events += [partial(world.settle, flights[0], throttled(Scope.APP)), partial(world.give_back, flights[0])]
+        events += [partial(world.settle, flights[0], throttled(Subject.APP)), partial(world.give_back, flights[0])]
     return [*events, world.run_to_next]
 
 
@@ -379,7 +381,7 @@ class Crowd:
 
     def __init__(self, limit: RateLimit, judgement: Judgement = SENT) -> None:
         self.loop = VirtualLoop()
-        self.scheduler = Scheduler(MemoryBook(Store(limit)))
+        self.scheduler = Scheduler(MemoryStore(ProcessStore(limit)))
         self.lines = Lines()
         self.judgement = judgement
         self.costs: list[int] = []
@@ -388,9 +390,9 @@ class Crowd:
         self.order: list[str] = []
         self.mark = self.breath = 0
 
-    def submit(self, lanes: Iterable[tuple[str, str]], priority: Priority = Priority.BULK) -> list[Ask]:
+    def submit(self, lanes: Iterable[tuple[str, str]], priority: Priority = Priority.BULK) -> list[Waiter]:
         stream = self.scheduler.stream()
-        asks = [Ask(user, mailbox, priority, self, stream=stream) for user, mailbox in lanes]
+        asks = [Waiter(user, mailbox, priority, self, stream=stream) for user, mailbox in lanes]
         with self.loop.current():
             for ask in asks:
                 self.scheduler.submit(ask)
@@ -451,7 +453,7 @@ def check_cost(shape: str, waiting: int) -> None:
         assert max(costs) < MOST_LINES, f"{max(costs)} lines for one decision, with {waiting} asks"
         with crowd.loop.current():
             user, mailbox = SHAPES[shape](waiting - 1)
-            late = Ask(user, mailbox, Priority.NORMAL, crowd)
+            late = Waiter(user, mailbox, Priority.NORMAL, crowd)
             acts: dict[str, Callable[[], object]] = {
                 "submit": lambda: crowd.scheduler.submit(late),
                 "move": lambda: crowd.scheduler.move(late, Priority.INTERACTIVE, None),
@@ -525,7 +527,7 @@ def test_users_served_in_the_opposite_order_never_keep_the_loop() -> None:
 
 def test_users_who_cool_down_at_one_mailbox_cost_each_of_their_calls_the_same() -> None:
     count = 400
-    crowd = Crowd(RateLimit(count, spacing=0.0), throttled(Scope.USER))
+    crowd = Crowd(RateLimit(count, spacing=0.0), throttled(Subject.USER))
     try:
         crowd.submit(
             (f"u{number % count}", "m" if number >= count else f"me/u{number}") for number in range(2 * count)
@@ -538,7 +540,7 @@ def test_users_who_cool_down_at_one_mailbox_cost_each_of_their_calls_the_same() 
 
 
 def test_a_long_pause_with_many_comings_and_goings_takes_no_memory() -> None:
-    crowd = Crowd(RateLimit(1, spacing=0.0), throttled(Scope.APP, HOUR))
+    crowd = Crowd(RateLimit(1, spacing=0.0), throttled(Subject.APP, HOUR))
     try:
         crowd.submit([("u", "me/u")])
         assert len(crowd.decide()) == 1
@@ -649,10 +651,12 @@ def test_a_lost_call_keeps_its_user_and_its_mailbox_for_the_grace(world: World) 
     assert world.log == [1, 4, 3, 2]  # B was never served
 
 
-@pytest.mark.parametrize("old", [SENT, throttled(Scope.USER), fatal(Scope.DRAFT, None), lost("reset")], ids=str)
+@pytest.mark.parametrize(
+    "old", [SENT, throttled(Subject.USER), fatal(Subject.DRAFT, None), lost("reset")], ids=str
+)
 def test_the_end_of_an_older_call_ends_no_pause(world: World, old: Judgement) -> None:
     older, refused = fly(world, ("A", "a"), ("B", "b"))
-    world.settle(refused, throttled(Scope.APP, 20.0))
+    world.settle(refused, throttled(Subject.APP, 20.0))
     world.settle(older, old)
     world.submit("C", "c")
     world.submit("D", "d")
@@ -669,13 +673,13 @@ def test_the_end_of_an_older_call_ends_no_pause(world: World, old: Judgement) ->
 
 def test_a_probe_of_an_older_pause_ends_no_newer_one(world: World) -> None:
     older, refused = fly(world, ("A", "a"), ("B", "b"))
-    world.settle(refused, throttled(Scope.APP, 1.0))
+    world.settle(refused, throttled(Subject.APP, 1.0))
     world.submit("C", "c")
     world.run(20.0)
     # The window leaves one permit for the probe; while it flies, the older call is refused.
     probe = world.flights[-1]
     assert probe.call.probe
-    world.settle(older, throttled(Scope.APP, 30.0))
+    world.settle(older, throttled(Subject.APP, 30.0))
     world.sent(probe)
     assert shot(world).paused == 30.0
     world.submit("D", "d")
@@ -688,7 +692,7 @@ def test_a_probe_of_an_older_pause_ends_no_newer_one(world: World) -> None:
 @pytest.mark.parametrize("end", [lost("reset"), None], ids=["lost", "given back"])
 def test_a_probe_without_an_answer_leaves_the_pause_to_the_next(world: World, end: Judgement | None) -> None:
     (refused,) = fly(world, ("A", "a"))
-    world.settle(refused, throttled(Scope.APP, 100.0))
+    world.settle(refused, throttled(Subject.APP, 100.0))
     for user in "BCD":
         world.submit(user, user)
     world.run(100.0)
@@ -770,8 +774,8 @@ def test_of_users_who_wait_for_one_mailbox_the_one_unserved_the_longest_goes() -
 
 def test_the_latest_deadline_of_a_pause_wins(world: World) -> None:
     first, second = fly(world, ("A", "a"), ("B", "b"))
-    world.settle(first, throttled(Scope.APP, 30.0))
-    world.settle(second, throttled(Scope.APP, 10.0))
+    world.settle(first, throttled(Subject.APP, 30.0))
+    world.settle(second, throttled(Subject.APP, 10.0))
     assert shot(world).paused == 30.0
     world.run(0.5)
     assert shot(world).paused == 29.5
@@ -780,7 +784,7 @@ def test_the_latest_deadline_of_a_pause_wins(world: World) -> None:
 def test_a_user_waits_longer_while_it_repeats_and_not_after_a_success(world: World) -> None:
     world.set_limit(RateLimit(100, 8.0, 0.0))
     waits = []
-    for end in [throttled(Scope.USER)] * 3 + [SENT] + [throttled(Scope.USER)]:
+    for end in [throttled(Subject.USER)] * 3 + [SENT] + [throttled(Subject.USER)]:
         (flight,) = fly(world, ("A", "a"))
         world.settle(flight, end)
         waits.append(shot(world).cooling.get("A", 0.0))
@@ -807,42 +811,42 @@ def test_a_reserve_is_for_the_urgent() -> None:
 def test_a_user_closed_by_a_token_is_known_by_its_mark_until_reopened(world: World) -> None:
     (flight,) = fly(world, ("A", "a"))
     other = world.submit("A", "b")
-    world.settle(flight, fatal(Scope.USER, Until.TOKEN), renewing=True)
+    world.settle(flight, fatal(Subject.USER, ResumeWhen.TOKEN), renewing=True)
     world.run(100.0)
     assert world.log == [1]  # held
     world.renewed("A", worked=False)
-    assert isinstance(world.refusals[other], ScopeClosed)
-    assert world.scheduler.refused_mark("A") == "mark of A"
-    assert world.scheduler.refused_mark("B") is None
+    assert isinstance(world.refusals[other], Suspended)
+    assert world.scheduler.refused_fingerprint("A") == "mark of A"
+    assert world.scheduler.refused_fingerprint("B") is None
     world.submit("A", "b")
     world.reopen("user:A")
-    assert world.scheduler.refused_mark("A") is None
+    assert world.scheduler.refused_fingerprint("A") is None
     world.submit("A", "b")
     world.run()
     assert world.log == [1, 4]
 
 
-@pytest.mark.parametrize("scope", [Scope.USER, Scope.MAILBOX])
-def test_a_closure_that_no_token_caused_has_no_mark(world: World, scope: Scope) -> None:
-    for until in (Until.HOUR, Until.REOPEN):
+@pytest.mark.parametrize("scope", [Subject.USER, Subject.MAILBOX])
+def test_a_closure_that_no_token_caused_has_no_mark(world: World, scope: Subject) -> None:
+    for until in (ResumeWhen.HOUR, ResumeWhen.RESUMED):
         (flight,) = fly(world, ("A", "a"))
         world.settle(flight, fatal(scope, until))
-        assert world.scheduler.refused_mark("A") is None
-        world.reopen("user:A" if scope is Scope.USER else "mailbox:a")
+        assert world.scheduler.refused_fingerprint("A") is None
+        world.reopen("user:A" if scope is Subject.USER else "mailbox:a")
         world.run(20.0)
 
 
 def test_an_app_that_was_closed_for_an_hour_probes_with_one_call(world: World) -> None:
     (flight,) = fly(world, ("A", "a"))
     late = world.submit("B", "b")
-    world.settle(flight, fatal(Scope.APP, Until.HOUR))
-    assert isinstance(world.refusals[late], ScopeClosed)
+    world.settle(flight, fatal(Subject.APP, ResumeWhen.HOUR))
+    assert isinstance(world.refusals[late], Suspended)
     world.run(HOUR)
     for user in "CDE":
         world.submit(user, user)
     world.run(30.0)
     assert world.log == [1, 3]
-    world.settle(world.flights[0], fatal(Scope.APP, Until.HOUR))
+    world.settle(world.flights[0], fatal(Subject.APP, ResumeWhen.HOUR))
     assert len(world.refusals) == 3
     assert not any(shot(world).waiting.values())
 
@@ -851,7 +855,7 @@ def test_the_smooth_rate_lasts_one_window() -> None:
     world = World(RateLimit(4, 16.0, 0.0, margin=0.0))
     try:
         (refused,) = fly(world, ("A", "a"))
-        world.settle(refused, throttled(Scope.APP, 1.0))
+        world.settle(refused, throttled(Subject.APP, 1.0))
         world.submit("B", "b")
         world.run(1.0)
         world.sent(world.flights[0])
@@ -871,7 +875,7 @@ def test_the_plain_rate_comes_back_after_the_smooth_one() -> None:
     world = World(RateLimit(4, 16.0, 0.0, margin=0.0))
     try:
         (refused,) = fly(world, ("A", "a"))
-        world.settle(refused, throttled(Scope.APP, 20.0))
+        world.settle(refused, throttled(Subject.APP, 20.0))
         asks = [world.submit(user, user) for user in "BCDEFG"]
         at = []
         while len(world.log) <= len(asks):
@@ -918,7 +922,7 @@ def test_a_refusal_that_came_from_the_server_ends_an_outage(world: World) -> Non
     world.submit("A", "a")
     world.run(1.0)
     (probe,) = world.flights
-    world.settle(probe, throttled(Scope.APP, 50.0))  # the server has answered
+    world.settle(probe, throttled(Subject.APP, 50.0))  # the server has answered
     world.submit("A", "a")
     world.run(50.0)
     (probe,) = world.flights
@@ -982,17 +986,17 @@ def test_a_scheduler_is_at_rest_when_nothing_is_left_to_remember() -> None:
         world.run(0.5)
         assert at_rest()
         (flight,) = fly(world, ("A", "a"))
-        world.settle(flight, throttled(Scope.USER))
+        world.settle(flight, throttled(Subject.USER))
         world.run(0.75)
         assert shot(world).cooling == {"A": 0.25}
         assert not at_rest(), "a user cools down: a scheduler made anew would not know"
         world.run(0.25)
         assert at_rest()
         (flight,) = fly(world, ("A", "a"))
-        world.settle(flight, fatal(Scope.USER, Until.HOUR))
+        world.settle(flight, fatal(Subject.USER, ResumeWhen.HOUR))
         world.run(HOUR)
-        assert not shot(world).closed
-        assert at_rest(), "a closure whose hour is over is nothing to remember"
+        assert not shot(world).suspended
+        assert at_rest(), "a suspension whose hour is over is nothing to remember"
     finally:
         world.end()
 
@@ -1002,7 +1006,7 @@ class GivesUp:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.other: Ask | None = None
+        self.other: Waiter | None = None
         self.told: list[object] = []
 
     def granted(self, turn: Turn) -> None:
@@ -1017,19 +1021,21 @@ class GivesUp:
         raise AssertionError(record)
 
 
-@pytest.mark.parametrize("end", [fatal(Scope.APP, Until.HOUR), never_left("lookup")], ids=["closed", "outage"])
+@pytest.mark.parametrize(
+    "end", [fatal(Subject.APP, ResumeWhen.HOUR), never_left("lookup")], ids=["closed", "outage"]
+)
 def test_an_ask_that_is_given_up_while_others_are_refused_is_told_nothing(end: Judgement) -> None:
     loop = VirtualLoop()
     try:
-        scheduler = Scheduler(MemoryBook(Store(RateLimit(1))))
+        scheduler = Scheduler(MemoryStore(ProcessStore(RateLimit(1))))
         flying, first, second = (GivesUp(scheduler) for _ in range(3))
         with loop.current():
-            scheduler.submit(Ask("A", "a", Priority.BULK, flying))
+            scheduler.submit(Waiter("A", "a", Priority.BULK, flying))
         loop.run()
         (turn,) = flying.told
         assert isinstance(turn, Turn)
         with loop.current():
-            asks = [Ask("B", "b", Priority.BULK, taker, outage=0.0) for taker in (first, second)]
+            asks = [Waiter("B", "b", Priority.BULK, taker, outage=0.0) for taker in (first, second)]
             first.other, second.other = asks[1], asks[0]
             for ask in asks:
                 scheduler.submit(ask)
@@ -1062,7 +1068,7 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
 ) -> None:
     # Its deadline passes in the very pass in which its permit comes back, or in which the app is closed.
     loop = VirtualLoop()
-    scheduler = Scheduler(MemoryBook(Store(RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0))))
+    scheduler = Scheduler(MemoryStore(ProcessStore(RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0))))
     transport: Any = Wire()
     with loop.current():
         tokens, policy = Tokens({"A": "u-a", "B": "u-b"}), RetryPolicy(initial=1.0, maximum=1.0)
@@ -1071,18 +1077,18 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
     async def story() -> None:
         if closing:
             other = GivesUp(scheduler)
-            scheduler.submit(Ask("B", "me/B", Priority.INTERACTIVE, other))
+            scheduler.submit(Waiter("B", "me/B", Priority.INTERACTIVE, other))
             await asyncio.sleep(0)
         sending = asyncio.create_task(sender.send(Draft("d"), "A", Priority.NORMAL, 4.0 if closing else 8.0))
         if closing:
             await asyncio.sleep(3.0)
             turn: Any = other.told[0]
-            settle = partial(scheduler.settle, turn, fatal(Scope.APP, Until.HOUR), FixedDelays())
+            settle = partial(scheduler.settle, turn, fatal(Subject.APP, ResumeWhen.HOUR), FixedDelays())
             loop.call_at(4.0, loop.call_soon, settle)  # one pass after the deadline, as the draft is given up
         with pytest.raises(OutcomeUnknown):
             await sending
         await asyncio.sleep(0)
-        scheduler.reopen("app")
+        scheduler.resume("app")
         await sender.send(Draft("d2"), "A", Priority.NORMAL, 100.0)
 
     running = loop.create_task(story())

@@ -279,7 +279,7 @@ async def test_a_run_whose_look_into_the_ledger_is_cancelled_ends(tmp_path: Path
         ) as client:
             run = asyncio.ensure_future(drained(client, drafts))
             await settle(2)  # now it looks
-            assert cancel("feishu-mail-recall") == 1
+            assert cancel("feishu-mail-look-up") == 1
             outcomes = await asyncio.wait_for(run, 60)
             assert [type(outcome.error) for outcome in outcomes] == 3 * [OutcomeUnknown]
             assert [outcome.error for outcome in await drained(client, drafts)] == 3 * [None]

@@ -24,7 +24,7 @@ from feishu_mail_async import (
     Priority,
     RateLimit,
     RetryPolicy,
-    ScopeClosed,
+    Suspended,
     TransportError,
 )
 from feishu_mail_async import client as client_module
@@ -33,7 +33,7 @@ from feishu_mail_async._calls.bulk import BulkRun
 from feishu_mail_async._scheduling.sweeps import SLICE
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.events import DraftDone, Event, TurnGranted
-from feishu_mail_async.ledger.sqlstore import SqlBook
+from feishu_mail_async.ledger.sqlstore import SqlStore
 
 MANY: Final = 10_000
 FEW: Final = 500
@@ -147,8 +147,8 @@ Answer = Reply | Failure
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (told(APP), ScopeClosed),
-        (told(USER), ScopeClosed),
+        (told(APP), Suspended),
+        (told(USER), Suspended),
         (UNREACHABLE, TransportError),
         (HOPELESS, Misconfigured),
     ],
@@ -296,17 +296,17 @@ def test_what_is_reopened_in_the_midst_lets_only_new_drafts_go(code: int) -> Non
         async with scene(rate_limit=FREE) as here:
             await here.given(MANY)
             await in_the_midst(here, code)
-            with pytest.raises(ScopeClosed):
+            with pytest.raises(Suspended):
                 await here.client.send_draft("new")
-            for closure in here.client.snapshot().closed:
-                here.client.reopen(closure.scope)
-            assert not here.client.snapshot().closed
+            for suspension in here.client.snapshot().suspended:
+                here.client.resume(suspension.subject)
+            assert not here.client.snapshot().suspended
             # A new one, and one that is about to be told: it was ended by the suspension, and begins anew.
             last = f"d{MANY - 1}"
             results = await asyncio.gather(here.client.send_draft("newer"), here.client.send_draft(last))
             assert [result.already_sent for result in results] == [False, False]
             await here.fetch()
-            skipped = [outcome for outcome in here.outcomes if isinstance(outcome.error, ScopeClosed)]
+            skipped = [outcome for outcome in here.outcomes if isinstance(outcome.error, Suspended)]
             assert len(skipped) == MANY - 1
             assert here.wire.calls == 3
             assert here.most <= MOST
@@ -347,7 +347,7 @@ async def test_an_app_that_is_suspended_with_a_ledger(tmp_path: Path) -> None:
         await here.given(MANY)
         here.wire.first.set_result(told(APP))
         await here.fetch()
-        assert sum(isinstance(outcome.error, ScopeClosed) for outcome in here.outcomes) == MANY - 1
+        assert sum(isinstance(outcome.error, Suspended) for outcome in here.outcomes) == MANY - 1
         assert here.granted == 1
         here.once(MANY)
 
@@ -359,7 +359,7 @@ async def test_a_ledger_that_fails_as_a_turn_is_taken(tmp_path: Path) -> None:
         async def fail(*_: object) -> None:
             raise LedgerError("ledger: it is away") from sqlalchemy.exc.InterfaceError("", (), Exception())
 
-        with mock.patch.object(SqlBook, "_take", fail):
+        with mock.patch.object(SqlStore, "_take", fail):
             here.wire.first.set_result(SENT)
             await here.fetch()
         assert sum(isinstance(outcome.error, LedgerError) for outcome in here.outcomes) == FEW - 1

@@ -16,7 +16,7 @@ from feishu_mail_async import (
     InvalidToken,
     NotSent,
     OutcomeStatus,
-    ScopeClosed,
+    Suspended,
     TokenSource,
     UnknownUser,
 )
@@ -187,9 +187,9 @@ async def test_a_refused_token_closes_its_user_until_it_changes() -> None:
         async with FeishuMailClient(tokens, base_url=sandbox.base_url) as client:
             with pytest.raises(InvalidToken):
                 await client.send_draft(ids[0], user="alice")
-            with pytest.raises(ScopeClosed) as caught:
+            with pytest.raises(Suspended) as caught:
                 await client.send_draft(ids[1], user="alice")
-            assert (caught.value.scope, caught.value.until) == ("user:alice", None)
+            assert (caught.value.subject, caught.value.until) == ("user:alice", None)
             assert isinstance(caught.value.__cause__, InvalidToken)
             assert len(sandbox.ledger.arrivals) == 1
             await client.send_draft(sandbox.add_draft("bob"), user="bob")
@@ -442,7 +442,7 @@ async def test_a_source_that_has_no_other_token() -> None:
         with pytest.raises(InvalidToken) as caught:
             await client.send_draft(ids[0], user="alice")
         assert caught.value.attempts == 1
-        with pytest.raises(ScopeClosed):
+        with pytest.raises(Suspended):
             await client.send_draft(ids[1], user="alice")
         assert len(source.told) == 1
         # The new token opens the user again, with no `reopen`.
@@ -502,9 +502,9 @@ async def test_no_repr_shows_a_token() -> None:
 
 
 def test_the_mark_of_a_token_does_not_show_it() -> None:
-    assert Tokens.mark(TOKEN) == Tokens.mark(TOKEN)
-    assert Tokens.mark(TOKEN) != Tokens.mark(TOKEN + "x")
-    assert TOKEN[:8] not in Tokens.mark(TOKEN)
+    assert Tokens.fingerprint(TOKEN) == Tokens.fingerprint(TOKEN)
+    assert Tokens.fingerprint(TOKEN) != Tokens.fingerprint(TOKEN + "x")
+    assert TOKEN[:8] not in Tokens.fingerprint(TOKEN)
     assert TOKEN[:8] not in Tokens(TOKEN).key(None)
 
 

@@ -15,7 +15,6 @@ from feishu_mail_async import (
     BadReply,
     BulkRun,
     ClientClosed,
-    ClosedScope,
     ConcurrentWrite,
     ContentRisk,
     Draft,
@@ -47,13 +46,14 @@ from feishu_mail_async import (
     RecordRefused,
     RefreshingTokens,
     RetryPolicy,
-    ScopeClosed,
     ScopeMissing,
     SenderCheckFailed,
     SendResult,
     ServerError,
     Snapshot,
     Summary,
+    Suspended,
+    Suspension,
     TenantExternalQuota,
     TenantStorageFull,
     Throttled,
@@ -66,7 +66,7 @@ from feishu_mail_async import (
     UserExternalQuota,
     open_ledger,
 )
-from feishu_mail_async.events import AppPaused, AttemptEnded, ClosureStarted, DraftDone, Event
+from feishu_mail_async.events import AppPaused, AttemptEnded, DraftDone, Event, SuspensionStarted
 from feishu_mail_async.otel import instrument
 
 
@@ -131,7 +131,7 @@ async def every_parameter(session: aiohttp.ClientSession) -> None:
     await client.send_draft("d3", priority=0)  # type: ignore[arg-type]
     await client.send_draft("d4", "me")  # type: ignore[call-arg]
     client.set_rate_limit(RateLimit.smooth(50))
-    client.reopen("user:alice")
+    client.resume("user:alice")
     assert_type(await client.close(), None)
     await client.close(timeout=5.0)
 
@@ -193,7 +193,7 @@ async def ledgers() -> None:
     ledger = open_ledger("sqlite:///mail.db")
     assert_type(ledger, Ledger)
     async with FeishuMailClient("u-token", app="cli_a1b2c3", ledger=ledger) as client:
-        (record,) = await client.recall(["d1"])
+        (record,) = await client.records(["d1"])
         assert_type(record, Record | None)
         if record is not None:
             assert_type(record.state, DraftState)
@@ -230,9 +230,9 @@ def standing(snapshot: Snapshot) -> None:
     assert_type(snapshot.paused, float | None)
     assert_type(snapshot.pause_reason, str | None)
     assert_type(snapshot.cooling, dict[str, float])
-    assert_type(snapshot.closed, tuple[ClosedScope, ...])
-    for closed in snapshot.closed:
-        assert_type(closed.scope, str)
+    assert_type(snapshot.suspended, tuple[Suspension, ...])
+    for closed in snapshot.suspended:
+        assert_type(closed.subject, str)
         assert_type(closed.reason, str)
         assert_type(closed.seconds, float | None)
 
@@ -263,8 +263,8 @@ async def every_error(client: FeishuMailClient) -> str:
         assert_type(error.status, OutcomeStatus)
     except ApiError as error:
         return error.advice
-    except ScopeClosed as error:
-        assert_type(error.scope, str)
+    except Suspended as error:
+        assert_type(error.subject, str)
         assert_type(error.until, float | None)
     except UnknownUser as error:
         assert_type(error.users, tuple[str, ...])
@@ -298,8 +298,8 @@ async def what_happens(client: FeishuMailClient) -> None:
                 assert_type(event.waited, float)
             case AppPaused():
                 assert_type(event.seconds, float)
-            case ClosureStarted():
-                assert_type(event.scope, str)
+            case SuspensionStarted():
+                assert_type(event.subject, str)
 
     assert_type(client.subscribe(watch), Callable[[], None])
     client.subscribe(print)

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, quote_plus, urlsplit
 
 from feishu_mail_async._text import escape
-from feishu_mail_async.codes import Code, Scope, Until, Verdict, lookup, named
+from feishu_mail_async.codes import Code, ResumeWhen, Subject, Verdict, lookup, named
 from feishu_mail_async.errors import (
     AutomatedSendDisabled,
     BadReply,
@@ -190,8 +190,8 @@ class Judgement(NamedTuple):
         verdict: sent, already sent, retry or fatal.
         end: how the call ended.
         conclusive: whether it is certain that this attempt sent nothing.
-        scope: who waits (retry) or is closed (fatal).
-        until: what ends that closure; None: nothing but the draft is concerned.
+        subject: who waits (retry) or is closed (fatal).
+        until: what ends that suspension; None: nothing but the draft is concerned.
         pause: seconds the server asks the app to wait; None: it did not say.
         error: what to raise if this is the last word.
         data: the `data` of a success.
@@ -203,8 +203,8 @@ class Judgement(NamedTuple):
     verdict: Verdict
     end: CallEnd = CallEnd.ANSWERED
     conclusive: bool = True
-    scope: Scope = Scope.DRAFT
-    until: Until | None = None
+    subject: Subject = Subject.DRAFT
+    until: ResumeWhen | None = None
     pause: float | None = None
     error: FeishuMailError | None = None
     data: Mapping[str, Any] = MappingProxyType({})
@@ -232,7 +232,7 @@ def never_left(reason: str, *, lasting: bool = False) -> Judgement:
     said = f"the server cannot be reached: {reason}"
     if lasting:
         return Judgement(Verdict.FATAL, CallEnd.NEVER_LEFT, error=Misconfigured(said))
-    return Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT, scope=Scope.APP, error=TransportError(said))
+    return Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT, subject=Subject.APP, error=TransportError(said))
 
 
 def lost(reason: str) -> Judgement:
@@ -342,8 +342,8 @@ def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
     reason = _text(told.get("reason"), _LONGEST_MESSAGE) or ""
     return Judgement(
         Verdict.FATAL,
-        scope=Scope.MAILBOX,
-        until=Until.REOPEN,
+        subject=Subject.MAILBOX,
+        until=ResumeWhen.RESUMED,
         error=AutomatedSendDisabled(reason, _reference(told.get("reference")), log_id=log_id),
         code=code,
         http_status=status,
@@ -360,9 +360,9 @@ def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg:
     return Judgement(
         row.verdict,
         conclusive=row.conclusive,
-        scope=row.scope,
+        subject=row.subject,
         until=row.until,
-        pause=_asked_for(reply) if row.scope is Scope.APP else None,
+        pause=_asked_for(reply) if row.subject is Subject.APP else None,
         error=api_error(row, msg, http_status=reply.status, log_id=log_id),
         code=code,
         http_status=reply.status,

@@ -26,9 +26,9 @@ from feishu_mail_async.model import check_number, check_text
 from feishu_mail_async.oauth import (
     ASSUMED_LIFETIME,
     TOKEN_PATH,
-    Grant,
     Login,
     Refusal,
+    TokenGrant,
     code_request,
     read_grant,
     refresh_request,
@@ -356,7 +356,7 @@ class RefreshingTokens:
 
     # -- the token endpoint ----------------------------------------------------------------------------
 
-    async def _ask(self, request: Hidden[dict[str, str]]) -> Grant | Refusal:
+    async def _ask(self, request: Hidden[dict[str, str]]) -> TokenGrant | Refusal:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Passing),
             wait=wait_random_exponential(multiplier=0.5, max=5.0),
@@ -364,12 +364,12 @@ class RefreshingTokens:
             reraise=True,
         )
         try:
-            granted: Grant | Refusal = await retrying(self._ask_once, request)
+            granted: TokenGrant | Refusal = await retrying(self._ask_once, request)
         except _Passing as passing:
             return passing.refusal
         return granted
 
-    async def _ask_once(self, request: Hidden[dict[str, str]]) -> Grant | Refusal:
+    async def _ask_once(self, request: Hidden[dict[str, str]]) -> TokenGrant | Refusal:
         answer = await self._transport.exchange("POST", TOKEN_PATH, None, request.value)
         if isinstance(answer, Failure):
             refusal = Refusal(f"the token endpoint did not answer: {answer.reason}", retry=not answer.lasting)
@@ -391,7 +391,7 @@ def _broken_off() -> NotSent:
     return NotSent("tokens: refreshing one was cancelled, with tasks of the event loop; nothing was sent")
 
 
-def _stored(granted: Grant, since: float, before: StoredToken | None) -> StoredToken:
+def _stored(granted: TokenGrant, since: float, before: StoredToken | None) -> StoredToken:
     """Make of what was granted what is kept.
 
     Args:

@@ -202,7 +202,7 @@ class Tokens:
         return self._unnamed if user is None else user
 
     @staticmethod
-    def mark(token: str) -> str:
+    def fingerprint(token: str) -> str:
         """What identifies a token without being it, in every process."""
         return hashlib.blake2b(token.encode(), person=b"feishu-mail", digest_size=16).hexdigest()
 

@@ -36,7 +36,7 @@ from feishu_mail_async.errors import (
     NotSent,
     RecordRefused,
     UnknownUser,
-    decisive,
+    root_cause,
 )
 from feishu_mail_async.model import Draft, OutcomeStatus, Priority, SendResult
 
@@ -83,7 +83,7 @@ class Summary:
         statuses: outcomes by status.
         codes: outcomes that an answer of the API decided, by its code.
         errors: outcomes that ended in an error, by the class of the one that decided it: of an unknown
-            outcome the last, of a skipped draft what closed its scope.
+            outcome the last, of a skipped draft what suspended its subject.
         calls: calls made for the drafts that have an outcome.
     """
 
@@ -103,7 +103,7 @@ class Summary:
         self.calls += calls
         if outcome.error is None:
             return
-        told = decisive(outcome.error)
+        told = root_cause(outcome.error)
         self.errors[type(told).__name__] += 1
         if isinstance(told, ApiError):
             self.codes[told.code] += 1
@@ -159,9 +159,9 @@ class BulkRun:
         self._reader: asyncio.Task[None] | None = None
         self._entries: dict[_Entry, Job | None] = {}
         self._jobs: dict[Job, None] = {}
-        self._recalling: deque[_Entry] = deque()
+        self._looking_up: deque[_Entry] = deque()
         self._preparing: dict[str | None, deque[_Entry]] = {}
-        self._recaller: asyncio.Task[None] | None = None
+        self._lookup: asyncio.Task[None] | None = None
         self._unreadable = False  # nobody waits for the ledger any more
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque()
@@ -256,7 +256,7 @@ class BulkRun:
             self._reader.cancel()
         calls: list[asyncio.Task[None]] = []
         await self._sweep(self._leave_waiting(calls)).ended()
-        tasks = [task for task in (self._reader, self._recaller, *calls, *self._tasks) if task is not None]
+        tasks = [task for task in (self._reader, self._lookup, *calls, *self._tasks) if task is not None]
         if tasks:
             await asyncio.wait(tasks)
 
@@ -271,8 +271,8 @@ class BulkRun:
             yield
         for task in self._tasks:
             task.cancel()
-        if self._recaller is not None:
-            self._recaller.cancel()
+        if self._lookup is not None:
+            self._lookup.cancel()
         self._changed()
 
     def _leave_to_others(self, entry: _Entry, calls: list[asyncio.Task[None]]) -> None:
@@ -291,11 +291,11 @@ class BulkRun:
         for task in self._tasks:
             task.cancel()
         await _end_of(self._reader, timeout)
-        await _end_of(self._recaller, timeout)
+        await _end_of(self._lookup, timeout)
         self._unreadable = True
-        if self._recaller is not None:
-            self._recaller.cancel()
-        for last in (self._reader, self._recaller, *self._tasks):
+        if self._lookup is not None:
+            self._lookup.cancel()
+        for last in (self._reader, self._lookup, *self._tasks):
             await _end_of(last, None)
         await self._sweep(iter(())).ended()  # behind those that tell what has ended
 
@@ -385,19 +385,19 @@ class BulkRun:
         elif self._unreadable:
             self._fail(entry, self._given_up())
         else:
-            self._recalling.append(entry)
-            if self._recaller is None:
-                self._recaller = start_task(self._recall(), "feishu-mail-recall")
+            self._looking_up.append(entry)
+            if self._lookup is None:
+                self._lookup = start_task(self._look_up(), "feishu-mail-look-up")
 
-    async def _recall(self) -> None:
+    async def _look_up(self) -> None:
         """Look up what has been read: while the ledger is asked for some, the next ones gather."""
         broken_off: FeishuMailError = _broken_off()
         try:
-            while self._recalling:
-                batch = list(itertools.islice(self._recalling, _LOOKED_UP))
-                records = await self._sender.recall([entry.call for entry in batch])
+            while self._looking_up:
+                batch = list(itertools.islice(self._looking_up, _LOOKED_UP))
+                records = await self._sender.records([entry.call for entry in batch])
                 for number, entry in enumerate(batch, 1):
-                    self._recalling.popleft()
+                    self._looking_up.popleft()
                     self._looked_up(entry, records.get(entry.call.key))
                     if number % _BREATH == 0:
                         await asyncio.sleep(0)
@@ -407,8 +407,8 @@ class BulkRun:
             broken_off = error
             self._unreadable = self._stopping
         finally:
-            self._recaller = None
-            failed, self._recalling = self._recalling, deque()
+            self._lookup = None
+            failed, self._looking_up = self._looking_up, deque()
             self._sweep(each(failed, lambda entry: self._fail(entry, *_another(broken_off))))
 
     def _looked_up(self, entry: _Entry, known: Record | RecordRefused | None) -> None:
@@ -466,7 +466,7 @@ class BulkRun:
         if entry not in self._entries:
             return  # stopped, or left, while it waited for its token
         try:
-            self._sender.reopen_for(entry.call)
+            self._sender.resume_for(entry.call)
             job = self._sender.start(entry.call, self._priority, entry, self._stream, entry.record)
         except FeishuMailError as error:
             self._fail(entry, error)
@@ -527,7 +527,7 @@ class BulkRun:
         if behind and not self._stream.held:
             self._sender.scheduler.hold(self._stream)
         elif not behind and self._stream.held:
-            self._sender.scheduler.resume(self._stream)
+            self._sender.scheduler.unhold(self._stream)
         if self._outcomes or self._ended():
             self._news.set()
 

@@ -13,7 +13,7 @@ from typing import Final
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement
-from feishu_mail_async.codes import Scope, Verdict
+from feishu_mail_async.codes import Subject, Verdict
 from feishu_mail_async.model import RetryPolicy
 
 __all__ = ["Again", "PolicyDelays", "Tries", "retrying"]
@@ -56,7 +56,7 @@ class Tries:
         self.conclusive = self.conclusive and judgement.conclusive
         if judgement.verdict is not Verdict.RETRY:
             return
-        if judgement.scope is Scope.DRAFT:
+        if judgement.subject is Subject.DRAFT:
             self.faults += 1
         else:
             self.refusals += 1
@@ -100,7 +100,7 @@ def retrying(policy: RetryPolicy, tries: Tries, planned: Callable[[Judgement, fl
     delays = PolicyDelays(policy)
 
     def wait(state: RetryCallState) -> float:
-        return delays.backoff(tries.faults) if _judgement(state).scope is Scope.DRAFT else 0.0
+        return delays.backoff(tries.faults) if _judgement(state).subject is Subject.DRAFT else 0.0
 
     def spent(_: RetryCallState) -> bool:
         return tries.faults >= policy.attempts or tries.refusals > policy.refusals

@@ -28,7 +28,7 @@ from feishu_mail_async._api.protocol import (
     send_path,
 )
 from feishu_mail_async._auth.tokens import Tokens
-from feishu_mail_async._scheduling.lanes import Ask, Stream, Turn, mailbox_key
+from feishu_mail_async._scheduling.lanes import Stream, Turn, Waiter, mailbox_key
 from feishu_mail_async._scheduling.record import UNREAD, DraftKey, Record
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.store import of
@@ -36,7 +36,7 @@ from feishu_mail_async._scheduling.sweeps import Sweep, each
 from feishu_mail_async._secrecy import forget_frames, note_frames
 from feishu_mail_async._tasks import being_cancelled, check_stack, start_task
 from feishu_mail_async._transport import Failure, Transport
-from feishu_mail_async.codes import Until, Verdict
+from feishu_mail_async.codes import ResumeWhen, Verdict
 from feishu_mail_async.errors import (
     ClientClosed,
     FeishuMailError,
@@ -187,7 +187,7 @@ class Sender:
 
     async def _fulfil(self, call: Call, priority: Priority, caller: _Caller) -> None:
         if caller.record is UNREAD:
-            record = (await self.recall([call])).get(call.key)
+            record = (await self.records([call])).get(call.key)
             if isinstance(record, RecordRefused):
                 caller.record = None  # nor can an earlier call have one
                 raise copy.copy(record) from record.__cause__
@@ -221,7 +221,7 @@ class Sender:
             error: why.
         """
         events = self.scheduler.events
-        if draft is not None and events.heard:
+        if draft is not None and events.has_listeners:
             about = next(_numbers), self.scheduler.endpoint, user, draft
             events.publish(
                 DraftDone(
@@ -252,9 +252,9 @@ class Sender:
 
     def unread(self, call: Call) -> Record | None:
         """What is known of a call's draft before its record is read; None where there are no records."""
-        return UNREAD if self.scheduler.book.shared and call.draft is not None else None
+        return UNREAD if self.scheduler.store.shared and call.draft is not None else None
 
-    async def recall(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record | RecordRefused]:
+    async def records(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record | RecordRefused]:
         """What the ledger knows of the drafts that these calls send, or why it can know nothing of one.
 
         Raises:
@@ -262,7 +262,7 @@ class Sender:
         """
         keys = [call.key for call in calls if call.draft is not None]
         try:
-            return await of(self.scheduler.book.recall(keys))
+            return await of(self.scheduler.store.records(keys))
         except LedgerError as error:
             raise copy.copy(error) from error.__cause__  # others may have asked in the same go
 
@@ -279,13 +279,13 @@ class Sender:
             NotSent: there is none. Each call gets an error of its own, though all may wait for one token.
         """
         try:
-            if self.scheduler.refused_mark(call.key.user) is not None:
+            if self.scheduler.refused_fingerprint(call.key.user) is not None:
                 self.tokens.outdate(call.user)
             if self.tokens.at_hand(call.user):
                 self.tokens.current(call.user)
             else:
                 await self.tokens.ready(call.user)
-            self.reopen_for(call)
+            self.resume_for(call)
         except NotSent as error:
             failed = type(error)(str(error), draft=call.draft)
             failed.__cause__ = error.__cause__
@@ -293,11 +293,11 @@ class Sender:
             return
         raise forget_frames(failed)
 
-    def reopen_for(self, call: Call) -> None:
+    def resume_for(self, call: Call) -> None:
         """Reopen the call's user if it was closed because of another token than there is now."""
-        refused = self.scheduler.refused_mark(call.key.user)
-        if refused is not None and refused != self.tokens.mark(self.tokens.current(call.user)):
-            self.scheduler.reopen(f"user:{call.key.user}")
+        refused = self.scheduler.refused_fingerprint(call.key.user)
+        if refused is not None and refused != self.tokens.fingerprint(self.tokens.current(call.user)):
+            self.scheduler.resume(f"user:{call.key.user}")
 
     def start(
         self,
@@ -327,9 +327,9 @@ class Sender:
             return job
         outage = math.inf if self.policy.outage is None else self.policy.outage
         job = Job(self, call, listener)
-        if record is not None and record.uncertain:
-            job.doubt()
-        ask = Ask(
+        if record is not None and record.maybe_sent:
+            job.put_in_doubt()
+        waiter = Waiter(
             call.key.user,
             call.key.mailbox,
             priority,
@@ -340,7 +340,7 @@ class Sender:
             timeout=self.transport.attempt_timeout,
         )
         try:
-            job.begin(ask)
+            job.begin(waiter)
         except BaseException:
             job.leave(listener, "it could not begin")
             raise
@@ -383,7 +383,6 @@ class Job:
     """
 
     __slots__ = (
-        "_ask",
         "_asked",
         "_began",
         "_context",
@@ -397,6 +396,7 @@ class Job:
         "_stopping",
         "_tries",
         "_waited",
+        "_waiter",
         "call",
         "error",
         "listeners",
@@ -407,7 +407,7 @@ class Job:
     def __init__(self, sender: Sender, call: Call, listener: Listener) -> None:
         self._sender = sender
         self._events = sender.scheduler.events
-        self._ask: Ask | None = None  # from its beginning to its end; an ask holds its job, too
+        self._waiter: Waiter | None = None  # from its beginning to its end; an ask holds its job, too
         self._context = contextvars.copy_context()
         self._granted: asyncio.Future[Turn] | None = None
         self._in_flight = False
@@ -429,8 +429,8 @@ class Job:
 
     def join(self, listener: Listener, priority: Priority, stream: Stream | None) -> None:
         """Add a listener; a more urgent one makes the call more urgent."""
-        assert self._ask is not None
-        self._sender.scheduler.move(self._ask, priority, stream)
+        assert self._waiter is not None
+        self._sender.scheduler.move(self._waiter, priority, stream)
         self.listeners.append(listener)
         self._stopping = False
 
@@ -449,10 +449,10 @@ class Job:
     def stop(self) -> None:
         """Make no further call; one in flight is finished, and settles the outcome if it can."""
         self._stopping = True
-        if self._ask is None or self._in_flight:
+        if self._waiter is None or self._in_flight:
             return
         # Before the task hears of it: a turn granted in between would be nobody's.
-        self._sender.scheduler.cancel(self._ask)
+        self._sender.scheduler.cancel(self._waiter)
         if self.task is not None:
             self.task.cancel()
             self._forget()
@@ -461,12 +461,12 @@ class Job:
 
     def give_up(self, error: FeishuMailError) -> None:
         """End with this error if it waits for a turn."""
-        if self._ask is not None:
-            self._sender.scheduler.refuse(self._ask, error)
+        if self._waiter is not None:
+            self._sender.scheduler.refuse(self._waiter, error)
 
     def condemned(self) -> bool:
         """Tell whether an error was about to end it, which has ended it now: nobody can join it any more."""
-        return self._ask is not None and self._sender.scheduler.refuse_condemned(self._ask)
+        return self._waiter is not None and self._sender.scheduler.refuse_condemned(self._waiter)
 
     def sent(self, draft: Draft) -> SendResult:
         """The result for one who asked for `draft` (its tag may differ), or the error raised."""
@@ -506,21 +506,21 @@ class Job:
         return self._tries.calls
 
     @property
-    def uncertain(self) -> bool:
+    def in_doubt(self) -> bool:
         """Whether a call may have sent the mail without our knowing."""
         return self.call.draft is not None and (self._in_flight or not self._tries.conclusive)
 
-    def doubt(self) -> None:
+    def put_in_doubt(self) -> None:
         """An earlier process may have sent the mail."""
         self._tries.conclusive = False
 
     # -- the scheduler's side --------------------------------------------------------------------------
 
-    def begin(self, ask: Ask) -> None:
+    def begin(self, waiter: Waiter) -> None:
         """Ask for the first turn."""
-        self._ask = ask
+        self._waiter = waiter
         self._sender.jobs[self.call.key] = self
-        if self.call.draft is not None and self._events.heard:
+        if self.call.draft is not None and self._events.has_listeners:
             self._events.publish(DraftQueued(self._began, *self._about))
             self.reconsider()  # whoever has heard of it may have stopped its run
         if self._stopping:
@@ -534,14 +534,14 @@ class Job:
             self._start(None)
 
     def _submit(self) -> None:
-        assert self._ask is not None
+        assert self._waiter is not None
         self._asked = self._sender.time()
-        self._sender.scheduler.submit(self._ask)
+        self._sender.scheduler.submit(self._waiter)
 
     def granted(self, turn: Turn) -> None:
         """Make the call of this turn; the first one starts the job's task."""
-        if turn.grant.doubtful:
-            self.doubt()
+        if turn.permit.in_doubt:
+            self.put_in_doubt()
         if self._granted is not None and self._granted.done():  # cancelled in this very pass of the loop
             self._sender.scheduler.give_back(turn)
             return
@@ -550,8 +550,8 @@ class Job:
             self._granted.set_result(turn)
         else:
             self._start(turn)
-        if self._events.heard:
-            attempt, probe, priority = self._tries.calls + 1, turn.grant.probe, turn.ask.priority
+        if self._events.has_listeners:
+            attempt, probe, priority = self._tries.calls + 1, turn.permit.probe, turn.waiter.priority
             self._tell(TurnGranted(self._sender.time(), *self._about, attempt, waited, probe, priority))
 
     def _start(self, turn: Turn | None) -> None:
@@ -582,15 +582,15 @@ class Job:
 
     async def _turn(self) -> Turn:
         """The turn that has been asked for."""
-        granted, scheduler, ask = self._granted, self._sender.scheduler, self._ask
+        granted, scheduler, waiter = self._granted, self._sender.scheduler, self._waiter
         assert granted is not None
-        assert ask is not None
+        assert waiter is not None
         try:
             if not granted.done():
                 self._check_wanted()
             return await granted
         except BaseException:
-            scheduler.cancel(ask)
+            scheduler.cancel(waiter)
             if granted.done() and not granted.cancelled() and granted.exception() is None:
                 scheduler.give_back(granted.result())
             raise
@@ -648,7 +648,7 @@ class Job:
             FeishuMailError: it is not.
         """
         sender = self._sender
-        while turn.grant.good_until < math.inf and self._sender.time() > turn.grant.good_until:
+        while turn.permit.good_until < math.inf and self._sender.time() > turn.permit.good_until:
             # The process stood still: the turn's locks may not outlast the call any more.
             sender.scheduler.give_back(turn)
             turn = await self._next_turn()
@@ -663,7 +663,7 @@ class Job:
         judgement = await self._call(turn, token)
         if judgement.sent:
             return judgement
-        if judgement.until is Until.TOKEN:
+        if judgement.until is ResumeWhen.TOKEN:
             again = await self._renew(token, judgement)
         else:
             again = judgement.verdict is Verdict.RETRY and not self._outage_over(judgement)
@@ -681,7 +681,7 @@ class Job:
         answer: Reply | Failure = _BROKEN_OFF
         self._in_flight = True
         number, began = self._tries.calls + 1, sender.time()
-        if self._events.heard:
+        if self._events.has_listeners:
             self._events.publish(AttemptStarted(began, *self._about, number, self.call.path))
         try:
             answer = await sender.transport.exchange(self.call.method, self.call.path, token)
@@ -689,9 +689,9 @@ class Job:
             # Also when this task is cancelled: the call may be on its way.
             judgement = self._judged(answer, token)
             self._tries.count(judgement)
-            if self._events.heard:
+            if self._events.has_listeners:
                 self._events.publish(self._attempt_ended(judgement, number, began))
-            renewing = judgement.until is Until.TOKEN
+            renewing = judgement.until is ResumeWhen.TOKEN
             written = sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
             self._in_flight = written is not None
         if written is not None:
@@ -739,20 +739,20 @@ class Job:
         source that keeps failing, though not at its first failure.
         """
         sender = self._sender
-        closed_by = None
+        suspended_by = None
         try:
             if self._tries.renewed or not await self._another_token(refused):
-                closed_by = judgement.error
+                suspended_by = judgement.error
         except LoginRequired as error:
-            closed_by = error
+            suspended_by = error
             raise
         except NotSent as error:
-            closed_by = _error(judgement)
-            closed_by.__cause__ = error
+            suspended_by = _error(judgement)
+            suspended_by.__cause__ = error
         finally:
             self._tries.renewed = True
-            sender.scheduler.renewed(self.call.key.user, closed_by, sender.tokens.mark(refused))
-        return closed_by is None
+            sender.scheduler.renewed(self.call.key.user, suspended_by, sender.tokens.fingerprint(refused))
+        return suspended_by is None
 
     async def _another_token(self, refused: str) -> bool:
         """Whether there is a token other than the refused one; a source that fails is asked again for a while."""
@@ -805,10 +805,10 @@ class Job:
         )
 
     def _planned(self, judgement: Judgement, delay: float) -> None:
-        if self._events.heard:
+        if self._events.has_listeners:
             error = without_traceback(_error(judgement))
-            calls, scope = self._tries.calls, judgement.scope
-            self._events.publish(RetryPlanned(self._sender.time(), *self._about, calls, delay, scope, error))
+            calls, subject = self._tries.calls, judgement.subject
+            self._events.publish(RetryPlanned(self._sender.time(), *self._about, calls, delay, subject, error))
 
     def _tell_end(self) -> None:
         """Tell what became of the draft, once for each who wants to know, or else once."""
@@ -844,7 +844,7 @@ class Job:
     # -- the end ---------------------------------------------------------------------------------------
 
     def _end(self, error: FeishuMailError | None) -> None:
-        self._ask = None
+        self._waiter = None
         self.error = None if error is None else forget_frames(error)
         self._waited_enough()
         if (
@@ -853,10 +853,10 @@ class Job:
             and not isinstance(error, ClientClosed | RecordRefused)
         ):
             # Of one that the client's closing has ended nothing is known that was not before.
-            self._sender.scheduler.book.note(self.call.key, error.status, error)
+            self._sender.scheduler.store.note(self.call.key, error.status, error)
         self._forget()
         try:
-            if self._events.heard:
+            if self._events.has_listeners:
                 self._tell_end()
         finally:  # what a subscriber raises must not keep the others from hearing of it
             listeners, self.listeners = self.listeners, []
@@ -898,7 +898,7 @@ def early(error: FeishuMailError, draft: Draft | None, record: Record | None) ->
         record: what is known of it. If that is doubtful, or not read yet, an earlier call may have sent it.
     """
     error.draft = draft
-    return error if record is None or not record.uncertain else _unsettled(error, draft, 0)
+    return error if record is None or not record.maybe_sent else _unsettled(error, draft, 0)
 
 
 def _unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> OutcomeUnknown:
@@ -920,7 +920,7 @@ def _late(caller: _Caller, deadline: float) -> FeishuMailError:
     job = caller.job
     if job is None:
         return NotSent(caller.gone)
-    if job.uncertain:
+    if job.in_doubt:
         return OutcomeUnknown(
             f"it may have been sent: the deadline of {deadline:g} s passed before a clear answer came. {_SAFE}",
             draft=caller.draft,

@@ -1,6 +1,6 @@
 """Who waits, and whose turn it is among them. Pure: the time is handed in, and nothing is awaited.
 
-A call that waits is an `Ask`. Asks of one user, mailbox, priority and run form a `Lane`, first come, first
+A call that waits is an `Waiter`. Asks of one user, mailbox, priority and run form a `Lane`, first come, first
 served. A lane is *ready* when its gates, its user's and its mailbox's, are open: no call in flight, no cool-down.
 (A run has a gate too, its `Stream`, which is shut while its consumer does not keep up.) Otherwise it is *parked*
 on a gate that is shut, and a gate that opens wakes one lane; of the lanes of an open gate one stands in for the
@@ -20,10 +20,10 @@ from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Priority
 
 from .record import Record
-from .state import Grant
+from .state import Permit
 from .sweeps import drain
 
-__all__ = ["OWN", "Ask", "Condemned", "Gate", "Lanes", "Stream", "Taker", "Turn", "mailbox_key"]
+__all__ = ["OWN", "CallLock", "Condemned", "Lanes", "Stream", "Turn", "TurnCallbacks", "Waiter", "mailbox_key"]
 
 OWN: Final = "me/"
 """Begins the key of a user's own mailbox whose address is not known."""
@@ -51,14 +51,14 @@ def mailbox_key(user: str, mailbox: str) -> str:
     return user.casefold() if "@" in user else f"{OWN}{user}"
 
 
-class Taker(Protocol):
+class TurnCallbacks(Protocol):
     """Whoever asks for a turn. Both calls must be quick and must not raise."""
 
     def granted(self, turn: "Turn") -> None:
         """It is this ask's turn: make the call now, then settle the turn."""
 
     def refused(self, error: FeishuMailError) -> None:
-        """There will be no turn: the scope is closed, nothing was reachable for too long, or the ledger fails."""
+        """End without a turn: suspended, nothing reachable for too long, or the ledger fails."""
 
     def recorded(self, record: Record) -> None:
         """There is no need of a turn: the ledger has it that the draft was sent."""
@@ -70,27 +70,27 @@ class Turn:
     Attributes:
         user: whose call it is; no other of theirs is made meanwhile.
         mailbox: the mailbox concerned, likewise.
-        ask: what asked for it.
-        grant: what the ledger has granted.
+        waiter: what asked for it.
+        permit: what the ledger has granted.
     """
 
-    __slots__ = ("ask", "grant", "mailbox", "user")
+    __slots__ = ("mailbox", "permit", "user", "waiter")
 
-    def __init__(self, user: "Gate", mailbox: "Gate", ask: "Ask", grant: Grant) -> None:
+    def __init__(self, user: "CallLock", mailbox: "CallLock", waiter: "Waiter", permit: Permit) -> None:
         self.user = user
         self.mailbox = mailbox
-        self.ask = ask
-        self.grant = grant
+        self.waiter = waiter
+        self.permit = permit
 
 
-class Ask:
+class Waiter:
     """One draft that waits for its turn.
 
     Attributes:
         user: the user's key; calls of one user go one at a time.
         mailbox: the mailbox's key (see `mailbox_key`).
         priority: who goes first.
-        taker: who is told.
+        callbacks: who is told.
         outage: seconds nothing may be reachable before this ask is refused; infinity: as long as it takes.
         stream: the run it belongs to, which can be held back as a whole.
         draft_id: the draft that its call sends; None for a call that changes nothing at the server.
@@ -98,6 +98,7 @@ class Ask:
     """
 
     __slots__ = (
+        "callbacks",
         "draft_id",
         "lane",
         "mailbox",
@@ -105,7 +106,6 @@ class Ask:
         "priority",
         "seq",
         "stream",
-        "taker",
         "timeout",
         "user",
     )
@@ -115,7 +115,7 @@ class Ask:
         user: str,
         mailbox: str,
         priority: Priority,
-        taker: Taker,
+        callbacks: TurnCallbacks,
         *,
         outage: float = math.inf,
         stream: "Stream | None" = None,
@@ -125,7 +125,7 @@ class Ask:
         self.user = user
         self.mailbox = mailbox
         self.priority = priority
-        self.taker = taker
+        self.callbacks = callbacks
         self.outage = outage
         self.stream = stream
         self.draft_id = draft_id
@@ -168,21 +168,21 @@ class LaneHeap:
         return None
 
 
-class Gate:
+class CallLock:
     """A user or a mailbox: at most one call passes at a time."""
 
     __slots__ = (
         "alarm",
+        "backoff_until",
         "busy",
-        "cooling",
+        "consecutive_refusals",
         "held",
         "key",
         "lanes",
         "open_at",
         "parked",
+        "representative",
         "served",
-        "stand_in",
-        "strikes",
         "sweeps",
     )
 
@@ -192,12 +192,14 @@ class Gate:
         self.held = False  # while the user's token is renewed
         self.sweeps = 0  # under way, which end what waits here
         self.open_at = -math.inf  # after a lost call, or a cool-down
-        self.cooling = -math.inf  # the end of a cool-down alone, for the snapshot
+        self.backoff_until = -math.inf  # the end of a cool-down alone, for the snapshot
         self.served = 0  # the count of turns when it had its last
-        self.strikes = 0  # refusals in a row
+        self.consecutive_refusals = 0  # refusals in a row
         self.lanes: dict[Lane, None] = {}  # a set that keeps its order
         self.parked = LaneHeap()
-        self.stand_in: Lane | None = None  # the ready lane that stands for those parked here while it is open
+        self.representative: Lane | None = (
+            None  # the ready lane that stands for those parked here while it is open
+        )
         self.alarm = math.inf  # the time for which an alarm is set
 
     def shut(self, now: float) -> bool:
@@ -205,7 +207,7 @@ class Gate:
         return self.busy or self.held or self.sweeps > 0 or self.open_at > now
 
 
-class Stream(Gate):
+class Stream(CallLock):
     """The asks of one run, which can be held back together. Any number of them may have a turn at once."""
 
     __slots__ = ()
@@ -214,24 +216,24 @@ class Stream(Gate):
 class Lane:
     """Asks of one user, mailbox, priority and stream."""
 
-    __slots__ = ("asks", "gates", "heap", "mailbox", "priority", "stream", "ticket", "user")
+    __slots__ = ("heap", "locks", "mailbox", "priority", "stream", "ticket", "user", "waiters")
 
-    def __init__(self, user: Gate, mailbox: Gate, ask: Ask) -> None:
+    def __init__(self, user: CallLock, mailbox: CallLock, waiter: Waiter) -> None:
         self.user = user
         self.mailbox = mailbox
-        self.priority = ask.priority
-        self.stream = ask.stream
-        self.gates = (user, mailbox) if ask.stream is None else (user, mailbox, ask.stream)
+        self.priority = waiter.priority
+        self.stream = waiter.stream
+        self.locks = (user, mailbox) if waiter.stream is None else (user, mailbox, waiter.stream)
         # A linked list: first in, first out, and any ask can leave at once.
-        self.asks: OrderedDict[Ask, None] = OrderedDict()
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.heap: LaneHeap | None = None
         self.ticket = 0
 
-    def head(self) -> Ask:
+    def head(self) -> Waiter:
         """The ask that came first."""
-        return next(iter(self.asks))
+        return next(iter(self.waiters))
 
-    def key(self, at: Gate | None = None) -> _Key:
+    def key(self, at: CallLock | None = None) -> _Key:
         """The smallest goes first: by priority, then the user unserved the longest, then the ask's arrival.
 
         Among those parked `at` their user, all of one user, the user's last turn makes no difference; left
@@ -245,30 +247,30 @@ class Condemned:
 
     Attributes:
         error: the error.
-        gate: the user or the mailbox that all of them wait for, if it is one.
+        lock: the user or the mailbox that all of them wait for, if it is one.
     """
 
-    __slots__ = ("_before", "_gates", "_lasted", "error", "gate")
+    __slots__ = ("_before", "_gates", "_lasted", "error", "lock")
 
     def __init__(
-        self, error: FeishuMailError, gate: Gate | None, lasted: float, before: int, gates: Iterator[Gate]
+        self, error: FeishuMailError, lock: CallLock | None, lasted: float, before: int, locks: Iterator[CallLock]
     ) -> None:
         self.error = error
-        self.gate = gate
+        self.lock = lock
         self._lasted = lasted
         self._before = before
-        self._gates = gates
+        self._gates = locks
 
-    def __contains__(self, ask: Ask) -> bool:
-        lane = ask.lane
+    def __contains__(self, waiter: Waiter) -> bool:
+        lane = waiter.lane
         return (
             lane is not None
-            and ask.seq < self._before
-            and ask.outage <= self._lasted
-            and (self.gate is None or self.gate in lane.gates)
+            and waiter.seq < self._before
+            and waiter.outage <= self._lasted
+            and (self.lock is None or self.lock in lane.locks)
         )
 
-    def __iter__(self) -> Iterator[Ask | None]:
+    def __iter__(self) -> Iterator[Waiter | None]:
         """Go through them. None stands for many places without any."""
         for number, place in enumerate(self._places(), 1):
             if place is not None and place in self:
@@ -276,12 +278,12 @@ class Condemned:
             elif number % _MOST_PLACES == 0:
                 yield None
 
-    def _places(self) -> Iterator[Ask | None]:
-        for gate in self._gates:
+    def _places(self) -> Iterator[Waiter | None]:
+        for lock in self._gates:
             yield None
-            for lane in drain(gate.lanes):
+            for lane in drain(lock.lanes):
                 yield None
-                yield from drain(lane.asks)
+                yield from drain(lane.waiters)
 
 
 class Lanes:
@@ -296,51 +298,51 @@ class Lanes:
 
     def __init__(self) -> None:
         self.waiting = dict.fromkeys(Priority, 0)
-        self.users: dict[str, Gate] = {}
-        self.mailboxes: dict[str, Gate] = {}
+        self.users: dict[str, CallLock] = {}
+        self.mailboxes: dict[str, CallLock] = {}
         self.ready = LaneHeap()
         self.lanes: dict[tuple[str, str, Priority, Stream | None], Lane] = {}
-        self.alarms: list[tuple[float, int, Gate]] = []
+        self.alarms: list[tuple[float, int, CallLock]] = []
         self._idle_users: OrderedDict[str, None] = OrderedDict()
         self._count = itertools.count(1)
         self._turns = 0
-        self._unfinished: dict[Gate, None] = {}
-        self._elsewhere: list[Gate] = []  # gates that are shut by calls of other loops
+        self._unfinished: dict[CallLock, None] = {}
+        self._elsewhere: list[CallLock] = []  # gates that are shut by calls of other loops
         self.more = False
 
     # -- asks ------------------------------------------------------------------------------------------
 
-    def add(self, ask: Ask, now: float) -> None:
+    def add(self, waiter: Waiter, now: float) -> None:
         """Let an ask wait, behind what its lane holds."""
-        ask.seq = next(self._count)
-        self._enqueue(ask, now)
+        waiter.seq = next(self._count)
+        self._enqueue(waiter, now)
 
-    def cancel(self, ask: Ask, now: float) -> None:
+    def cancel(self, waiter: Waiter, now: float) -> None:
         """Take a waiting ask out. Nothing happens if it is not waiting."""
-        lane = ask.lane
+        lane = waiter.lane
         if lane is None:
             return
-        self._remove(ask, lane)
-        if lane.asks:
+        self._remove(waiter, lane)
+        if lane.waiters:
             return
         was_ready = lane.heap is self.ready
         self._unplace(lane)
         self._drop(lane)
-        for gate in lane.gates:
+        for lock in lane.locks:
             # If it stood in for others at an open gate, another takes its place.
-            if was_ready or not gate.lanes:
-                self._opened(gate, now)
+            if was_ready or not lock.lanes:
+                self._opened(lock, now)
 
-    def move(self, ask: Ask, priority: Priority, stream: Stream | None, now: float) -> None:
+    def move(self, waiter: Waiter, priority: Priority, stream: Stream | None, now: float) -> None:
         """Somebody else wants an ask's call too: it gets the higher priority, and no single stream holds it."""
-        if stream is ask.stream and priority >= ask.priority:
+        if stream is waiter.stream and priority >= waiter.priority:
             return
-        waiting = ask.lane is not None
-        self.cancel(ask, now)
-        ask.priority = min(priority, ask.priority)
-        ask.stream = stream if stream is ask.stream else None
+        waiting = waiter.lane is not None
+        self.cancel(waiter, now)
+        waiter.priority = min(priority, waiter.priority)
+        waiter.stream = stream if stream is waiter.stream else None
         if waiting:
-            self._enqueue(ask, now)
+            self._enqueue(waiter, now)
 
     def any_waiting(self) -> bool:
         """Whether any ask waits."""
@@ -348,51 +350,51 @@ class Lanes:
 
     def any_shut(self, now: float) -> bool:
         """Whether any user or mailbox has to wait."""
-        return any(gate.shut(now) for gates in (self.users, self.mailboxes) for gate in gates.values())
+        return any(lock.shut(now) for locks in (self.users, self.mailboxes) for lock in locks.values())
 
     def condemn(
-        self, error: FeishuMailError, *, gate: Gate | None = None, lasted: float = math.inf
+        self, error: FeishuMailError, *, lock: CallLock | None = None, lasted: float = math.inf
     ) -> "Condemned":
         """Those of the asks that wait now which an error is to end; they stay where they are.
 
         Args:
             error: the error.
-            gate: only those of this user or mailbox.
+            lock: only those of this user or mailbox.
             lasted: only those that wait for no longer than so many seconds for something to be reachable.
         """
-        gates = self.users.values() if gate is None else (gate,)
-        return Condemned(error, gate, lasted, next(self._count), drain(gates))
+        locks = self.users.values() if lock is None else (lock,)
+        return Condemned(error, lock, lasted, next(self._count), drain(locks))
 
-    def _enqueue(self, ask: Ask, now: float) -> None:
-        lane = self.lanes.get((ask.user, ask.mailbox, ask.priority, ask.stream))
+    def _enqueue(self, waiter: Waiter, now: float) -> None:
+        lane = self.lanes.get((waiter.user, waiter.mailbox, waiter.priority, waiter.stream))
         if lane is None:
-            lane = self._new_lane(ask)
-        lane.asks[ask] = None
-        ask.lane = lane
-        self.waiting[ask.priority] += 1
+            lane = self._new_lane(waiter)
+        lane.waiters[waiter] = None
+        waiter.lane = lane
+        self.waiting[waiter.priority] += 1
         if lane.heap is None:
             self._place(lane, now)
 
-    def _new_lane(self, ask: Ask) -> Lane:
-        user = self.users.get(ask.user) or Gate(ask.user)
-        mailbox = self.mailboxes.get(ask.mailbox) or Gate(ask.mailbox)
-        lane = Lane(user, mailbox, ask)
+    def _new_lane(self, waiter: Waiter) -> Lane:
+        user = self.users.get(waiter.user) or CallLock(waiter.user)
+        mailbox = self.mailboxes.get(waiter.mailbox) or CallLock(waiter.mailbox)
+        lane = Lane(user, mailbox, waiter)
         # Only now that all of it is there: a gate without a lane would be forgotten by nobody.
-        self.users[ask.user], self.mailboxes[ask.mailbox] = user, mailbox
-        self._idle_users.pop(ask.user, None)
-        self.lanes[ask.user, ask.mailbox, ask.priority, ask.stream] = lane
-        for gate in lane.gates:
-            gate.lanes[lane] = None
+        self.users[waiter.user], self.mailboxes[waiter.mailbox] = user, mailbox
+        self._idle_users.pop(waiter.user, None)
+        self.lanes[waiter.user, waiter.mailbox, waiter.priority, waiter.stream] = lane
+        for lock in lane.locks:
+            lock.lanes[lane] = None
         return lane
 
-    def _remove(self, ask: Ask, lane: Lane) -> None:
-        del lane.asks[ask]
-        ask.lane = None
-        self.waiting[ask.priority] -= 1
+    def _remove(self, waiter: Waiter, lane: Lane) -> None:
+        del lane.waiters[waiter]
+        waiter.lane = None
+        self.waiting[waiter.priority] -= 1
 
     # -- turns -----------------------------------------------------------------------------------------
 
-    def offer(self, now: float, *, urgent_only: bool, most: int = 1) -> list[Ask]:
+    def offer(self, now: float, *, urgent_only: bool, most: int = 1) -> list[Waiter]:
         """The asks that could go now, the one whose turn it is first; they stay where they are.
 
         Args:
@@ -413,7 +415,7 @@ class Lanes:
             key, lane = best
             if urgent_only and lane.priority is not Priority.INTERACTIVE:
                 break
-            if self._shut_gate(lane, now) is None and lane.key() == key:
+            if self._shut_lock(lane, now) is None and lane.key() == key:
                 offered.append(lane)
                 if len(offered) == most:
                     break
@@ -423,25 +425,25 @@ class Lanes:
             # A gate has shut since, or its user was served. Where a gate is open, another lane has to stand in.
             self._unplace(lane)
             self._place(lane, now)
-            for gate in lane.gates:
-                self._wake(gate, now)
+            for lock in lane.locks:
+                self._wake(lock, now)
         else:
             self.more = not offered
         for lane in aside:
             self.ready.push(lane, lane.key())
         return [lane.head() for lane in offered]
 
-    def serve(self, ask: Ask, now: float) -> tuple[Gate, Gate]:
+    def serve(self, waiter: Waiter, now: float) -> tuple[CallLock, CallLock]:
         """Give a waiting ask its turn: its user's and its mailbox's gate, which are shut by it."""
-        lane = ask.lane
+        lane = waiter.lane
         assert lane is not None
         user, mailbox = lane.user, lane.mailbox
         self._unplace(lane)
-        self._remove(ask, lane)
+        self._remove(waiter, lane)
         self._turns += 1
         user.served = self._turns
         user.busy = mailbox.busy = True
-        if lane.asks:
+        if lane.waiters:
             self._place(lane, now)
         else:
             self._drop(lane)
@@ -449,48 +451,48 @@ class Lanes:
             self._wake(lane.stream, now)  # it is still open, and another lane has to stand in
         return user, mailbox
 
-    def shut(self, gate: Gate, until: float) -> None:
+    def shut(self, lock: CallLock, until: float) -> None:
         """Let nothing pass a gate before that time; the lanes that stand ready behind it are moved when found.
 
         Args:
-            gate: the gate.
+            lock: the gate.
             until: the time; infinity: a call of another loop shuts it, until `look_anew`.
         """
         if until < math.inf:
-            gate.open_at = max(gate.open_at, until)
+            lock.open_at = max(lock.open_at, until)
         else:
-            gate.busy = True
-            self._elsewhere.append(gate)
+            lock.busy = True
+            self._elsewhere.append(lock)
 
     def look_anew(self, now: float) -> None:
         """Open the gates that calls of other loops shut; one that is still shut is found so when it is passed."""
         elsewhere, self._elsewhere = self._elsewhere, []
-        for gate in elsewhere:
-            gate.busy = False
-            self._opened(gate, now)
+        for lock in elsewhere:
+            lock.busy = False
+            self._opened(lock, now)
 
-    def swept(self, gate: Gate, now: float) -> None:
+    def swept(self, lock: CallLock, now: float) -> None:
         """A sweep of what waited at this gate has ended."""
-        gate.sweeps -= 1
-        self._opened(gate, now)
+        lock.sweeps -= 1
+        self._opened(lock, now)
 
-    def release(self, user: Gate, mailbox: Gate, now: float) -> None:
+    def release(self, user: CallLock, mailbox: CallLock, now: float) -> None:
         """The call that shut these gates has ended."""
         user.busy = mailbox.busy = False
         self._opened(user, now)
         self._opened(mailbox, now)
 
-    def resume(self, gate: Gate, now: float) -> None:
+    def unhold(self, lock: CallLock, now: float) -> None:
         """Nothing holds this gate any longer."""
-        gate.held = False
-        self._opened(gate, now)
+        lock.held = False
+        self._opened(lock, now)
 
     def ring(self, now: float) -> None:
         """Open the gates whose time has come."""
         while self.alarms and self.alarms[0][0] <= now:
-            gate = heapq.heappop(self.alarms)[2]
-            gate.alarm = math.inf
-            self._opened(gate, now)
+            lock = heapq.heappop(self.alarms)[2]
+            lock.alarm = math.inf
+            self._opened(lock, now)
 
     def next_alarm(self) -> float:
         """When the next gate opens by time alone; infinity if none does."""
@@ -500,92 +502,92 @@ class Lanes:
 
     def _place(self, lane: Lane, now: float) -> None:
         """Put a lane that holds asks where it belongs: ready, or parked on what keeps it."""
-        shut = self._shut_gate(lane, now)
+        shut = self._shut_lock(lane, now)
         if shut is not None:
             self._park(lane, shut, now)
             return
         key = lane.key()
-        for gate in lane.gates:
+        for lock in lane.locks:
             # One ready lane stands in for all of an open gate: the others cost nothing until it has gone.
-            if gate.stand_in is not None and gate.stand_in.key() <= key:
-                self._park(lane, gate, now)
+            if lock.representative is not None and lock.representative.key() <= key:
+                self._park(lane, lock, now)
                 return
         self._make_ready(lane, key)
 
     @staticmethod
-    def _shut_gate(lane: Lane, now: float) -> Gate | None:
-        for gate in lane.gates:
-            if gate.shut(now):
-                return gate
+    def _shut_lock(lane: Lane, now: float) -> CallLock | None:
+        for lock in lane.locks:
+            if lock.shut(now):
+                return lock
         return None
 
-    def _park(self, lane: Lane, gate: Gate, now: float) -> None:
-        gate.parked.push(lane, lane.key(gate))
-        self._set_alarm(gate, now)
+    def _park(self, lane: Lane, lock: CallLock, now: float) -> None:
+        lock.parked.push(lane, lane.key(lock))
+        self._set_alarm(lock, now)
 
     def _make_ready(self, lane: Lane, key: _Key) -> None:
-        for gate in lane.gates:
-            gate.stand_in = lane
+        for lock in lane.locks:
+            lock.representative = lane
         self.ready.push(lane, key)
 
     @staticmethod
     def _unplace(lane: Lane) -> None:
         if lane.heap is not None:
             lane.heap.remove(lane)
-        for gate in lane.gates:
-            if gate.stand_in is lane:
-                gate.stand_in = None
+        for lock in lane.locks:
+            if lock.representative is lane:
+                lock.representative = None
 
     def _drop(self, lane: Lane) -> None:
         """An empty lane goes."""
         del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
-        for gate in lane.gates:
-            del gate.lanes[lane]
+        for lock in lane.locks:
+            del lock.lanes[lane]
 
-    def _wake(self, gate: Gate, now: float) -> None:
+    def _wake(self, lock: CallLock, now: float) -> None:
         """Make the best of the lanes parked on an open gate ready.
 
         A lane that another gate keeps moves there.
         """
-        if gate.shut(now):
+        if lock.shut(now):
             return
         for _ in range(_MOST_MOVES):
-            best = gate.parked.first()
+            best = lock.parked.first()
             if best is None:
                 return
             key, lane = best
-            gate.parked.remove(lane)
-            shut = self._shut_gate(lane, now)
+            lock.parked.remove(lane)
+            shut = self._shut_lock(lane, now)
             if shut is not None:
                 self._park(lane, shut, now)
-            elif lane.key(gate) != key:
-                self._park(lane, gate, now)  # its user was served since: another lane may be better now
+            elif lane.key(lock) != key:
+                self._park(lane, lock, now)  # its user was served since: another lane may be better now
             else:
                 self._make_ready(lane, lane.key())
                 return
-        self._unfinished[gate] = None
+        self._unfinished[lock] = None
 
-    def _opened(self, gate: Gate, now: float) -> None:
+    def _opened(self, lock: CallLock, now: float) -> None:
         """A gate has opened, or may have: it wakes a lane, waits for longer, or can be forgotten."""
-        if gate.shut(now):
-            self._set_alarm(gate, now)
-        elif gate.lanes:
-            self._wake(gate, now)
+        if lock.shut(now):
+            self._set_alarm(lock, now)
+        elif lock.lanes:
+            self._wake(lock, now)
         else:
-            self._forget(gate)
+            self._forget(lock)
 
-    def _set_alarm(self, gate: Gate, now: float) -> None:
+    def _set_alarm(self, lock: CallLock, now: float) -> None:
         """Have a gate that only time keeps shut looked at when it opens."""
-        if not gate.busy and not gate.held and now < gate.open_at < gate.alarm:
-            gate.alarm = gate.open_at
-            heapq.heappush(self.alarms, (gate.open_at, next(self._count), gate))
+        if not lock.busy and not lock.held and now < lock.open_at < lock.alarm:
+            lock.alarm = lock.open_at
+            heapq.heappush(self.alarms, (lock.open_at, next(self._count), lock))
 
-    def _forget(self, gate: Gate) -> None:
+    def _forget(self, lock: CallLock) -> None:
         """Drop what need not be remembered: a mailbox at rest; of users at rest, those served longest ago."""
-        if self.mailboxes.get(gate.key) is gate:
-            del self.mailboxes[gate.key]
-        elif self.users.get(gate.key) is gate:
-            self._idle_users[gate.key] = None
-            self._idle_users.move_to_end(gate.key)
+        if self.mailboxes.get(lock.key) is lock:
+            del self.mailboxes[lock.key]
+        elif self.users.get(lock.key) is lock:
+            self._idle_users[lock.key] = None
+            self._idle_users.move_to_end(lock.key)
             while len(self._idle_users) > USERS_REMEMBERED:
                 del self.users[self._idle_users.popitem(last=False)[0]]

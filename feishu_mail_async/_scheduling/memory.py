@@ -11,26 +11,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from feishu_mail_async._api.protocol import Judgement
-from feishu_mail_async.codes import Until
+from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import FeishuMailError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 
-from .process import Member, Store
+from .process import Member, ProcessStore
 from .record import DraftKey, Record
-from .state import Delays, Grant, Settled
-from .store import SLACK, Shut, Taken, mutex
+from .state import Delays, Permit, Settled
+from .store import SLACK, Offer, Shut, mutex
 
 if TYPE_CHECKING:
-    from .lanes import Ask, Turn
+    from .lanes import Turn, Waiter
 
-__all__ = ["MemoryBook", "StoreKey", "forget_all", "memory_book"]
+__all__ = ["MemoryStore", "StoreKey", "forget_all", "memory_store"]
 
 _LOOK: Final = 1.0
 """Seconds after which a member that waits looks whether the loops of the others' calls still run."""
 
 
-class MemoryBook:
-    """A member of a store: the book of one scheduler in one loop; see `Book` for what its methods do.
+class MemoryStore:
+    """A member of a store: the book of one scheduler in one loop; see `SchedulerStore` for what its methods do.
 
     Drafts are not remembered in it: the server says of one that was sent that it was.
 
@@ -44,8 +44,8 @@ class MemoryBook:
     shared = False
     most = 1
 
-    def __init__(self, store: Store) -> None:
-        self.standing = store.standing
+    def __init__(self, store: ProcessStore) -> None:
+        self.app_state = store.app_state
         self.flying = 0
         self._store = store
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
@@ -105,76 +105,80 @@ class MemoryBook:
 
     # -- turns -----------------------------------------------------------------------------------------
 
-    def take(self, asks: "Sequence[Ask]", now: float) -> Taken:
+    def take(self, waiters: "Sequence[Waiter]", now: float) -> Offer:
         # The scheduler has looked whether the first one may go; a loop in another thread may have been quicker.
-        ask, store, shut = asks[0], self._store, list[Shut]()
+        waiter, store, shut = waiters[0], self._store, list[Shut]()
         with mutex:
-            user, mailbox = store.locks(ask.user, ask.mailbox, now)
+            user, mailbox = store.locks(waiter.user, waiter.mailbox, now)
             for kind, lock in ("user", user), ("mailbox", mailbox):
                 if lock.turn is not None or lock.open_at > now:
                     until = lock.open_at if lock.turn is None else math.inf
-                    shut.append(Shut(kind, lock.key, until, lock.cooling))
-            if shut or (len(store.members) > 1 and not store.allows(ask, now)):
-                return Taken(shut=shut)
-            turn = store.begin(self, ask, user, mailbox, now)
-            grant = self.standing.grant(turn, now, now - self._offset + SLACK)
-        return Taken((ask, grant))
+                    shut.append(Shut(kind, lock.key, until, lock.backoff_until))
+            if shut or (len(store.members) > 1 and not store.allows(waiter, now)):
+                return Offer(shut=shut)
+            turn = store.begin(self, waiter, user, mailbox, now)
+            permit = self.app_state.permit(turn, now, now - self._offset + SLACK)
+        return Offer((waiter, permit))
 
     def settle(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
-        store, standing = self._store, self.standing
+        store, app_state = self._store, self.app_state
         told: list[Member] = []
         with mutex:
             store.advance(now)
-            flight = store.land(turn.grant.turn)
+            flight = store.land(turn.permit.turn)
             if flight is not None:
                 user, mailbox = flight.user, flight.mailbox
             else:  # it counts as lost already: as its loop goes on, it counts once more
                 user, mailbox = store.locks(turn.user.key, turn.mailbox.key, now)
-                standing.budget.take()
-            settled = standing.end(turn.grant, judgement, delays, now, user, mailbox, renewing=renewing)
+                app_state.budget.take()
+            settled = app_state.end(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
             if len(store.members) > 1:
                 told = store.listeners(self)
         for gate, lock in (turn.user, user), (turn.mailbox, mailbox):
-            gate.open_at, gate.cooling, gate.strikes = lock.open_at, lock.cooling, lock.strikes
+            gate.open_at, gate.backoff_until, gate.consecutive_refusals = (
+                lock.open_at,
+                lock.backoff_until,
+                lock.consecutive_refusals,
+            )
         if told:
             _tell(told)
         return settled
 
-    def give_back(self, grant: Grant) -> None:
+    def give_back(self, permit: Permit) -> None:
         with mutex:
-            if self._store.land(grant.turn) is not None:
-                self.standing.refund(grant)
+            if self._store.land(permit.turn) is not None:
+                self.app_state.refund(permit)
             told = self._store.listeners(self)
         _tell(told)
 
-    # -- closures and the limit ------------------------------------------------------------------------
+    # -- suspensions and the limit ------------------------------------------------------------------------
 
-    def close_user(self, user: str, error: FeishuMailError, mark: str | None, now: float) -> None:
+    def suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, now: float) -> None:
         with mutex:
-            self.standing.close(f"user:{user}", error, Until.TOKEN, now, mark)
+            self.app_state.suspend(f"user:{user}", error, ResumeWhen.TOKEN, now, fingerprint)
             told = self._store.listeners(self)
         _tell(told)
 
-    def closed(self, names: Sequence[str], now: float) -> str | None:
+    def suspended(self, names: Sequence[str], now: float) -> str | None:
         with mutex:
-            self.standing.lapse(names, now)
-            return self.standing.closed_of(names, now)
+            self.app_state.lapse(names, now)
+            return self.app_state.suspended_of(names, now)
 
-    def reopen(self, scope: str) -> None:
+    def resume(self, subject: str) -> None:
         with mutex:
-            self.standing.reopen(scope)
+            self.app_state.resume(subject)
             told = self._store.listeners(self)
         _tell(told)
 
     def set_limit(self, limit: RateLimit) -> None:
         with mutex:
-            self.standing.budget.limit = limit
+            self.app_state.budget.limit = limit
             told = self._store.listeners(self)
         _tell(told)
 
     # -- drafts ----------------------------------------------------------------------------------------
 
-    def recall(self, keys: Sequence[DraftKey]) -> Mapping[DraftKey, Record | RecordRefused]:  # noqa: ARG002
+    def records(self, keys: Sequence[DraftKey]) -> Mapping[DraftKey, Record | RecordRefused]:  # noqa: ARG002
         return {}
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
@@ -196,10 +200,10 @@ def _tell(members: Iterable[Member]) -> None:
 StoreKey = tuple[str, str | None, str]
 """What a store is kept by: base_url, app and endpoint."""
 
-_stores: Final[dict[StoreKey, Store]] = {}
+_stores: Final[dict[StoreKey, ProcessStore]] = {}
 
 
-def memory_book(key: StoreKey, limit: RateLimit) -> MemoryBook:
+def memory_store(key: StoreKey, limit: RateLimit) -> MemoryStore:
     """A new member of the process's store of this key.
 
     Args:
@@ -211,8 +215,8 @@ def memory_book(key: StoreKey, limit: RateLimit) -> MemoryBook:
         if store is None:
             for other in [other for other, one in _stores.items() if one.at_rest()]:
                 del _stores[other]
-            store = _stores[key] = Store(limit)
-        return MemoryBook(store)
+            store = _stores[key] = ProcessStore(limit)
+        return MemoryStore(store)
 
 
 def forget_all() -> None:

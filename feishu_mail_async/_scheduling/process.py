@@ -1,9 +1,9 @@
 """Memory's ledger: what an app's calls have used up and locked, kept by the process and not by a loop.
 
-Theory of operation. A `Store` is one budget of one app: its `Standing`, the locks of its users and mailboxes, and
-its *flights*, which are the calls that have a turn. The process has one of each (`memory.memory_book`),
-whichever loops come and go. A loop reaches it through a book of its own, a *member*; queues and dispatchers stay
-with the loop.
+Theory of operation. A `ProcessStore` is one budget of one app: its `AppState`, the locks of its users and
+mailboxes, and its *flights*, which are the calls that have a turn. The process has one of each
+(`memory.memory_store`), whichever loops come and go. A loop reaches it through a store of its own, a *member*;
+queues and dispatchers stay with the loop.
 
     take     under the mutex: nothing is in the way? then permit, locks and flight at once  --> the call
     settle   under the mutex: the flight ends, permit and locks come back or are timed      --> the others are told
@@ -35,13 +35,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from feishu_mail_async._clock import monotonic
 from feishu_mail_async.model import Priority, RateLimit
 
-from .state import Standing, scopes
+from .state import AppState, subjects
 from .store import SLACK
 
 if TYPE_CHECKING:
-    from .lanes import Ask
+    from .lanes import Waiter
 
-__all__ = ["Member", "Store"]
+__all__ = ["Member", "ProcessStore"]
 
 _BEHIND: Final = 1.0
 """Seconds by which an ordinary loop's clock may be read late: uvloop reads it once in each of its passes."""
@@ -58,14 +58,14 @@ _turns: Final = itertools.count(1)
 class _Lock:
     """A user or a mailbox: `turn` holds it, and after that it is shut until `open_at`."""
 
-    __slots__ = ("cooling", "key", "open_at", "strikes", "turn")
+    __slots__ = ("backoff_until", "consecutive_refusals", "key", "open_at", "turn")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.turn: str | None = None
         self.open_at = -math.inf
-        self.cooling = -math.inf
-        self.strikes = 0
+        self.backoff_until = -math.inf
+        self.consecutive_refusals = 0
 
     def at_rest(self, now: float) -> bool:
         return self.turn is None and self.open_at <= now
@@ -89,8 +89,10 @@ class _Locks(dict[str, _Lock]):
 
     def _sweep(self, now: float) -> None:
         at_rest = [lock for lock in self.values() if lock.at_rest(now)]
-        struck = [lock for lock in at_rest if lock.strikes]
-        for lock in itertools.chain((lock for lock in at_rest if not lock.strikes), struck[:-_STRUCK]):
+        struck = [lock for lock in at_rest if lock.consecutive_refusals]
+        for lock in itertools.chain(
+            (lock for lock in at_rest if not lock.consecutive_refusals), struck[:-_STRUCK]
+        ):
             del self[lock.key]
         self._sweep_at = 2 * len(self) + _SWEPT
 
@@ -133,7 +135,7 @@ class _Flight(NamedTuple):
     lapses: float
 
 
-class Store:
+class ProcessStore:
     """One budget of one app, for all loops of the process. Whoever calls its methods holds the mutex.
 
     Args:
@@ -141,7 +143,7 @@ class Store:
     """
 
     def __init__(self, limit: RateLimit) -> None:
-        self.standing = Standing(limit)
+        self.app_state = AppState(limit)
         self.users = _Locks()
         self.mailboxes = _Locks()
         self.flights: dict[str, _Flight] = {}
@@ -182,13 +184,16 @@ class Store:
 
     # -- flights ---------------------------------------------------------------------------------------
 
-    def allows(self, ask: "Ask", now: float) -> bool:
+    def allows(self, waiter: "Waiter", now: float) -> bool:
         """Whether an ask could go now, as far as its user's and its mailbox's locks go."""
-        standing, budget = self.standing, self.standing.budget
+        app_state, budget = self.app_state, self.app_state.budget
         return (
-            standing.not_before(now) <= now
-            and (ask.priority is Priority.INTERACTIVE or budget.free(now) > budget.limit.reserve)
-            and (not standing.closed or standing.closed_of(scopes(ask.user, ask.mailbox), now) is None)
+            app_state.not_before(now) <= now
+            and (waiter.priority is Priority.INTERACTIVE or budget.free(now) > budget.limit.reserve)
+            and (
+                not app_state.suspended
+                or app_state.suspended_of(subjects(waiter.user, waiter.mailbox), now) is None
+            )
         )
 
     def locks(self, user: str, mailbox: str, now: float) -> tuple[_Lock, _Lock]:
@@ -198,11 +203,11 @@ class Store:
             self.mailboxes.get(mailbox) or self.mailboxes.add(mailbox, now),
         )
 
-    def begin(self, member: Member, ask: "Ask", user: _Lock, mailbox: _Lock, now: float) -> str:
+    def begin(self, member: Member, waiter: "Waiter", user: _Lock, mailbox: _Lock, now: float) -> str:
         """Lock the user and the mailbox of an ask for a call; its permit is counted elsewhere."""
         turn = str(next(_turns))
         user.turn = mailbox.turn = turn
-        self.flights[turn] = _Flight(member, user, mailbox, now + ask.timeout + SLACK)
+        self.flights[turn] = _Flight(member, user, mailbox, now + waiter.timeout + SLACK)
         member.flying += 1
         return turn
 
@@ -233,8 +238,8 @@ class Store:
     def _lose(self, turn: str, at: float) -> None:
         flight = self.land(turn)
         assert flight is not None
-        self.standing.give_back(turn)
-        self.standing.budget.ended(self.standing.lost(at, flight.user, flight.mailbox))
+        self.app_state.give_back(turn)
+        self.app_state.budget.ended(self.app_state.lost(at, flight.user, flight.mailbox))
 
     # -- the whole -------------------------------------------------------------------------------------
 
@@ -243,6 +248,6 @@ class Store:
         now = monotonic() + (self._ahead or 0.0)
         return (
             all((member := ref()) is None or member.ended() for ref in self.members)
-            and self.standing.at_rest(now)
+            and self.app_state.at_rest(now)
             and all(lock.at_rest(now) for locks in (self.users, self.mailboxes) for lock in locks.values())
         )

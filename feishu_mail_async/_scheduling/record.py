@@ -50,7 +50,7 @@ class Record:
         thread_id: the conversation's id.
         log_id: the `X-Tt-Logid` of the last answer.
         calls: calls made for it so far, in all processes.
-        doubtful: a call may have sent it without anybody's knowing.
+        in_doubt: a call may have sent it without anybody's knowing.
         error: what came last, in words, where it was not sent.
     """
 
@@ -59,14 +59,14 @@ class Record:
     thread_id: str | None = None
     log_id: str | None = None
     calls: int = 0
-    doubtful: bool = False
+    in_doubt: bool = False
     error: str | None = None
 
     @property
-    def uncertain(self) -> bool:
+    def maybe_sent(self) -> bool:
         """Whether the mail may have gone out though it is not on record as sent."""
-        return self.doubtful or self.state is DraftState.IN_FLIGHT
+        return self.in_doubt or self.state is DraftState.IN_FLIGHT
 
 
-UNREAD: Final = Record(DraftState.UNKNOWN, doubtful=True)
+UNREAD: Final = Record(DraftState.UNKNOWN, in_doubt=True)
 """Stands for a record until it has been read: an earlier call may have sent the draft."""

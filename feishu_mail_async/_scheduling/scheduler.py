@@ -1,9 +1,9 @@
 """Whose turn it is: all that decides when the next call may go, and which, lives here.
 
-A draft that waits is an `Ask`; the leave to make one call is a `Turn`. One dispatcher waits for the spacing,
+A draft that waits is an `Waiter`; the leave to make one call is a `Turn`. One dispatcher waits for the spacing,
 then for any pause, then for a permit, and only then picks an ask; nothing is awaited between the pick and the
 dispatch, so a late, urgent ask never stands behind one picked earlier. Every turn ends in `settle`, which takes
-the judgement on the call and says who waits and who is closed.
+the judgement on the call and says who waits and who is suspended.
 
 The scheduler is shared by all clients of one app in one event loop, and knows nothing of HTTP. What its book keeps
 may be shared by more: by other loops, which tell it of what they change (`_look_anew`), and by other processes.
@@ -20,15 +20,22 @@ from typing import Final
 
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._tasks import check_stack, look_at, start_task
-from feishu_mail_async.codes import Scope, Verdict
-from feishu_mail_async.errors import FeishuMailError, LedgerError, ScopeClosed, TransportError
-from feishu_mail_async.events import AppPaused, AppResumed, ClosureEnded, ClosureStarted, EventHub, UserCooled
+from feishu_mail_async.codes import Subject, Verdict
+from feishu_mail_async.errors import FeishuMailError, LedgerError, Suspended, TransportError
+from feishu_mail_async.events import (
+    AppPaused,
+    AppResumed,
+    EventHub,
+    SuspensionEnded,
+    SuspensionStarted,
+    UserCooled,
+)
 from feishu_mail_async.model import Priority, RateLimit
 
 from .budget import Spacing
-from .lanes import OWN, Ask, Condemned, Gate, Lanes, Stream, Turn
-from .state import APP, ClosedScope, Delays, Settled, Standing, scopes
-from .store import Book, Taken, answer_of, mutex, of
+from .lanes import OWN, CallLock, Condemned, Lanes, Stream, Turn, Waiter
+from .state import APP, AppState, Delays, Settled, Suspension, subjects
+from .store import Offer, SchedulerStore, answer_of, mutex, of
 from .sweeps import Sweep, Sweeper
 
 __all__ = ["Scheduler", "Snapshot"]
@@ -53,7 +60,7 @@ class Snapshot:
         paused: seconds until the next probe while the whole app is paused (0: it is being made); else None.
         pause_reason: why it is paused.
         cooling: seconds that users still cool down, by user.
-        closed: what is closed, why and until when.
+        suspended: what is suspended, why and until when.
     """
 
     waiting: dict[Priority, int]
@@ -64,27 +71,27 @@ class Snapshot:
     paused: float | None
     pause_reason: str | None
     cooling: dict[str, float]
-    closed: tuple[ClosedScope, ...]
+    suspended: tuple[Suspension, ...]
 
 
 @dataclass(slots=True)
 class _Told:
-    """The pauses and closures that subscribers have heard of.
+    """The pauses and suspensions that subscribers have heard of.
 
     Attributes:
         pauses: the count of pauses when one was told last.
         paused_since: when the pause was first told that lasts; None: there is none.
         paused_until: the end that was told of it.
-        closed: the scopes of the closures that last.
-        closings: the count of changes of what is closed when they were told last.
+        suspended: the scopes of the suspensions that last.
+        suspension_changes: the count of changes of what is suspended when they were told last.
         outages: the probes that found nothing reachable when the last of them was told to those that wait.
     """
 
     pauses: int = 0
     paused_since: float | None = None
     paused_until: float = -math.inf
-    closed: set[str] = field(default_factory=set)
-    closings: int = 0
+    suspended: set[str] = field(default_factory=set)
+    suspension_changes: int = 0
     outages: int = 0
 
 
@@ -92,13 +99,13 @@ class Scheduler:
     """The turns of one app in one event loop.
 
     Args:
-        book: keeps its permits, locks, pauses and closures.
+        store: keeps its permits, locks, pauses and suspensions.
         events: hears what happens; None: nobody does.
         endpoint: what its calls do, as events name it.
     """
 
-    def __init__(self, book: Book, events: EventHub | None = None, endpoint: str = "send") -> None:
-        self.book = book
+    def __init__(self, store: SchedulerStore, events: EventHub | None = None, endpoint: str = "send") -> None:
+        self.store = store
         self.events = events or EventHub()
         self.endpoint = endpoint
         self._told = _Told()
@@ -115,8 +122,8 @@ class Scheduler:
         self._condemned: list[Condemned] = []
 
     @property
-    def _standing(self) -> Standing:
-        return self.book.standing
+    def _app_state(self) -> AppState:
+        return self.store.app_state
 
     @property
     def idle(self) -> bool:
@@ -125,25 +132,25 @@ class Scheduler:
 
     # -- asking ----------------------------------------------------------------------------------------
 
-    def submit(self, ask: Ask) -> None:
-        """Let an ask wait for its turn, behind what its lane holds. It is told at once if its scope is closed."""
+    def submit(self, waiter: Waiter) -> None:
+        """Let a waiter wait for its turn, behind what its lane holds; refuse it at once if it is suspended."""
         now = self._now()
-        closed = self._closed_for(ask, now)
-        if closed is not None:
-            ask.taker.refused(closed)
+        suspended = self._suspended_for(waiter, now)
+        if suspended is not None:
+            waiter.callbacks.refused(suspended)
             return
-        self._lanes.add(ask, now)
+        self._lanes.add(waiter, now)
         self._run()
 
-    def cancel(self, ask: Ask) -> None:
+    def cancel(self, waiter: Waiter) -> None:
         """Take a waiting ask out. Nothing happens if it is not waiting."""
-        self._lanes.cancel(ask, self._now())
+        self._lanes.cancel(waiter, self._now())
         if not self._lanes.any_waiting():
             self._nudge()  # the dispatcher ends when nobody waits
 
-    def move(self, ask: Ask, priority: Priority, stream: Stream | None) -> None:
+    def move(self, waiter: Waiter, priority: Priority, stream: Stream | None) -> None:
         """Somebody else wants an ask's call too: it gets the higher priority, and no single stream holds it."""
-        self._lanes.move(ask, priority, stream, self._now())
+        self._lanes.move(waiter, priority, stream, self._now())
         self._nudge()
 
     def stream(self) -> Stream:
@@ -151,13 +158,13 @@ class Scheduler:
         return Stream("")
 
     def hold(self, stream: Stream) -> None:
-        """Give the asks of a stream no turn until `resume`."""
+        """Give the asks of a stream no turn until `unhold`."""
         stream.held = True
 
-    def resume(self, stream: Stream) -> None:
+    def unhold(self, stream: Stream) -> None:
         """Let the asks of a stream go again."""
         check_stack()
-        self._lanes.resume(stream, self._now())
+        self._lanes.unhold(stream, self._now())
         self._nudge()
 
     # -- the dispatcher --------------------------------------------------------------------------------
@@ -181,9 +188,9 @@ class Scheduler:
                 if at > now:
                     await self._sleep(at)
                     continue
-                asks = self._lanes.offer(now, urgent_only=self._reserved(now), most=self.book.most)
-                if asks:
-                    await self._take(asks, now)
+                waiters = self._lanes.offer(now, urgent_only=self._reserved(now), most=self.store.most)
+                if waiters:
+                    await self._take(waiters, now)
                 elif self._lanes.more:
                     await asyncio.sleep(0)
                 else:
@@ -200,13 +207,13 @@ class Scheduler:
         if self._dispatcher is None and self._lanes.any_waiting():
             self._run()
 
-    async def _take(self, asks: list[Ask], now: float) -> None:
+    async def _take(self, waiters: list[Waiter], now: float) -> None:
         """Take a turn for one of these asks; what else the ledger knows of them is told them."""
-        offered = self.book.take(asks, now)
-        if isinstance(offered, Taken):
+        offered = self.store.take(waiters, now)
+        if isinstance(offered, Offer):
             taken = offered
             if taken.granted is None:
-                self._heard(asks, taken, now)
+                self._heard(waiters, taken, now)
         else:
             try:
                 taken = await of(offered)
@@ -218,48 +225,48 @@ class Scheduler:
                 return
             now = self._now()
             self._tell_changes(now)
-            self._heard(asks, taken, now)
+            self._heard(waiters, taken, now)
         if taken.granted is None:
             return
-        ask, grant = taken.granted
-        if self.book.shared and self._gone(ask):  # while the ledger was asked
+        waiter, permit = taken.granted
+        if self.store.shared and self._gone(waiter):  # while the ledger was asked
             with contextlib.suppress(LedgerError):  # then it lapses
-                await of(self.book.give_back(grant))
+                await of(self.store.give_back(permit))
             return
         await self._spacing.take()  # `_not_before` has seen that this does not suspend
-        user, mailbox = self._lanes.serve(ask, now)
-        ask.taker.granted(Turn(user, mailbox, ask, grant))
+        user, mailbox = self._lanes.serve(waiter, now)
+        waiter.callbacks.granted(Turn(user, mailbox, waiter, permit))
 
-    def _nobody_takes(self, offered: asyncio.Future[Taken]) -> None:
+    def _nobody_takes(self, offered: asyncio.Future[Offer]) -> None:
         """The dispatcher that offered these asks is gone, and their turn comes without it."""
         if not offered.cancelled() and offered.exception() is None:
             granted = offered.result().granted
             if granted is not None:
-                self.book.give_back(granted[1])
+                self.store.give_back(granted[1])
 
-    def _heard(self, asks: list[Ask], taken: Taken, now: float) -> None:
+    def _heard(self, waiters: list[Waiter], taken: Offer, now: float) -> None:
         """What a book knows of asks that were offered to it, beside whose turn it is."""
-        for kind, key, until, cooling in taken.shut:
-            gate = (self._lanes.users if kind == "user" else self._lanes.mailboxes).get(key)
-            if gate is not None:
-                gate.cooling = cooling
-                self._lanes.shut(gate, until)
-        for ask, record in taken.recorded:
-            if ask.lane is not None:
-                self.cancel(ask)
-                ask.taker.recorded(record)
-        for ask, error in taken.refused:
-            self.refuse(ask, error)
-        closed = [self.book.closed(scopes(ask.user, ask.mailbox), now) for ask in asks]
-        for scope in dict.fromkeys(closed):
-            if scope is not None:
-                self._refuse_scope(scope, now)
+        for kind, key, until, backoff_until in taken.shut:
+            lock = (self._lanes.users if kind == "user" else self._lanes.mailboxes).get(key)
+            if lock is not None:
+                lock.backoff_until = backoff_until
+                self._lanes.shut(lock, until)
+        for waiter, record in taken.recorded:
+            if waiter.lane is not None:
+                self.cancel(waiter)
+                waiter.callbacks.recorded(record)
+        for waiter, error in taken.refused:
+            self.refuse(waiter, error)
+        suspended = [self.store.suspended(subjects(waiter.user, waiter.mailbox), now) for waiter in waiters]
+        for subject in dict.fromkeys(suspended):
+            if subject is not None:
+                self._refuse_subject(subject, now)
 
     def _not_before(self, now: float) -> float:
         """The earliest moment of the next dispatch, as far as no ask's own obstacles go."""
         with mutex:
-            standing = self._standing
-            at, spacing = standing.not_before(now), standing.spacing(now)
+            app_state = self._app_state
+            at, spacing = app_state.not_before(now), app_state.spacing(now)
         return at if at > now else self._spacing.ready_at(now, spacing)
 
     def _next_change(self, now: float) -> float:
@@ -268,11 +275,11 @@ class Scheduler:
         if not self._reserved(now):
             return alarm
         with mutex:
-            budget = self._standing.budget
+            budget = self._app_state.budget
             return min(alarm, budget.next_at(now, budget.limit.reserve))
 
     def _reserved(self, now: float) -> bool:
-        budget = self._standing.budget
+        budget = self._app_state.budget
         if not budget.limit.reserve:
             return False
         with mutex:
@@ -281,7 +288,7 @@ class Scheduler:
     async def _sleep(self, until: float) -> None:
         """Sleep until that moment, or until something has changed."""
         loop = asyncio.get_running_loop()
-        until = min(until, self.book.look_again(self._now()))
+        until = min(until, self.store.look_again(self._now()))
         self._sleeper = loop.create_future()
         timer = loop.call_at(until - self._offset, self._wake_up, until) if until < math.inf else None
         try:
@@ -305,7 +312,7 @@ class Scheduler:
 
     def _join(self) -> Callable[[], float]:
         loop = asyncio.get_running_loop()
-        offset = self._offset = self.book.join(loop, self._look_anew)
+        offset = self._offset = self.store.join(loop, self._look_anew)
         self._time = (lambda: loop.time() + offset) if offset else loop.time
         loop.call_soon(self._look_anew)  # at what others have done before
         return self._time
@@ -313,13 +320,13 @@ class Scheduler:
     def _look_anew(self) -> None:
         """Others of the process have changed something: what kept our asks may keep them no longer."""
         now = self._now()
-        before = self._told.closed
+        before = self._told.suspended
         self._tell_changes(now)
-        for scope in self._told.closed - before:
-            self._refuse_scope(scope, now)
+        for subject in self._told.suspended - before:
+            self._refuse_subject(subject, now)
         with mutex:
-            standing = self._standing
-            outages, lasted, pause = standing.unreachable_times, standing.unreachable_lasted, standing.pause
+            app_state = self._app_state
+            outages, lasted, pause = app_state.unreachable_times, app_state.unreachable_lasted, app_state.pause
         if outages != self._told.outages and pause is not None:
             self._refuse_unreachable(pause.reason, lasted)
         self._told.outages = outages
@@ -345,7 +352,7 @@ class Scheduler:
         """
         turn.user.held = renewing
         now = self._now()
-        settled = self.book.settle(turn, judgement, delays, now, renewing=renewing)
+        settled = self.store.settle(turn, judgement, delays, now, renewing=renewing)
         if isinstance(settled, Settled):
             self._settled(turn, settled, judgement, now)
             return None
@@ -360,15 +367,17 @@ class Scheduler:
             raise
 
     def _settled(self, turn: Turn, settled: Settled, judgement: Judgement, now: float) -> None:
-        if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
+        if judgement.verdict is Verdict.RETRY and judgement.subject is Subject.USER:
             user = turn.user
-            self.events.publish(UserCooled(now - self._offset, user.key, user.cooling - now, user.strikes))
+            self.events.publish(
+                UserCooled(now - self._offset, user.key, user.backoff_until - now, user.consecutive_refusals)
+            )
         self._tell_changes(now)
         if settled.outage is not None:
-            self._told.outages = self._standing.unreachable_times
+            self._told.outages = self._app_state.unreachable_times
             self._refuse_unreachable(str(judgement.error), settled.outage)
-        if settled.closed is not None:
-            self._refuse_scope(settled.closed, now)
+        if settled.suspended is not None:
+            self._refuse_subject(settled.suspended, now)
         self._lanes.release(turn.user, turn.mailbox, now)
         self._nudge()
 
@@ -378,7 +387,7 @@ class Scheduler:
 
     def give_back(self, turn: Turn) -> asyncio.Task[None] | None:
         """No call was made in this turn; what is returned is as for `settle`."""
-        given = self.book.give_back(turn.grant)
+        given = self.store.give_back(turn.permit)
         if given is None:
             self._given_back(turn)
             return None
@@ -394,38 +403,38 @@ class Scheduler:
         self._lanes.release(turn.user, turn.mailbox, self._now())
         self._nudge()
 
-    def renewed(self, user: str, error: FeishuMailError | None = None, mark: str | None = None) -> None:
+    def renewed(self, user: str, error: FeishuMailError | None = None, fingerprint: str | None = None) -> None:
         """The renewal of a user's token has ended.
 
         Args:
             user: the user's key.
-            error: why the user is closed until the token changes; None: there is a new token.
-            mark: with `error`, what identifies the refused token (not the token itself).
+            error: why the user is suspended until the token changes; None: there is a new token.
+            fingerprint: with `error`, what identifies the refused token (not the token itself).
         """
         if error is None:
             self._renewed(user)
             return
-        closing = self.book.close_user(user, error, mark, self._now())
+        closing = self.store.suspend_user(user, error, fingerprint, self._now())
         if closing is None:
-            self._user_closed(user)
+            self._user_suspended(user)
         else:
-            self._write(self._close_user_later(user, closing))
+            self._write(self._suspend_user_later(user, closing))
 
-    async def _close_user_later(self, user: str, closing: asyncio.Future[None]) -> None:
+    async def _suspend_user_later(self, user: str, closing: asyncio.Future[None]) -> None:
         try:
             await answer_of(closing)
         except BaseException:
             self._renewed(user)
             raise
-        self._user_closed(user)
+        self._user_suspended(user)
 
-    def _user_closed(self, user: str) -> None:
+    def _user_suspended(self, user: str) -> None:
         self._tell_changes(self._now())
-        self._refuse_scope(f"user:{user}", self._now())
+        self._refuse_subject(f"user:{user}", self._now())
         self._renewed(user)
 
     def _renewed(self, user: str) -> None:
-        self._lanes.resume(self._lanes.users[user], self._now())
+        self._lanes.unhold(self._lanes.users[user], self._now())
         self._nudge()
 
     def _write(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -438,65 +447,67 @@ class Scheduler:
         """Wait until all that has ended so far is on record."""
         if self._writing:
             await asyncio.wait(set(self._writing))
-        await self.book.written()
+        await self.store.written()
 
     def obstacle(self, user: str) -> str | None:
         """What keeps a user's drafts from having their turn, in words; None if others just come first."""
-        now, gate = self._now(), self._lanes.users.get(user)
+        now, lock = self._now(), self._lanes.users.get(user)
         with mutex:
-            standing = self._standing
-            limit, pause = standing.budget.limit, standing.pause
-            free, back = standing.budget.free(now), standing.budget.next_at(now)
+            app_state = self._app_state
+            limit, pause = app_state.budget.limit, app_state.pause
+            free, back = app_state.budget.free(now), app_state.budget.next_at(now)
         if pause is not None:
             return pause.reason
         if free <= 0:
             when = f", the next may go in {math.ceil(back - now)} s" if back < math.inf else ""
             return f"all {limit.calls} calls of {limit.per:g} s are made{when}"
-        if gate is not None and gate.cooling > now:
-            return f"the server slows user {user} down for another {math.ceil(gate.cooling - now)} s"
+        if lock is not None and lock.backoff_until > now:
+            return f"the server slows user {user} down for another {math.ceil(lock.backoff_until - now)} s"
         return None
 
     def unreachable_for(self) -> float:
         """Seconds for which nothing has been reachable; 0 while all is well."""
-        since = self._standing.unreachable_since
+        since = self._app_state.unreachable_since
         return 0.0 if since is None else self._now() - since
 
-    # -- closed scopes ---------------------------------------------------------------------------------
+    # -- suspensions ---------------------------------------------------------------------------------
 
-    def refuse(self, ask: Ask, error: FeishuMailError) -> None:
+    def refuse(self, waiter: Waiter, error: FeishuMailError) -> None:
         """End an ask if it waits."""
-        if ask.lane is not None:  # it may have been given up by one who was told before it
-            self.cancel(ask)
-            ask.taker.refused(copy.copy(error))
+        if waiter.lane is not None:  # it may have been given up by one who was told before it
+            self.cancel(waiter)
+            waiter.callbacks.refused(copy.copy(error))
 
-    def _refuse_all(self, error: FeishuMailError, *, gate: Gate | None = None, lasted: float = math.inf) -> None:
-        condemned = self._lanes.condemn(error, gate=gate, lasted=lasted)
+    def _refuse_all(
+        self, error: FeishuMailError, *, lock: CallLock | None = None, lasted: float = math.inf
+    ) -> None:
+        condemned = self._lanes.condemn(error, lock=lock, lasted=lasted)
         self._condemned.append(condemned)
         self.sweep(
             self._refusing(condemned),
-            gate,
+            lock,
             lambda: self._condemned.remove(condemned),
         )
 
     def _refusing(self, condemned: Condemned) -> Iterator[None]:
-        for ask in condemned:
-            if ask is not None:
-                self.refuse(ask, condemned.error)
+        for waiter in condemned:
+            if waiter is not None:
+                self.refuse(waiter, condemned.error)
             yield
 
-    def _refuse_scope(self, scope: str, now: float) -> None:
-        kind, _, key = scope.partition(":")
-        gates = {"user": self._lanes.users, "mailbox": self._lanes.mailboxes}.get(kind)
-        gate = None if gates is None else gates.get(key)
-        refusal = self._refusal(scope, now)
-        if refusal is not None and (gates is None or gate is not None):
-            self._refuse_all(refusal, gate=gate)
+    def _refuse_subject(self, subject: str, now: float) -> None:
+        kind, _, key = subject.partition(":")
+        locks = {"user": self._lanes.users, "mailbox": self._lanes.mailboxes}.get(kind)
+        lock = None if locks is None else locks.get(key)
+        refusal = self._refusal(subject, now)
+        if refusal is not None and (locks is None or lock is not None):
+            self._refuse_all(refusal, lock=lock)
 
-    def refuse_condemned(self, ask: Ask) -> bool:
+    def refuse_condemned(self, waiter: Waiter) -> bool:
         """End an ask now if it waits and a sweep is about to end it; whether that was so."""
         for condemned in self._condemned:
-            if ask in condemned:
-                self.refuse(ask, condemned.error)
+            if waiter in condemned:
+                self.refuse(waiter, condemned.error)
                 return True
         return False
 
@@ -505,87 +516,87 @@ class Scheduler:
     def sweep(
         self,
         steps: Iterator[object],
-        gate: Gate | None = None,
+        lock: CallLock | None = None,
         done: Callable[[], object] = lambda: None,
     ) -> Sweep:
         """End many asks, a few in each pass of the loop. Meanwhile none of them has a turn.
 
         Args:
             steps: ends one, or does as little, whenever it is asked for its next item.
-            gate: what all of them wait for: a user, a mailbox or a stream; None: they have nothing in common, and
+            lock: what all of them wait for: a user, a mailbox or a stream; None: they have nothing in common, and
                 nobody has a turn.
             done: called when all is done.
         """
-        if gate is None:
+        if lock is None:
             self._sweeping += 1
         else:
-            gate.sweeps += 1
+            lock.sweeps += 1
 
         def end() -> None:
             done()
-            if gate is None:
+            if lock is None:
                 self._sweeping -= 1
             else:
-                self._lanes.swept(gate, self._now())
+                self._lanes.swept(lock, self._now())
             self._nudge()
 
         return self._sweeper.start(steps, end)
 
-    def _gone(self, ask: Ask) -> bool:
+    def _gone(self, waiter: Waiter) -> bool:
         """Whether an ask has ended, or may be about to."""
-        return ask.lane is None or self._sweeping > 0 or any(gate.sweeps for gate in ask.lane.gates)
+        return waiter.lane is None or self._sweeping > 0 or any(lock.sweeps for lock in waiter.lane.locks)
 
-    def _refusal(self, scope: str, now: float) -> ScopeClosed | None:
-        """What those are told whose scope this is; None if whoever was told of its closing has reopened it."""
+    def _refusal(self, subject: str, now: float) -> Suspended | None:
+        """What those are told whose scope this is; None if whoever was told of its closing has resumed it."""
         with mutex:
-            return self._standing.refusal(scope, now) if scope in self._standing.closed else None
+            return self._app_state.refusal(subject, now) if subject in self._app_state.suspended else None
 
-    def _closed_for(self, ask: Ask, now: float) -> ScopeClosed | None:
+    def _suspended_for(self, waiter: Waiter, now: float) -> Suspended | None:
         """Why this ask would be skipped; None if nothing that concerns it is closed."""
-        if not self._standing.closed:
+        if not self._app_state.suspended:
             return None
-        scope = self.book.closed(scopes(ask.user, ask.mailbox), now)
+        subject = self.store.suspended(subjects(waiter.user, waiter.mailbox), now)
         self._tell_changes(now)
-        return None if scope is None else self._refusal(scope, now)
+        return None if subject is None else self._refusal(subject, now)
 
-    def refused_mark(self, user: str) -> str | None:
-        """The mark of the token because of which the user is closed; None if that is not so."""
-        closed = self._standing.closed
-        closure = closed.get(f"user:{user}") if closed else None
-        return closure.mark if closure is not None else None
+    def refused_fingerprint(self, user: str) -> str | None:
+        """The mark of the token because of which the user is suspended; None if that is not so."""
+        suspended = self._app_state.suspended
+        entry = suspended.get(f"user:{user}") if suspended else None
+        return entry.fingerprint if entry is not None else None
 
-    def reopen(self, scope: str) -> None:
-        """Let drafts of a closed scope go again; nothing happens if it is not closed.
+    def resume(self, subject: str) -> None:
+        """Let drafts of a suspended subject go again; nothing happens if it is not closed.
 
         Args:
-            scope: "app", "user:NAME" or "mailbox:ADDRESS", as `ScopeClosed.scope` and `snapshot` say.
+            subject: "app", "user:NAME" or "mailbox:ADDRESS", as `Suspended.subject` and `snapshot` say.
 
         Raises:
             ValueError: it is none of the three forms.
         """
-        kind, _, key = scope.partition(":")
-        if scope != APP and (kind not in {"user", "mailbox"} or not key):
-            raise ValueError(f'scope: give "app", "user:NAME" or "mailbox:ADDRESS", not {scope!r}')
+        kind, _, key = subject.partition(":")
+        if subject != APP and (kind not in {"user", "mailbox"} or not key):
+            raise ValueError(f'subject: give "app", "user:NAME" or "mailbox:ADDRESS", not {subject!r}')
         if kind == "mailbox" and not key.startswith(OWN):
-            scope = f"mailbox:{key.casefold()}"
-        self.book.reopen(scope)
+            subject = f"mailbox:{key.casefold()}"
+        self.store.resume(subject)
         self._tell_changes(self._now())
 
     # -- events ----------------------------------------------------------------------------------------
 
     def _tell_changes(self, now: float) -> None:
-        """Tell of pauses and closures that have begun or ended, by whatever and whichever process it was."""
-        standing, told = self._standing, self._told
-        if standing.pauses != told.pauses or (standing.pause is None) != (told.paused_since is None):
-            self._tell_pause(standing, now)
-        if standing.closings != told.closings:
-            self._tell_closures(standing, now)
+        """Tell of pauses and suspensions that have begun or ended, by whatever and whichever process it was."""
+        app_state, told = self._app_state, self._told
+        if app_state.pauses != told.pauses or (app_state.pause is None) != (told.paused_since is None):
+            self._tell_pause(app_state, now)
+        if app_state.suspension_changes != told.suspension_changes:
+            self._tell_suspensions(app_state, now)
 
-    def _tell_pause(self, standing: Standing, now: float) -> None:
+    def _tell_pause(self, app_state: AppState, now: float) -> None:
         told, since, at = self._told, self._told.paused_since, now - self._offset
         with mutex:
-            told.pauses = standing.pauses
-            pause = None if standing.pause is None else copy.copy(standing.pause)
+            told.pauses = app_state.pauses
+            pause = None if app_state.pause is None else copy.copy(app_state.pause)
         if pause is not None:
             if since is None or pause.until > told.paused_until + _SAME:
                 told.paused_since, told.paused_until = now if since is None else since, pause.until
@@ -594,33 +605,35 @@ class Scheduler:
             told.paused_since = None
             self.events.publish(AppResumed(at, self.endpoint, now - since))
 
-    def _tell_closures(self, standing: Standing, now: float) -> None:
-        before, at = self._told.closed, now - self._offset
+    def _tell_suspensions(self, app_state: AppState, now: float) -> None:
+        before, at = self._told.suspended, now - self._offset
         with mutex:
-            closed, news = set(standing.closed), standing.closed_scopes(now, before)
-            self._told.closed, self._told.closings = closed, standing.closings
-        for scope in sorted(before - closed):
-            self.events.publish(ClosureEnded(at, self.endpoint, scope))
+            suspended, news = set(app_state.suspended), app_state.suspensions(now, before)
+            self._told.suspended, self._told.suspension_changes = suspended, app_state.suspension_changes
+        for subject in sorted(before - suspended):
+            self.events.publish(SuspensionEnded(at, self.endpoint, subject))
         for new in news:
-            self.events.publish(ClosureStarted(at, self.endpoint, new.scope, new.seconds, new.until, new.reason))
+            self.events.publish(
+                SuspensionStarted(at, self.endpoint, new.subject, new.seconds, new.until, new.reason)
+            )
 
     # -- the limit, and how things stand ---------------------------------------------------------------
 
     @property
     def limit(self) -> RateLimit:
         """The limit in force."""
-        return self._standing.budget.limit
+        return self._app_state.budget.limit
 
     def at_rest(self) -> bool:
-        """Whether there is nothing to remember: no call that counts, nothing that waits, is paused or closed."""
+        """Tell whether nothing is to be remembered: no call counts, nothing waits, is paused or suspended."""
         now = self._now()
         with mutex:
-            rests = self._standing.at_rest(now)
+            rests = self._app_state.at_rest(now)
         return rests and not self._lanes.any_waiting() and not self._lanes.any_shut(now)
 
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit; the calls of the current window count against the new one."""
-        self.book.set_limit(limit)
+        self.store.set_limit(limit)
         self._nudge()
 
     def snapshot(self) -> Snapshot:
@@ -628,8 +641,8 @@ class Scheduler:
         now = self._now()
         users = self._lanes.users.values()
         with mutex:
-            standing = self._standing
-            budget, pause = standing.budget, standing.pause
+            app_state = self._app_state
+            budget, pause = app_state.budget, app_state.pause
             free = max(0, budget.free(now))
             next_permit = max(0.0, budget.next_at(now) - now)
             return Snapshot(
@@ -640,6 +653,6 @@ class Scheduler:
                 next_permit=next_permit if next_permit < math.inf else None,
                 paused=None if pause is None else max(0.0, pause.until - now),
                 pause_reason=None if pause is None else pause.reason,
-                cooling={user.key: user.cooling - now for user in users if user.cooling > now},
-                closed=standing.closed_scopes(now),
+                cooling={user.key: user.backoff_until - now for user in users if user.backoff_until > now},
+                suspended=app_state.suspensions(now),
             )

@@ -1,6 +1,6 @@
 """How an app stands, and what a call's end changes in that: the rules have their home here.
 
-Pure: the time is handed in. In memory one `Standing` lasts as long as its app. A database ledger reads one from
+Pure: the time is handed in. In memory one `AppState` lasts as long as its app. A database ledger reads one from
 its rows in each transaction, applies the same rules, writes the changes back, and hands it on as what its process
 knows until the next transaction.
 """
@@ -11,20 +11,31 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement
-from feishu_mail_async.codes import Scope, Until, Verdict
-from feishu_mail_async.errors import FeishuMailError, ScopeClosed, without_traceback
+from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
+from feishu_mail_async.errors import FeishuMailError, Suspended, without_traceback
 from feishu_mail_async.model import RateLimit
 
 from .budget import Budget
 
-__all__ = ["APP", "ClosedScope", "Closure", "Delays", "Grant", "Lock", "Pause", "Settled", "Standing", "scopes"]
+__all__ = [
+    "APP",
+    "AppState",
+    "Delays",
+    "Lock",
+    "Pause",
+    "Permit",
+    "Settled",
+    "Suspension",
+    "SuspensionEntry",
+    "subjects",
+]
 
 APP: Final = "app"
-"""The scope that is the whole app."""
+"""The subject that is the whole app."""
 
 _HOUR: Final = 3600.0
 _FEW: Final = 64
-"""Closures that are kept before those are looked for whose time is over."""
+"""Suspensions that are kept before those are looked for whose time is over."""
 _MOST_WINDOWS: Final = 4
 """Windows of the limit that a pause lasts at most: after one all calls are forgotten, whatever a server says."""
 _ALWAYS_BELIEVED: Final = 60.0
@@ -49,17 +60,17 @@ class Lock(Protocol):
     Attributes:
         key: its name.
         open_at: when a call may pass again, after a lost call or a cool-down.
-        cooling: the end of a cool-down alone.
-        strikes: refusals in a row.
+        backoff_until: the end of a cool-down alone.
+        consecutive_refusals: refusals in a row.
     """
 
     key: str
     open_at: float
-    cooling: float
-    strikes: int
+    backoff_until: float
+    consecutive_refusals: int
 
 
-class Grant(NamedTuple):
+class Permit(NamedTuple):
     """What a turn was granted with.
 
     Attributes:
@@ -67,7 +78,7 @@ class Grant(NamedTuple):
         at: when it was granted.
         pauses: how many pauses of the app there had been by then.
         probe: the app is paused, and this call finds out whether it still has to be.
-        doubtful: an earlier call, of this process or another, may have sent the draft without anybody's knowing.
+        in_doubt: an earlier call, of this process or another, may have sent the draft without anybody's knowing.
         good_until: the last moment at which its call may be made, by the loop's clock.
     """
 
@@ -75,7 +86,7 @@ class Grant(NamedTuple):
     at: float
     pauses: int
     probe: bool
-    doubtful: bool = False
+    in_doubt: bool = False
     good_until: float = math.inf
 
 
@@ -102,37 +113,37 @@ class Pause:
 
 
 @dataclass(slots=True)
-class Closure:
-    """A closed scope.
+class SuspensionEntry:
+    """A suspended subject.
 
     Attributes:
-        reason: what closed it.
+        reason: what suspended it.
         until: what ends it.
         ends: when time ends it; infinity if time does not.
-        mark: of the token that was refused, where that closed it.
+        fingerprint: of the token that was refused, where that closed it.
     """
 
     reason: FeishuMailError
-    until: Until
+    until: ResumeWhen
     ends: float
-    mark: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ClosedScope:
-    """A scope whose drafts are skipped.
+class Suspension:
+    """A user, a mailbox or the app, whose drafts are skipped.
 
     Attributes:
-        scope: "app", "user:NAME" or "mailbox:ADDRESS", as `reopen` takes it.
-        reason: what closed it.
-        seconds: until one draft may try again; None if it takes a new token or `reopen`.
+        subject: "app", "user:NAME" or "mailbox:ADDRESS", as `resume` takes it.
+        reason: what suspended it.
+        seconds: until one draft may try again; None if it takes a new token or `resume`.
         until: what ends it.
     """
 
-    scope: str
+    subject: str
     reason: str
     seconds: float | None
-    until: Until
+    until: ResumeWhen
 
 
 class Settled(NamedTuple):
@@ -140,21 +151,21 @@ class Settled(NamedTuple):
 
     Attributes:
         ended: when the call counts as ended, for its permit; None: it never left.
-        closed: the scope that it closed.
+        suspended: the subject that it suspended.
         outage: seconds for which nothing has been reachable, if that is what it found.
     """
 
     ended: float | None
-    closed: str | None
+    suspended: str | None
     outage: float | None
 
 
-def scopes(user: str, mailbox: str) -> tuple[str, str, str]:
+def subjects(user: str, mailbox: str) -> tuple[str, str, str]:
     """What must be open for a call."""
     return APP, f"user:{user}", f"mailbox:{mailbox}"
 
 
-class Standing:
+class AppState:
     """How an app stands.
 
     Args:
@@ -169,20 +180,20 @@ class Standing:
         unreachable_since: when nothing was reachable for the first time; None while all is well.
         unreachable_times: probes that found nothing reachable.
         unreachable_lasted: for how long nothing had been reachable at the last of them.
-        closed: what is closed, by scope.
-        closings: how often that has changed.
-        crowded: closures at which those are dropped whose time is over.
+        suspended: what is suspended, by scope.
+        suspension_changes: how often that has changed.
+        crowded: suspensions at which those are dropped whose time is over.
     """
 
     __slots__ = (
         "budget",
-        "closed",
-        "closings",
         "crowded",
         "last",
         "pause",
         "pauses",
         "smooth_until",
+        "suspended",
+        "suspension_changes",
         "unreachable_lasted",
         "unreachable_since",
         "unreachable_times",
@@ -197,8 +208,8 @@ class Standing:
         self.unreachable_since: float | None = None
         self.unreachable_times = 0
         self.unreachable_lasted = 0.0
-        self.closed: dict[str, Closure] = {}
-        self.closings = 0
+        self.suspended: dict[str, SuspensionEntry] = {}
+        self.suspension_changes = 0
         self.crowded = _FEW
 
     # -- when the next call may go ---------------------------------------------------------------------
@@ -218,20 +229,20 @@ class Standing:
         return max(at, self.budget.next_at(now))
 
     def at_rest(self, now: float) -> bool:
-        """Whether there is nothing to remember: no call that counts, nothing that is paused or closed."""
+        """Whether there is nothing to remember: no call that counts, nothing that is paused or suspended."""
         return (
             self.budget.free(now) >= self.budget.limit.calls
             and self.pause is None
-            # When the app's closure is over, one call has to probe; a user's and a mailbox's just ends.
-            and not any(closure.ends > now or scope == APP for scope, closure in self.closed.items())
+            # When the app's suspension is over, one call has to probe; a user's and a mailbox's just ends.
+            and not any(entry.ends > now or subject == APP for subject, entry in self.suspended.items())
         )
 
-    def grant(self, turn: str, now: float, good_until: float) -> Grant:
+    def permit(self, turn: str, now: float, good_until: float) -> Permit:
         """Count a dispatch that `not_before` allows, of a call that is made until `good_until`."""
         self.budget.take()
         return self.dispatch(turn, now, good_until=good_until)
 
-    def dispatch(self, turn: str, now: float, lapses: float = math.inf, good_until: float = math.inf) -> Grant:
+    def dispatch(self, turn: str, now: float, lapses: float = math.inf, good_until: float = math.inf) -> Permit:
         """Note a dispatch whose permit is counted elsewhere.
 
         Args:
@@ -243,13 +254,13 @@ class Standing:
         self.last = now
         if self.pause is not None:
             self.pause.probe, self.pause.probe_lapses = turn, lapses
-        return Grant(turn, now, self.pauses, self.pause is not None, good_until=good_until)
+        return Permit(turn, now, self.pauses, self.pause is not None, good_until=good_until)
 
     # -- the end of a call -----------------------------------------------------------------------------
 
     def end(  # noqa: PLR0917 - one for each thing concerned
         self,
-        grant: Grant,
+        permit: Permit,
         judgement: Judgement,
         delays: Delays,
         now: float,
@@ -259,21 +270,21 @@ class Standing:
         renewing: bool,
     ) -> Settled:
         """A call has ended whose permit is counted here; the parameters are those of `settle`."""
-        settled = self.settle(grant, judgement, delays, now, user, mailbox, renewing=renewing)
+        settled = self.settle(permit, judgement, delays, now, user, mailbox, renewing=renewing)
         if settled.ended is None:
             self.budget.refund()
         else:
             self.budget.ended(settled.ended)
         return settled
 
-    def refund(self, grant: Grant) -> None:
+    def refund(self, permit: Permit) -> None:
         """No call was made in the turn of this grant, whose permit is counted here."""
         self.budget.refund()
-        self.give_back(grant.turn)
+        self.give_back(permit.turn)
 
     def settle(  # noqa: PLR0917 - one for each thing concerned
         self,
-        grant: Grant,
+        permit: Permit,
         judgement: Judgement,
         delays: Delays,
         now: float,
@@ -282,29 +293,29 @@ class Standing:
         *,
         renewing: bool,
     ) -> Settled:
-        """A call has ended: say who waits and what is closed. The permit is the caller's business.
+        """A call has ended: say who waits and what is suspended. The permit is the caller's business.
 
         Args:
-            grant: the grant of its turn.
+            permit: the grant of its turn.
             judgement: what the call means.
             delays: how long those wait who wait.
             now: the time.
             user: the lock of its user.
             mailbox: the lock of its mailbox.
-            renewing: the user's token was refused and is being renewed; nothing is closed for that yet.
+            renewing: the user's token was refused and is being renewed; nothing is suspended for that yet.
         """
         ended: float | None = now
         if judgement.end is CallEnd.NEVER_LEFT:
             ended = None
         elif judgement.end is CallEnd.LOST:
             ended = self.lost(now, user, mailbox)
-        outage = self._settle_app(grant, judgement, delays, now)
+        outage = self._settle_app(permit, judgement, delays, now)
         _settle_user(user, judgement, delays, now)
-        closed = None
+        suspended = None
         if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:
-            closed = _scope(judgement.scope, user, mailbox)
-            self.close(closed, judgement.error, judgement.until, now)
-        return Settled(ended, closed, outage)
+            suspended = _subject(judgement.subject, user, mailbox)
+            self.suspend(suspended, judgement.error, judgement.until, now)
+        return Settled(ended, suspended, outage)
 
     def lost(self, at: float, user: Lock, mailbox: Lock) -> float:
         """When a call counts as ended that ended without an answer; until then its locks are shut."""
@@ -319,15 +330,15 @@ class Standing:
         if self.pause is not None and self.pause.probe == turn:
             self.pause.probe = None
 
-    def _settle_app(self, grant: Grant, judgement: Judgement, delays: Delays, now: float) -> float | None:
-        self.give_back(grant.turn)
+    def _settle_app(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
+        self.give_back(permit.turn)
         # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
-        answered = judgement.end is CallEnd.ANSWERED and grant.probe and grant.pauses == self.pauses
+        answered = judgement.end is CallEnd.ANSWERED and permit.probe and permit.pauses == self.pauses
         if answered:
             self.unreachable_since, self.unreachable_times = None, 0
-        if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.APP:
+        if judgement.verdict is Verdict.RETRY and judgement.subject is Subject.APP:
             if judgement.end is CallEnd.NEVER_LEFT:
-                return self._unreachable(grant, judgement, delays, now)
+                return self._unreachable(permit, judgement, delays, now)
             per = self.budget.limit.per
             longest = max(_MOST_WINDOWS * per, _ALWAYS_BELIEVED)
             seconds = per if judgement.pause is None else min(judgement.pause, longest)
@@ -345,10 +356,10 @@ class Standing:
         elif until >= self.pause.until:
             self.pause.until, self.pause.reason = until, reason
 
-    def _unreachable(self, grant: Grant, judgement: Judgement, delays: Delays, now: float) -> float | None:
-        if self.unreachable_since is not None and grant.pauses != self.pauses:
+    def _unreachable(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
+        if self.unreachable_since is not None and permit.pauses != self.pauses:
             return None  # made before the pause: it tells nothing new
-        unwatched = self.pause is not None and grant.at > self.pause.until + _UNWATCHED
+        unwatched = self.pause is not None and permit.at > self.pause.until + _UNWATCHED
         if self.unreachable_since is None or unwatched:
             self.unreachable_since, self.unreachable_times = now, 0
         lasted = self.unreachable_lasted = now - self.unreachable_since
@@ -356,84 +367,93 @@ class Standing:
         self.pause_app(now + delays.outage(self.unreachable_times, lasted), str(judgement.error))
         return lasted
 
-    # -- closed scopes ---------------------------------------------------------------------------------
+    # -- suspensions ---------------------------------------------------------------------------------
 
-    def close(
-        self, scope: str, reason: FeishuMailError | None, until: Until, now: float, mark: str | None = None
+    def suspend(
+        self,
+        subject: str,
+        reason: FeishuMailError | None,
+        until: ResumeWhen,
+        now: float,
+        fingerprint: str | None = None,
     ) -> None:
-        """Close a scope."""
-        if len(self.closed) >= self.crowded:
-            self.lapse([*self.closed], now)  # of users and mailboxes that nobody asks for any more
-            self.crowded = max(_FEW, 2 * len(self.closed))
+        """Suspend a subject."""
+        if len(self.suspended) >= self.crowded:
+            self.lapse([*self.suspended], now)  # of users and mailboxes that nobody asks for any more
+            self.crowded = max(_FEW, 2 * len(self.suspended))
         # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
-        kept = FeishuMailError(f"{scope} is closed") if reason is None else without_traceback(reason)
-        self.closings += 1
-        self.closed[scope] = Closure(kept, until, now + _HOUR if until is Until.HOUR else math.inf, mark)
+        kept = FeishuMailError(f"{subject} is suspended") if reason is None else without_traceback(reason)
+        self.suspension_changes += 1
+        self.suspended[subject] = SuspensionEntry(
+            kept, until, now + _HOUR if until is ResumeWhen.HOUR else math.inf, fingerprint
+        )
 
     def lapse(self, names: Iterable[str], now: float) -> None:
-        """Drop those of these closures whose time is over.
+        """Drop those of these suspensions whose time is over.
 
         A user's calls go one at a time, so the next one is the probe; the app's do not.
         """
-        for scope in names:
-            closure = self.closed.get(scope)
-            if closure is not None and closure.ends <= now:
-                self.reopen(scope)
-                if scope == APP:
-                    self.pause_app(now, str(closure.reason))
+        for subject in names:
+            entry = self.suspended.get(subject)
+            if entry is not None and entry.ends <= now:
+                self.resume(subject)
+                if subject == APP:
+                    self.pause_app(now, str(entry.reason))
 
-    def reopen(self, scope: str) -> None:
-        """Reopen a scope; nothing happens if it is not closed."""
-        if self.closed.pop(scope, None) is not None:
-            self.closings += 1
+    def resume(self, subject: str) -> None:
+        """Resume a subject; nothing happens if it is not suspended."""
+        if self.suspended.pop(subject, None) is not None:
+            self.suspension_changes += 1
 
-    def closed_of(self, names: Iterable[str], now: float) -> str | None:
-        """The first of these scopes that is closed."""
-        for scope in names:
-            closure = self.closed.get(scope)
-            if closure is not None and closure.ends > now:
-                return scope
+    def suspended_of(self, names: Iterable[str], now: float) -> str | None:
+        """The first of these subjects that is suspended."""
+        for subject in names:
+            entry = self.suspended.get(subject)
+            if entry is not None and entry.ends > now:
+                return subject
         return None
 
-    def closed_scopes(self, now: float, told: Container[str] = ()) -> tuple[ClosedScope, ...]:
-        """What is closed, as people are told, but for those scopes that have been `told`."""
+    def suspensions(self, now: float, told: Container[str] = ()) -> tuple[Suspension, ...]:
+        """What is suspended, as people are told, but for those subjects that have been `told`."""
         return tuple(
-            ClosedScope(
-                scope,
-                str(closure.reason),
-                None if closure.ends == math.inf else closure.ends - now,
-                closure.until,
+            Suspension(
+                subject,
+                str(entry.reason),
+                None if entry.ends == math.inf else entry.ends - now,
+                entry.until,
             )
-            for scope, closure in self.closed.items()
-            if closure.ends > now and scope not in told
+            for subject, entry in self.suspended.items()
+            if entry.ends > now and subject not in told
         )
 
-    def refusal(self, scope: str, now: float) -> ScopeClosed:
-        """What those are told whose calls a closed scope keeps from being made."""
-        closure = self.closed[scope]
-        left = None if closure.ends == math.inf else max(0.0, closure.ends - now)
-        ends = f"until {closure.until}" if left is None else f"for another {left:.0f} s"
-        error = ScopeClosed(
-            f"not attempted: {scope} is closed {ends}, because of: {closure.reason}", scope=scope, until=left
+    def refusal(self, subject: str, now: float) -> Suspended:
+        """What those are told whose calls a suspended subject keeps from being made."""
+        entry = self.suspended[subject]
+        left = None if entry.ends == math.inf else max(0.0, entry.ends - now)
+        ends = f"until {entry.until}" if left is None else f"for another {left:.0f} s"
+        error = Suspended(
+            f"not attempted: {subject} is suspended {ends}, because of: {entry.reason}",
+            subject=subject,
+            until=left,
         )
-        error.__cause__ = closure.reason
+        error.__cause__ = entry.reason
         return error
 
 
 def _settle_user(user: Lock, judgement: Judgement, delays: Delays, now: float) -> None:
-    if judgement.verdict is Verdict.RETRY and judgement.scope is Scope.USER:
-        user.strikes += 1
-        user.cooling = now + delays.backoff(user.strikes)
-        user.open_at = max(user.open_at, user.cooling)
+    if judgement.verdict is Verdict.RETRY and judgement.subject is Subject.USER:
+        user.consecutive_refusals += 1
+        user.backoff_until = now + delays.backoff(user.consecutive_refusals)
+        user.open_at = max(user.open_at, user.backoff_until)
     elif judgement.sent:
-        user.strikes = 0
+        user.consecutive_refusals = 0
 
 
-def _scope(scope: Scope, user: Lock, mailbox: Lock) -> str:
-    match scope:
-        case Scope.USER:
+def _subject(subject: Subject, user: Lock, mailbox: Lock) -> str:
+    match subject:
+        case Subject.USER:
             return f"user:{user.key}"
-        case Scope.MAILBOX:
+        case Subject.MAILBOX:
             return f"mailbox:{mailbox.key}"
         case _:
             return APP

@@ -12,12 +12,12 @@ from feishu_mail_async.errors import FeishuMailError, LedgerError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 
 from .record import DraftKey, Record
-from .state import Delays, Grant, Settled, Standing
+from .state import AppState, Delays, Permit, Settled
 
 if TYPE_CHECKING:
-    from .lanes import Ask, Turn
+    from .lanes import Turn, Waiter
 
-__all__ = ["SLACK", "Book", "Later", "Shut", "Taken", "answer_of", "mutex", "of"]
+__all__ = ["SLACK", "Later", "Offer", "SchedulerStore", "Shut", "answer_of", "mutex", "of"]
 
 T = TypeVar("T")
 
@@ -60,17 +60,17 @@ class Shut(NamedTuple):
         kind: "user" or "mailbox".
         key: its key.
         until: when to look again; infinity: when the book tells of a change.
-        cooling: the end of its cool-down.
+        backoff_until: the end of its cool-down.
     """
 
     kind: str
     key: str
     until: float
-    cooling: float
+    backoff_until: float
 
 
 @dataclass(slots=True)
-class Taken:
+class Offer:
     """What came of offering asks for a turn.
 
     Attributes:
@@ -80,26 +80,26 @@ class Taken:
         shut: what calls of other processes or loops keep shut.
     """
 
-    granted: "tuple[Ask, Grant] | None" = None
-    recorded: "list[tuple[Ask, Record]]" = field(default_factory=list)
-    refused: "list[tuple[Ask, RecordRefused]]" = field(default_factory=list)
+    granted: "tuple[Waiter, Permit] | None" = None
+    recorded: "list[tuple[Waiter, Record]]" = field(default_factory=list)
+    refused: "list[tuple[Waiter, RecordRefused]]" = field(default_factory=list)
     shut: list[Shut] = field(default_factory=list)
 
 
-class Book(Protocol):
-    """The permits, locks, pauses, closures and drafts of one app.
+class SchedulerStore(Protocol):
+    """The permits, locks, pauses, suspensions and drafts of one app.
 
     Times are seconds of the running loop's clock and the offset that `join` tells. What a method changes it
-    changes in `standing` too, at the latest when its answer is there; one that has nothing to wait for answers at
+    changes in `app_state` too, at the latest when its answer is there; one that has nothing to wait for answers at
     once.
 
     Attributes:
-        standing: how the app stands, as far as this process knows; read under `mutex`, but for single numbers.
+        app_state: how the app stands, as far as this process knows; read under `mutex`, but for single numbers.
         shared: whether other processes, or a later one, see what this one does.
         most: asks worth offering at once.
     """
 
-    standing: Standing
+    app_state: AppState
     shared: bool
     most: int
 
@@ -118,7 +118,7 @@ class Book(Protocol):
     def look_again(self, now: float) -> float:
         """When to look again, at the latest, if nothing is told before."""
 
-    def take(self, asks: "Sequence[Ask]", now: float) -> Later[Taken]:
+    def take(self, waiters: "Sequence[Waiter]", now: float) -> Later[Offer]:
         """Take a permit, the locks and the intent to send for the first of these asks that may go."""
 
     def settle(
@@ -126,23 +126,23 @@ class Book(Protocol):
     ) -> Later[Settled]:
         """The call of a turn has ended; see `Standing.settle`. The draft's record says what came of it."""
 
-    def give_back(self, grant: Grant) -> Later[None]:
+    def give_back(self, permit: Permit) -> Later[None]:
         """No call was made in the turn of this grant."""
 
-    def close_user(self, user: str, error: FeishuMailError, mark: str | None, now: float) -> Later[None]:
+    def suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, now: float) -> Later[None]:
         """A user's token was refused for good: close the user until the token changes."""
 
-    def closed(self, names: Sequence[str], now: float) -> str | None:
+    def suspended(self, names: Sequence[str], now: float) -> str | None:
         """The first of these scopes that is closed."""
 
-    def reopen(self, scope: str) -> None:
-        """Reopen a scope."""
+    def resume(self, subject: str) -> None:
+        """Resume a subject."""
 
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit."""
 
-    def recall(self, keys: Sequence[DraftKey]) -> Later[Mapping[DraftKey, Record | RecordRefused]]:
-        """What is known of these drafts, if anything is, or why nothing can be; and what is closed of theirs."""
+    def records(self, keys: Sequence[DraftKey]) -> Later[Mapping[DraftKey, Record | RecordRefused]]:
+        """Look up what is known of these drafts, or why nothing can be; and what is suspended of theirs."""
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
         """A draft has ended without being sent, for all that is known."""

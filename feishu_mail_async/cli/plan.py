@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from feishu_mail_async._text import escape
-from feishu_mail_async.codes import Until
+from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import Draft
 
@@ -146,8 +146,8 @@ def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -
 
 async def _sent_before(account: Account, ledger: str, drafts: Sequence[Draft]) -> int:
     async with account.client(ledger=ledger) as client:
-        records = await client.recall(drafts)
-        for closed in client.snapshot().closed:
-            if closed.until is Until.REOPEN:
-                client.reopen(closed.scope)
+        records = await client.records(drafts)
+        for suspended in client.snapshot().suspended:
+            if suspended.until is ResumeWhen.RESUMED:
+                client.resume(suspended.subject)
     return sum(record is not None and record.state.settled for record in records)

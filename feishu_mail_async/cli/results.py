@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async._text import escape
-from feishu_mail_async.errors import ApiError, decisive
+from feishu_mail_async.errors import ApiError, root_cause
 
 from .cells import protect
 from .problems import CannotStart, WrongUsage
@@ -59,7 +59,7 @@ def make_row(outcome: Outcome) -> dict[str, Any]:
         row |= {"message_id": result.message_id, "thread_id": result.thread_id}
         row |= {"attempts": result.attempts, "log_id": result.log_id}
     if error is not None:
-        decided = decisive(error)
+        decided = root_cause(error)
         row |= {"attempts": error.attempts, "log_id": log_id(error), "error": brief(error)}
         row |= {"advice": advise(error) or None, "code": decided.code if isinstance(decided, ApiError) else None}
     return row

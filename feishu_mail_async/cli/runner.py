@@ -77,7 +77,7 @@ async def _as_known(sends: Sequence[asyncio.Future[Outcome]]) -> AsyncIterator[O
     waiting = set(sends)
     while waiting:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        # What closed a scope comes before what is skipped because of it.
+        # What suspended a subject comes before what is skipped because of it.
         outcomes = [send.result() for send in sends if send in done]
         for outcome in sorted(outcomes, key=lambda outcome: outcome.status is OutcomeStatus.SKIPPED):
             yield outcome

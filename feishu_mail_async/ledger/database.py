@@ -1,7 +1,7 @@
 """A database that a ledger lies in: its connections, its transactions, its time.
 
 Every change is one transaction, in which the app's row is locked first: so what a turn depends on, permits, locks,
-pauses and closures, is looked at and changed by one process at a time, and rows are never locked in two orders.
+pauses and suspensions, is looked at and changed by one process at a time, and rows are never locked in two orders.
 What may pass is waited out here, on new connections, for those who use it.
 """
 

@@ -85,8 +85,8 @@ class Jumps:
         ended = sa.case((permit.ended.is_not(None), now), else_=None)
         changes: list[tuple[sa.Table, dict[str, Any]]] = [
             (schema.permit, {"ended": ended, "lapses": later(permit.lapses)}),
-            (schema.lock, {name: later(lock[name]) for name in ("lapses", "open_at", "cooling")}),
-            (schema.closure, {"ends": later(schema.closure.c.ends)}),
+            (schema.lock, {name: later(lock[name]) for name in ("lapses", "open_at", "backoff_until")}),
+            (schema.suspension, {"ends": later(schema.suspension.c.ends)}),
             (schema.token, {"lease_lapses": later(schema.token.c.lease_lapses)}),
         ]
         for table, values in changes:

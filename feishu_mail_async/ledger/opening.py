@@ -6,7 +6,7 @@ from typing import Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from feishu_mail_async._auth.store import TokenStore
-from feishu_mail_async._scheduling.store import Book
+from feishu_mail_async._scheduling.store import SchedulerStore
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.model import RateLimit
 
@@ -26,7 +26,7 @@ _SCHEME: Final = re.compile(r"([a-z0-9+]+)://")
 class Ledger(Protocol):
     """A home of permits, locks, drafts and tokens that outlives a process."""
 
-    def book(self, base_url: str, app: str, limit: RateLimit) -> Book:
+    def store(self, base_url: str, app: str, limit: RateLimit) -> SchedulerStore:
         """The book of one app. Nothing is opened before it is used."""
 
     def tokens(self, base_url: str, app: str) -> TokenStore:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from feishu_mail_async._scheduling.state import ClosedScope
+from feishu_mail_async._scheduling.state import Suspension
 from feishu_mail_async.model import RateLimit
 
 __all__ = ["Overview"]
@@ -20,7 +20,7 @@ class Overview:
         next_permit: seconds until a permit is free; 0: now.
         paused: seconds until the next probe while the whole app is paused; else None.
         pause_reason: why it is paused.
-        closed: what is closed, why and until when.
+        suspended: what is suspended, why and until when.
     """
 
     drafts: dict[str, int]
@@ -30,4 +30,4 @@ class Overview:
     next_permit: float
     paused: float | None
     pause_reason: str | None
-    closed: tuple[ClosedScope, ...]
+    suspended: tuple[Suspension, ...]

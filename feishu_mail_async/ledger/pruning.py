@@ -60,7 +60,7 @@ async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts:
     Returns:
         whether there may be more of them.
     """
-    lock, closure, draft = schema.lock.c, schema.closure.c, schema.draft.c
+    lock, suspension, draft = schema.lock.c, schema.suspension.c, schema.draft.c
     long_ago = now - _DAY
     found = [
         await _drop(
@@ -70,9 +70,13 @@ async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts:
             lock.lapses < long_ago,
             sa.func.coalesce(lock.open_at, lock.lapses) < long_ago,
         ),
-        # When the app's own closure is over, one call has to probe: it goes as that call is made.
+        # When the app's own suspension is over, one call has to probe: it goes as that call is made.
         await _drop(
-            connection, schema.closure, closure.app_id == app_id, closure.ends < now, closure.scope != APP
+            connection,
+            schema.suspension,
+            suspension.app_id == app_id,
+            suspension.ends < now,
+            suspension.subject != APP,
         ),
     ]
     if drafts:
@@ -83,7 +87,7 @@ async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts:
                 draft.app_id == app_id,
                 draft.state.in_(_ENDED),
                 draft.changed < wall_clock() - _KEPT,
-                draft.doubtful.is_(False),
+                draft.in_doubt.is_(False),
             )
         )
     return max(found) == _STEP

@@ -1,4 +1,4 @@
-"""Errors as a database keeps them: what closed a scope is told in other processes too."""
+"""Errors as a database keeps them: what suspended a subject is told in other processes too."""
 
 import json
 from typing import Any

@@ -7,7 +7,18 @@ from sqlalchemy.types import TypeDecorator
 
 from .texts import stored
 
-__all__ = ["VERSION", "app", "closure", "draft", "draft_by_state", "lock", "metadata", "permit", "schema", "token"]
+__all__ = [
+    "VERSION",
+    "app",
+    "draft",
+    "draft_by_state",
+    "lock",
+    "metadata",
+    "permit",
+    "schema",
+    "suspension",
+    "token",
+]
 
 VERSION: Final = 1
 """Of the schema. A change of a table needs another one, and the steps that lead there."""
@@ -86,18 +97,18 @@ lock: Final = _table(
     Column("taken", Double, nullable=False),
     Column("lapses", Double, nullable=False),
     Column("open_at", Double),
-    Column("cooling", Double),
-    Column("strikes", Integer, nullable=False),
+    Column("cooling", Double, key="backoff_until"),
+    Column("strikes", Integer, nullable=False, key="consecutive_refusals"),
 )
 
-closure: Final = _table(
+suspension: Final = _table(
     "closure",
     _of_app(),
-    Column("scope", Key, primary_key=True),
+    Column("scope", Key, primary_key=True, key="subject"),
     Column("reason", Text, nullable=False),
     Column("until", Text, nullable=False),
     Column("ends", Double),
-    Column("mark", Text),
+    Column("mark", Text, key="fingerprint"),
 )
 
 draft: Final = _table(
@@ -107,7 +118,7 @@ draft: Final = _table(
     Column("mailbox_key", Key, primary_key=True),
     Column("draft_id", Key, primary_key=True),
     Column("state", Text, nullable=False),
-    Column("doubtful", Boolean, nullable=False),
+    Column("doubtful", Boolean, nullable=False, key="in_doubt"),
     Column("turn", Text, index=True),
     Column("calls", Integer, nullable=False),
     Column("message_id", Text),

@@ -16,7 +16,7 @@ from feishu_mail_async.model import RateLimit
 from . import schema
 from .database import Database
 from .overview import Overview
-from .sqlstore import SqlBook, limit_of, permits_of, standing_of
+from .sqlstore import SqlStore, app_state_of, limit_of, permits_of
 from .sqltokens import SqlTokens
 
 __all__ = ["SqlLedger"]
@@ -42,7 +42,7 @@ class SqlLedger:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._closing: asyncio.Future[None] | None = None
-        self._books: WeakSet[SqlBook] = WeakSet()
+        self._stores: WeakSet[SqlStore] = WeakSet()
 
     @property
     def where(self) -> str:
@@ -54,11 +54,11 @@ class SqlLedger:
         """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
         return self.database.caution
 
-    def book(self, base_url: str, app: str, limit: RateLimit) -> SqlBook:
+    def store(self, base_url: str, app: str, limit: RateLimit) -> SqlStore:
         """The book of one app. Nothing is opened before it is used."""
-        book = SqlBook(self.database, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
-        self._books.add(book)
-        return book
+        store = SqlStore(self.database, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
+        self._stores.add(store)
+        return store
 
     def tokens(self, base_url: str, app: str) -> SqlTokens:
         """The tokens of one app's users."""
@@ -94,12 +94,12 @@ class SqlLedger:
         states = await connection.execute(
             sa.select(draft.state, sa.func.count()).where(draft.app_id == row.id).group_by(draft.state)
         )
-        standing = await standing_of(connection, row)
-        budget = standing.budget
+        app_state = await app_state_of(connection, row)
+        budget = app_state.budget
         permits = await permits_of(connection, row.id)
         budget.load(0, [permit.end for permit in permits])
         in_use = budget.limit.calls - budget.free(now)
-        pause = standing.pause
+        pause = app_state.pause
         return Overview(
             drafts={str(row[0]): int(row[1]) for row in states},
             limit=limit_of(row),
@@ -108,7 +108,7 @@ class SqlLedger:
             next_permit=max(0.0, budget.next_at(now) - now),
             paused=None if pause is None else max(0.0, pause.until - now),
             pause_reason=None if pause is None else pause.reason,
-            closed=standing.closed_scopes(now),
+            suspended=app_state.suspensions(now),
         )
 
     async def close(self) -> None:
@@ -126,8 +126,8 @@ class SqlLedger:
             self._closing = None
 
     async def _close(self) -> None:
-        for book in list(self._books):
-            await book.abandon()
+        for store in list(self._stores):
+            await store.abandon()
         await self.database.close()
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 What a turn needs is taken in one transaction, and its call's end is written in another:
 
     take     permit, user's and mailbox's lock, the intent to send --> the call
-    settle   the permit comes back, the locks open, what waits or is closed, the draft's outcome
+    settle   the permit comes back, the locks open, what waits or is suspended, the draft's outcome
 
 Each names its turn, so that doing it twice does it once: a commit whose answer was lost is safe. A process that
 dies leaves a lease behind, which lapses when its call cannot arrive any more.
@@ -26,13 +26,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from feishu_mail_async._api.protocol import CallEnd, Judgement
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.budget import Budget
-from feishu_mail_async._scheduling.lanes import Ask, Turn
+from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record
-from feishu_mail_async._scheduling.state import APP, Closure, Delays, Grant, Pause, Settled, Standing, scopes
-from feishu_mail_async._scheduling.store import SLACK, Shut, Taken
+from feishu_mail_async._scheduling.state import (
+    APP,
+    AppState,
+    Delays,
+    Pause,
+    Permit,
+    Settled,
+    SuspensionEntry,
+    subjects,
+)
+from feishu_mail_async._scheduling.store import SLACK, Offer, Shut
 from feishu_mail_async._tasks import look_at, start_task
-from feishu_mail_async.codes import Until, Verdict
-from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, RecordRefused, decisive
+from feishu_mail_async.codes import ResumeWhen, Verdict
+from feishu_mail_async.errors import ApiError, FeishuMailError, LedgerError, RecordRefused, root_cause
 from feishu_mail_async.model import OutcomeStatus, Priority, RateLimit
 
 from . import reasons, schema
@@ -41,12 +50,12 @@ from .lookup import rows_of
 from .pruning import prune
 from .texts import stored
 
-__all__ = ["PermitRow", "SqlBook", "limit_of", "permits_of", "standing_of"]
+__all__ = ["PermitRow", "SqlStore", "app_state_of", "limit_of", "permits_of"]
 
 T = TypeVar("T")
 
 _Notes = dict[DraftKey, tuple[OutcomeStatus, FeishuMailError]]
-_Recalled = Mapping[DraftKey, Record | RecordRefused]
+_Found = Mapping[DraftKey, Record | RecordRefused]
 
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
@@ -73,28 +82,35 @@ def limit_of(row: sa.Row[Any]) -> RateLimit:
     return RateLimit(**{name: getattr(row, name) for name in _LIMIT})
 
 
-async def standing_of(
+_STORED: Final = {ResumeWhen.HOUR: "HOUR", ResumeWhen.TOKEN: "TOKEN", ResumeWhen.RESUMED: "REOPEN"}
+"""What ends a suspension, as schema 1 has it."""
+_RESUMED_BY: Final = {text: when for when, text in _STORED.items()}
+
+
+async def app_state_of(
     connection: AsyncConnection, row: sa.Row[Any], names: Iterable[str] | None = None
-) -> Standing:
-    """How an app stands, by its row; of the closures those of these scopes, or all. The permits are not in it."""
-    standing = Standing(limit_of(row))
-    standing.last = _or_never(row.last)
-    standing.pauses = row.pauses
+) -> AppState:
+    """Read an app's state from its row, with the suspensions of these subjects, or all; permits are not in it."""
+    app_state = AppState(limit_of(row))
+    app_state.last = _or_never(row.last)
+    app_state.pauses = row.pauses
     if row.pause_until is not None:
         lapses = math.inf if row.probe_lapses is None else row.probe_lapses
-        standing.pause = Pause(row.pause_until, row.pause_reason, row.probe, lapses)
-    standing.smooth_until = _or_never(row.smooth_until)
-    standing.unreachable_since, standing.unreachable_times = row.unreachable_since, row.unreachable_times
-    closure = schema.closure.c
-    query = sa.select(schema.closure).where(closure.app_id == row.id)
+        app_state.pause = Pause(row.pause_until, row.pause_reason, row.probe, lapses)
+    app_state.smooth_until = _or_never(row.smooth_until)
+    app_state.unreachable_since, app_state.unreachable_times = row.unreachable_since, row.unreachable_times
+    suspension = schema.suspension.c
+    query = sa.select(schema.suspension).where(suspension.app_id == row.id)
     asked = {} if names is None else {stored(name): name for name in names}
     if names is not None:
-        query = query.where(closure.scope.in_(list(asked)))
+        query = query.where(suspension.subject.in_(list(asked)))
     for found in await connection.execute(query):
         ends = math.inf if found.ends is None else found.ends
-        scope = asked.get(found.scope, found.scope)
-        standing.closed[scope] = Closure(reasons.load(found.reason), Until[found.until], ends, found.mark)
-    return standing
+        subject = asked.get(found.subject, found.subject)
+        app_state.suspended[subject] = SuspensionEntry(
+            reasons.load(found.reason), _RESUMED_BY[found.until], ends, found.fingerprint
+        )
+    return app_state
 
 
 @dataclass(slots=True)
@@ -107,8 +123,8 @@ class _LockRow:
     taken: float = -math.inf
     lapses: float = -math.inf
     open_at: float = -math.inf
-    cooling: float = -math.inf
-    strikes: int = 0
+    backoff_until: float = -math.inf
+    consecutive_refusals: int = 0
 
     def free_at(self, now: float) -> float:
         """When to look again; `now` or earlier if it is free."""
@@ -118,7 +134,7 @@ class _LockRow:
 
     def at_rest(self, now: float) -> bool:
         """Whether there is nothing to remember of it, so that it needs no row."""
-        return self.turn is None and not self.strikes and max(self.open_at, self.cooling) <= now
+        return self.turn is None and not self.consecutive_refusals and max(self.open_at, self.backoff_until) <= now
 
 
 @dataclass(slots=True)
@@ -151,22 +167,22 @@ class _Transaction:
         connection: the database's.
         app_id: the app's row.
         now: the ledger's time.
-        standing: how the app stands; what is changed in it is written back.
+        app_state: how the app stands; what is changed in it is written back.
         permits: the calls that the window still holds, once they are loaded.
         began: the loop's time when the ledger's was read, or a little before.
     """
 
     def __init__(
-        self, connection: AsyncConnection, row: sa.Row[Any], now: float, began: float, standing: Standing
+        self, connection: AsyncConnection, row: sa.Row[Any], now: float, began: float, app_state: AppState
     ) -> None:
         self.connection = connection
         self.app_id: int = row.id
         self.now = now
         self.began = began
-        self.standing = standing
+        self.app_state = app_state
         self.permits: list[PermitRow] | None = None
-        self._before = _columns(standing)
-        self._closed_before = dict(standing.closed)
+        self._before = _columns(app_state)
+        self._suspended_before = dict(app_state.suspended)
 
     async def run(self, statement: sa.Executable, values: Any = None) -> sa.CursorResult[Any]:
         result: sa.CursorResult[Any] = await self.connection.execute(statement, values)
@@ -174,14 +190,14 @@ class _Transaction:
 
     async def load_permits(self) -> list[PermitRow]:
         """The calls that the window still holds; those that it does not are dropped."""
-        limit = self.standing.budget.limit
+        limit = self.app_state.budget.limit
         found = await permits_of(self.connection, self.app_id)
         begins = self.now - limit.per - limit.margin
         self.permits = [row for row in found if row.end > begins]
         if len(self.permits) < len(found):
             gone = [row.turn for row in found if row.end <= begins]
             await self.run(sa.delete(schema.permit).where(schema.permit.c.turn.in_(gone)))
-        self.standing.budget.load(0, [row.end for row in self.permits])
+        self.app_state.budget.load(0, [row.end for row in self.permits])
         return self.permits
 
     async def locks(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _LockRow]:
@@ -196,8 +212,8 @@ class _Transaction:
                 row.taken,
                 row.lapses,
                 _or_never(row.open_at),
-                _or_never(row.cooling),
-                row.strikes,
+                _or_never(row.backoff_until),
+                row.consecutive_refusals,
             )
         return wanted
 
@@ -211,7 +227,7 @@ class _Transaction:
                 row.thread_id,
                 row.log_id,
                 row.calls,
-                row.doubtful,
+                row.in_doubt,
                 row.error,
             )
             for row in await rows_of(self.connection, schema.draft, self.app_id, asked)
@@ -227,40 +243,44 @@ class _Transaction:
             .where(draft.c.turn == turn, draft.c.state == DraftState.IN_FLIGHT)
             .values(state=DraftState.WAITING, turn=None, calls=draft.c.calls - 1)
         )
-        self.standing.give_back(turn)
+        self.app_state.give_back(turn)
 
     async def write_back(self) -> None:
         """Write what has changed in the standing."""
-        after = _columns(self.standing)
+        after = _columns(self.app_state)
         changed = {name: value for name, value in after.items() if value != self._before[name]}
         if changed:
             await self.run(sa.update(schema.app).where(schema.app.c.id == self.app_id).values(changed))
-        closure = schema.closure
-        gone = [scope for scope in self._closed_before if scope not in self.standing.closed]
+        suspension = schema.suspension
+        gone = [subject for subject in self._suspended_before if subject not in self.app_state.suspended]
         new = {
-            scope: one for scope, one in self.standing.closed.items() if self._closed_before.get(scope) is not one
+            subject: one
+            for subject, one in self.app_state.suspended.items()
+            if self._suspended_before.get(subject) is not one
         }
         if gone or new:
             await self.run(
-                sa.delete(closure).where(closure.c.app_id == self.app_id, closure.c.scope.in_([*gone, *new]))
+                sa.delete(suspension).where(
+                    suspension.c.app_id == self.app_id, suspension.c.subject.in_([*gone, *new])
+                )
             )
         if new:
             rows = [
                 {
                     "app_id": self.app_id,
-                    "scope": scope,
+                    "subject": subject,
                     "reason": reasons.dump(one.reason),
-                    "until": one.until.name,
+                    "until": _STORED[one.until],
                     "ends": None if one.ends == math.inf else one.ends,
-                    "mark": one.mark,
+                    "fingerprint": one.fingerprint,
                 }
-                for scope, one in new.items()
+                for subject, one in new.items()
             ]
-            await self.run(sa.insert(closure), rows)
+            await self.run(sa.insert(suspension), rows)
 
 
-class SqlBook:
-    """The book of one app on a database; see `Book` for what its methods do.
+class SqlStore:
+    """The book of one app on a database; see `SchedulerStore` for what its methods do.
 
     Args:
         ledger: the database.
@@ -274,7 +294,7 @@ class SqlBook:
     most = 20
 
     def __init__(self, database: Database, base_url: str, app: str, limit: RateLimit, holder: str) -> None:
-        self.standing = Standing(limit)
+        self.app_state = AppState(limit)
         self._database = database
         self._base_url = base_url
         self._app = app
@@ -285,11 +305,11 @@ class SqlBook:
         self._live: set[str] = set()
         # Turns of which it is not known whether they were taken: whatever they hold is freed first.
         self._orphans: set[str] = set()
-        self._reopened: set[str] = set()
+        self._resumed: set[str] = set()
         self._notes: _Notes = OrderedDict()  # the first are taken out again and again
         self._noting: asyncio.Task[None] | None = None
         self._tidy_at: float | None = None
-        self._recalling: tuple[list[DraftKey], asyncio.Task[_Recalled]] | None = None
+        self._looking_up: tuple[list[DraftKey], asyncio.Task[_Found]] | None = None
 
     def join(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> float:  # noqa: ARG002
         return 0.0
@@ -299,29 +319,29 @@ class SqlBook:
 
     # -- turns -----------------------------------------------------------------------------------------
 
-    def take(self, asks: Sequence[Ask], now: float) -> asyncio.Future[Taken]:  # noqa: ARG002
-        return self._spawn(self._take(asks))
+    def take(self, waiters: Sequence[Waiter], now: float) -> asyncio.Future[Offer]:  # noqa: ARG002
+        return self._spawn(self._take(waiters))
 
-    async def _take(self, asks: Sequence[Ask]) -> Taken:
-        taken = Taken()
+    async def _take(self, waiters: Sequence[Waiter]) -> Offer:
+        taken = Offer()
 
-        async def take(some: Sequence[Ask]) -> None:
+        async def take(some: Sequence[Waiter]) -> None:
             if taken.granted is None:
                 found = await self._take_of(some)
                 taken.granted = found.granted
                 taken.recorded += found.recorded
                 taken.shut += found.shut
 
-        for ask, error in await self._apart(asks, take):
-            taken.refused.append((ask, _refused(ask.draft_id, error)))
+        for waiter, error in await self._apart(waiters, take):
+            taken.refused.append((waiter, _refused(waiter.draft_id, error)))
         return taken
 
-    async def _take_of(self, asks: Sequence[Ask]) -> Taken:
-        names = _scopes_of(asks)
+    async def _take_of(self, waiters: Sequence[Waiter]) -> Offer:
+        names = _subjects_of(waiters)
         turn = uuid.uuid4().hex
 
-        async def take(transaction: _Transaction) -> Taken:
-            return await self._choose(transaction, asks, turn)
+        async def take(transaction: _Transaction) -> Offer:
+            return await self._choose(transaction, waiters, turn)
 
         def failed() -> None:
             nonlocal turn
@@ -335,50 +355,60 @@ class SqlBook:
             failed()
             raise
         shift = _loop_time() - now
-        taken.shut = [Shut(kind, key, until + shift, cooling + shift) for kind, key, until, cooling in taken.shut]
+        taken.shut = [
+            Shut(kind, key, until + shift, backoff_until + shift) for kind, key, until, backoff_until in taken.shut
+        ]
         return taken
 
-    async def _choose(self, transaction: _Transaction, asks: Sequence[Ask], turn: str) -> Taken:
-        standing, now = transaction.standing, transaction.now
+    async def _choose(self, transaction: _Transaction, waiters: Sequence[Waiter], turn: str) -> Offer:
+        app_state, now = transaction.app_state, transaction.now
         await transaction.load_permits()
-        keys = [DraftKey(ask.user, ask.mailbox, ask.draft_id) for ask in asks if ask.draft_id is not None]
+        keys = [
+            DraftKey(waiter.user, waiter.mailbox, waiter.draft_id)
+            for waiter in waiters
+            if waiter.draft_id is not None
+        ]
         records = await transaction.drafts(keys)
         locks = await transaction.locks(
-            pair for ask in asks for pair in (("user", ask.user), ("mailbox", ask.mailbox))
+            pair for waiter in waiters for pair in (("user", waiter.user), ("mailbox", waiter.mailbox))
         )
-        taken = Taken()
-        may_go = standing.not_before(now) <= now
-        reserved = standing.budget.free(now) <= standing.budget.limit.reserve
-        for ask in asks:
-            record = None if ask.draft_id is None else records.get(DraftKey(ask.user, ask.mailbox, ask.draft_id))
+        taken = Offer()
+        may_go = app_state.not_before(now) <= now
+        reserved = app_state.budget.free(now) <= app_state.budget.limit.reserve
+        for waiter in waiters:
+            record = (
+                None
+                if waiter.draft_id is None
+                else records.get(DraftKey(waiter.user, waiter.mailbox, waiter.draft_id))
+            )
             if record is not None and record.state.settled:
-                taken.recorded.append((ask, record))
+                taken.recorded.append((waiter, record))
                 continue
-            if standing.closed_of(scopes(ask.user, ask.mailbox), now) is not None:
+            if app_state.suspended_of(subjects(waiter.user, waiter.mailbox), now) is not None:
                 continue
-            pair = locks["user", ask.user], locks["mailbox", ask.mailbox]
+            pair = locks["user", waiter.user], locks["mailbox", waiter.mailbox]
             shut = [
-                Shut(lock.kind, lock.key, until, lock.cooling)
+                Shut(lock.kind, lock.key, until, lock.backoff_until)
                 for lock in pair
                 if (until := lock.free_at(now)) > now
             ]
             taken.shut += shut
-            urgent = ask.priority is Priority.INTERACTIVE
+            urgent = waiter.priority is Priority.INTERACTIVE
             if not shut and may_go and taken.granted is None and (urgent or not reserved):
-                taken.granted = ask, await self._grant(transaction, ask, turn, pair, record)
+                taken.granted = waiter, await self._grant(transaction, waiter, turn, pair, record)
         return taken
 
     async def _grant(
         self,
         transaction: _Transaction,
-        ask: Ask,
+        waiter: Waiter,
         turn: str,
         locks: tuple[_LockRow, _LockRow],
         record: Record | None,
-    ) -> Grant:
+    ) -> Permit:
         now = transaction.now
-        lapses = now + ask.timeout + transaction.standing.budget.limit.grace + SLACK
-        grant = transaction.standing.dispatch(turn, now, lapses)
+        lapses = now + waiter.timeout + transaction.app_state.budget.limit.grace + SLACK
+        permit = transaction.app_state.dispatch(turn, now, lapses)
         row = {"turn": turn, "app_id": transaction.app_id, "holder": self._holder, "taken": now, "lapses": lapses}
         await transaction.run(sa.insert(schema.permit), row)
         if transaction.permits is not None:
@@ -387,21 +417,21 @@ class SqlBook:
         for lock in locks:
             lock.turn, lock.taken, lock.lapses = turn, now, lapses
         await self._write_locks(transaction, locks)
-        doubtful = False
-        if ask.draft_id is not None:
-            doubtful = record is not None and record.uncertain
+        in_doubt = False
+        if waiter.draft_id is not None:
+            in_doubt = record is not None and record.maybe_sent
             await self._write_draft(
                 transaction,
-                DraftKey(ask.user, ask.mailbox, ask.draft_id),
+                DraftKey(waiter.user, waiter.mailbox, waiter.draft_id),
                 {
                     "state": DraftState.IN_FLIGHT,
-                    "doubtful": doubtful,
+                    "in_doubt": in_doubt,
                     "turn": turn,
                     "calls": (0 if record is None else record.calls) + 1,
                 },
             )
         began = transaction.began
-        return grant._replace(at=began, doubtful=doubtful, good_until=began + SLACK)
+        return permit._replace(at=began, in_doubt=in_doubt, good_until=began + SLACK)
 
     def settle(
         self,
@@ -417,9 +447,9 @@ class SqlBook:
     async def _settle(
         self, turn: Turn, judgement: Judgement, delays: Delays, at: float, *, renewing: bool
     ) -> Settled:
-        name = turn.grant.turn
+        name = turn.permit.turn
         locks: tuple[_LockRow, _LockRow] | None = None
-        recording = turn.ask.draft_id is not None
+        recording = turn.waiter.draft_id is not None
 
         async def settle(transaction: _Transaction) -> Settled:
             nonlocal locks
@@ -430,24 +460,30 @@ class SqlBook:
                 await self._write_outcome(transaction, turn, judgement, renewing=renewing)
             return settled
 
-        names = scopes(turn.user.key, turn.mailbox.key)
+        names = subjects(turn.user.key, turn.mailbox.key)
         try:
             try:
                 settled, now = await self._transact(settle, names)
             except RecordRefused as error:
-                _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
+                _log.error("%s; what became of draft %s is not on record", error, turn.waiter.draft_id)
                 recording = False  # what its call held comes back all the same: others wait for it
                 settled, now = await self._transact(settle, names)
         except LedgerError as error:
             # The call is over and its outcome is true all the same; the lease keeps what it held until it lapses.
-            _log.error("%s; what became of draft %s is not on record", error, turn.ask.draft_id)
-            return self.standing.end(turn.grant, judgement, delays, at, turn.user, turn.mailbox, renewing=renewing)
+            _log.error("%s; what became of draft %s is not on record", error, turn.waiter.draft_id)
+            return self.app_state.end(
+                turn.permit, judgement, delays, at, turn.user, turn.mailbox, renewing=renewing
+            )
         finally:
             self._live.discard(name)
         shift = _loop_time() - now
         assert locks is not None
         for gate, lock in zip((turn.user, turn.mailbox), locks, strict=True):
-            gate.open_at, gate.cooling, gate.strikes = lock.open_at + shift, lock.cooling + shift, lock.strikes
+            gate.open_at, gate.backoff_until, gate.consecutive_refusals = (
+                lock.open_at + shift,
+                lock.backoff_until + shift,
+                lock.consecutive_refusals,
+            )
         self._tidy_soon()
         return settled
 
@@ -461,22 +497,22 @@ class SqlBook:
         *,
         renewing: bool,
     ) -> tuple[Settled, tuple[_LockRow, _LockRow]]:
-        name = turn.grant.turn
+        name = turn.permit.turn
         found = await transaction.locks([("user", turn.user.key), ("mailbox", turn.mailbox.key)])
         locks = found["user", turn.user.key], found["mailbox", turn.mailbox.key]
         permits = await transaction.load_permits()
         row = next((one for one in permits if one.turn == name), None)
         if row is not None and row.ended is not None:
             return Settled(row.ended, None, None), locks  # done before, by a commit whose answer was lost
-        grant = turn.grant._replace(at=now if row is None else row.taken)
-        settled = transaction.standing.settle(grant, judgement, delays, now, *locks, renewing=renewing)
-        permit = schema.permit
+        permit = turn.permit._replace(at=now if row is None else row.taken)
+        settled = transaction.app_state.settle(permit, judgement, delays, now, *locks, renewing=renewing)
+        table = schema.permit
         if row is not None and settled.ended is None:
             permits.remove(row)
-            await transaction.run(sa.delete(permit).where(permit.c.turn == name))
+            await transaction.run(sa.delete(table).where(table.c.turn == name))
         elif row is not None:
             row.ended = settled.ended
-            await transaction.run(sa.update(permit).where(permit.c.turn == name).values(ended=settled.ended))
+            await transaction.run(sa.update(table).where(table.c.turn == name).values(ended=settled.ended))
         for lock in locks:
             if lock.turn == name:
                 lock.turn = None
@@ -488,29 +524,29 @@ class SqlBook:
     ) -> None:
         """What a call has made of its draft."""
         draft = schema.draft
-        doubtful = not judgement.sent and (turn.grant.doubtful or not judgement.conclusive)
-        values: dict[str, Any] = {"turn": None, "doubtful": doubtful, "log_id": judgement.log_id}
+        in_doubt = not judgement.sent and (turn.permit.in_doubt or not judgement.conclusive)
+        values: dict[str, Any] = {"turn": None, "in_doubt": in_doubt, "log_id": judgement.log_id}
         if judgement.sent:
             state = DraftState.SENT if judgement.verdict is Verdict.SENT else DraftState.ALREADY_SENT
             values |= {name: judgement.text(name) for name in ("message_id", "thread_id")}
             values |= {"code": None, "error": None}
         elif judgement.verdict is Verdict.FATAL and not renewing:
-            state = DraftState.UNKNOWN if doubtful else DraftState.FAILED
+            state = DraftState.UNKNOWN if in_doubt else DraftState.FAILED
         else:
             state = DraftState.WAITING
         if judgement.error is not None:
             values |= _told(judgement.error)
         if judgement.end is CallEnd.NEVER_LEFT:
             values["calls"] = draft.c.calls - 1
-        mine = draft.c.turn == turn.grant.turn
+        mine = draft.c.turn == turn.permit.turn
         await transaction.run(sa.update(draft).where(mine).values(state=state, changed=wall_clock(), **values))
 
-    def give_back(self, grant: Grant) -> asyncio.Future[None]:
-        return self._spawn(self._give_back(grant))
+    def give_back(self, permit: Permit) -> asyncio.Future[None]:
+        return self._spawn(self._give_back(permit))
 
-    async def _give_back(self, grant: Grant) -> None:
-        self._orphans.add(grant.turn)
-        self._live.discard(grant.turn)
+    async def _give_back(self, permit: Permit) -> None:
+        self._orphans.add(permit.turn)
+        self._live.discard(permit.turn)
 
         async def look(transaction: _Transaction) -> None:
             await transaction.load_permits()  # what is freed is one of them
@@ -518,35 +554,37 @@ class SqlBook:
         try:
             await self._transact(look, ())
         except LedgerError:  # it is freed later, or lapses
-            self.standing.refund(grant)
+            self.app_state.refund(permit)
 
-    # -- closed scopes, and the limit ------------------------------------------------------------------
+    # -- suspensions, and the limit ------------------------------------------------------------------
 
-    def close_user(self, user: str, error: FeishuMailError, mark: str | None, now: float) -> asyncio.Future[None]:
-        return self._spawn(self._close_user(user, error, mark, now))
+    def suspend_user(
+        self, user: str, error: FeishuMailError, fingerprint: str | None, now: float
+    ) -> asyncio.Future[None]:
+        return self._spawn(self._suspend_user(user, error, fingerprint, now))
 
-    async def _close_user(self, user: str, error: FeishuMailError, mark: str | None, at: float) -> None:
-        scope = f"user:{user}"
+    async def _suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, at: float) -> None:
+        subject = f"user:{user}"
 
         async def close(transaction: _Transaction) -> None:
-            transaction.standing.close(scope, error, Until.TOKEN, transaction.now, mark)
+            transaction.app_state.suspend(subject, error, ResumeWhen.TOKEN, transaction.now, fingerprint)
 
         try:
-            await self._transact(close, (scope,))
+            await self._transact(close, (subject,))
         except LedgerError as failed:
-            _log.error("%s; other processes do not hear that user %s is closed", failed, user)
-            self.standing.close(scope, error, Until.TOKEN, at, mark)
+            _log.error("%s; other processes do not hear that user %s is suspended", failed, user)
+            self.app_state.suspend(subject, error, ResumeWhen.TOKEN, at, fingerprint)
 
-    def closed(self, names: Sequence[str], now: float) -> str | None:
-        return self.standing.closed_of(names, now)
+    def suspended(self, names: Sequence[str], now: float) -> str | None:
+        return self.app_state.suspended_of(names, now)
 
-    def reopen(self, scope: str) -> None:
-        self.standing.reopen(scope)
-        self._reopened.add(scope)
+    def resume(self, subject: str) -> None:
+        self.app_state.resume(subject)
+        self._resumed.add(subject)
         self._spawn(self._write_soon())
 
     def set_limit(self, limit: RateLimit) -> None:
-        self.standing.budget.limit = limit
+        self.app_state.budget.limit = limit
         self._new_limit = limit
         self._spawn(self._write_soon())
 
@@ -558,30 +596,30 @@ class SqlBook:
 
     # -- drafts ----------------------------------------------------------------------------------------
 
-    def recall(self, keys: Sequence[DraftKey]) -> asyncio.Future[_Recalled]:
+    def records(self, keys: Sequence[DraftKey]) -> asyncio.Future[_Found]:
         """All that is asked before the ledger has been looked at is looked up in one go."""
-        gathering = self._recalling
+        gathering = self._looking_up
         if gathering is None or gathering[1].done() or len(gathering[0]) >= _RECALLED:
             wanted: list[DraftKey] = []
-            gathering = self._recalling = wanted, self._spawn(self._recall(wanted))
+            gathering = self._looking_up = wanted, self._spawn(self._look_up(wanted))
         gathering[0].extend(keys)
         return gathering[1]
 
-    async def _recall(self, wanted: list[DraftKey]) -> _Recalled:
+    async def _look_up(self, wanted: list[DraftKey]) -> _Found:
         known: dict[DraftKey, Record | RecordRefused] = {}
 
         async def look_up(keys: Sequence[DraftKey]) -> None:
             async def read(transaction: _Transaction) -> Mapping[DraftKey, Record]:
                 return await transaction.drafts(keys)
 
-            records, _ = await self._transact(read, _scopes_of(keys))
+            records, _ = await self._transact(read, _subjects_of(keys))
             known.update(records)
 
         if self._noting is not None and not self._noting.done():  # what has ended before is on record before
             await asyncio.wait([self._noting])
         async with self._one_at_a_time:
-            if self._recalling is not None and self._recalling[0] is wanted:
-                self._recalling = None
+            if self._looking_up is not None and self._looking_up[0] is wanted:
+                self._looking_up = None
         for key, error in await self._apart(wanted, look_up):
             known[key] = _refused(key.draft_id, error)
         self._tidy_soon()
@@ -622,7 +660,7 @@ class SqlBook:
                 "mailbox_key": key.mailbox,
                 "draft_id": key.draft_id,
                 "state": status.value,
-                "doubtful": status is OutcomeStatus.UNKNOWN,
+                "in_doubt": status is OutcomeStatus.UNKNOWN,
                 "calls": error.attempts,
                 "changed": wall_clock(),
                 **_told(error),
@@ -632,7 +670,7 @@ class SqlBook:
         draft = schema.draft.c
         statement = self._database.insert(schema.draft)
         new = {name: statement.excluded[name] for name in ("state", "changed", "error", "code")}
-        new["doubtful"] = sa.or_(draft.doubtful, statement.excluded.doubtful)
+        new["in_doubt"] = sa.or_(draft.in_doubt, statement.excluded.in_doubt)
         # Not as a list: a statement for many rows cannot hold one.
         unsettled = sa.and_(*(draft.state != state.value for state in (*_SETTLED, DraftState.IN_FLIGHT)))
         await transaction.run(
@@ -707,36 +745,36 @@ class SqlBook:
 
         Args:
             work: what to do.
-            names: the scopes whose closures it needs.
+            names: the scopes whose suspensions it needs.
             failed: see `Database.transact`.
 
         Returns:
             what the work returned, and the ledger's time.
         """
         async with self._one_at_a_time:
-            orphans, reopened, limit = set(self._orphans), set(self._reopened), self._new_limit
-            wanted = {*names, *reopened}
+            orphans, resumed, limit = set(self._orphans), set(self._resumed), self._new_limit
+            wanted = {*names, *resumed}
 
             async def transaction(connection: AsyncConnection) -> tuple[T, _Transaction]:
                 begun = await self._begin(connection, wanted, limit)
                 for turn in orphans | self._orphans:
                     await begun.free(turn)
-                if reopened:
+                if resumed:
                     await begun.run(
-                        sa.delete(schema.closure).where(
-                            schema.closure.c.app_id == begun.app_id, schema.closure.c.scope.in_(reopened)
+                        sa.delete(schema.suspension).where(
+                            schema.suspension.c.app_id == begun.app_id, schema.suspension.c.subject.in_(resumed)
                         )
                     )
-                    for scope in reopened:
-                        begun.standing.reopen(scope)
-                begun.standing.lapse(wanted, begun.now)
+                    for subject in resumed:
+                        begun.app_state.resume(subject)
+                begun.app_state.lapse(wanted, begun.now)
                 done = await work(begun)
                 await begun.write_back()
                 return done, begun
 
             done, begun = await self._database.transact(transaction, failed)
             self._orphans -= orphans
-            self._reopened -= reopened
+            self._resumed -= resumed
             if self._new_limit is limit:
                 self._new_limit = None
             self._adopt(begun, wanted)
@@ -744,7 +782,9 @@ class SqlBook:
 
     async def _begin(self, connection: AsyncConnection, names: set[str], limit: RateLimit | None) -> _Transaction:
         app = schema.app
-        row = await self._database.hold(connection, self._base_url, self._app, limit or self.standing.budget.limit)
+        row = await self._database.hold(
+            connection, self._base_url, self._app, limit or self.app_state.budget.limit
+        )
         if limit is not None and limit != limit_of(row):
             changed = sa.update(app).where(app.c.id == row.id).values(dataclasses.asdict(limit)).returning(app)
             row = (await connection.execute(changed)).one()
@@ -752,7 +792,7 @@ class SqlBook:
         now = await self._database.now(connection)
         if await self._database.jumps.correct(connection, row.id, now):
             row = (await connection.execute(sa.select(app).where(app.c.id == row.id))).one()
-        return _Transaction(connection, row, now, began, await standing_of(connection, row, names))
+        return _Transaction(connection, row, now, began, await app_state_of(connection, row, names))
 
     def _adopt(self, begun: _Transaction, names: set[str]) -> None:
         """What this process knows is what the transaction has found, in the time of the loop's clock.
@@ -761,7 +801,7 @@ class SqlBook:
         their end is heard.
         """
         shift = _loop_time() - begun.now
-        known, found = self.standing, begun.standing
+        known, found = self.app_state, begun.app_state
         found.last = max(found.last + shift, known.last)
         found.smooth_until += shift
         if found.unreachable_since is not None:
@@ -773,22 +813,22 @@ class SqlBook:
             if pause.probe is not None and pause.probe not in self._live:
                 lapses = _look_again(found.last, pause.probe_lapses + shift, begun.now + shift)
             pause.probe_lapses = lapses
-        for closure in found.closed.values():
-            closure.ends += shift
+        for suspension in found.suspended.values():
+            suspension.ends += shift
         now = begun.now + shift
         others = {
-            scope: one
-            for scope, one in known.closed.items()
-            if scope not in names and (one.ends > now or scope == APP)
+            subject: one
+            for subject, one in known.suspended.items()
+            if subject not in names and (one.ends > now or subject == APP)
         }
-        found.closed = others | found.closed
-        found.closings = known.closings + (found.closed.keys() != known.closed.keys())
+        found.suspended = others | found.suspended
+        found.suspension_changes = known.suspension_changes + (found.suspended.keys() != known.suspended.keys())
         if begun.permits is not None:
             self._adopt_permits(begun.permits, found.budget, begun.now, shift)
         else:
             known.budget.limit = found.budget.limit
             found.budget = known.budget
-        self.standing = found
+        self.app_state = found
 
     def _adopt_permits(self, permits: list[PermitRow], budget: Budget, now: float, shift: float) -> None:
         window = budget.limit.per + budget.limit.margin
@@ -825,14 +865,15 @@ class SqlBook:
                 "taken": lock.taken,
                 "lapses": lock.lapses,
                 "open_at": _or_null(lock.open_at),
-                "cooling": _or_null(lock.cooling),
-                "strikes": lock.strikes,
+                "backoff_until": _or_null(lock.backoff_until),
+                "consecutive_refusals": lock.consecutive_refusals,
             }
             for lock in locks
         ]
         statement = self._database.insert(schema.lock)
         new = {
-            name: statement.excluded[name] for name in ("turn", "taken", "lapses", "open_at", "cooling", "strikes")
+            name: statement.excluded[name]
+            for name in ("turn", "taken", "lapses", "open_at", "backoff_until", "consecutive_refusals")
         }
         keys = ["app_id", "kind", "key"]
         await transaction.run(statement.on_conflict_do_update(index_elements=keys, set_=new), rows)
@@ -878,9 +919,9 @@ def _refused(draft_id: str | None, error: RecordRefused) -> RecordRefused:
     return refused
 
 
-def _scopes_of(wanted: Iterable[Ask | DraftKey]) -> set[str]:
+def _subjects_of(wanted: Iterable[Waiter | DraftKey]) -> set[str]:
     """All that must be open for one of these."""
-    return {name for one in wanted for name in scopes(one.user, one.mailbox)}
+    return {name for one in wanted for name in subjects(one.user, one.mailbox)}
 
 
 def _loop_time() -> float:
@@ -893,23 +934,23 @@ def _look_again(since: float, until: float, now: float) -> float:
 
 
 def _told(error: FeishuMailError) -> dict[str, Any]:
-    decided = decisive(error)
+    decided = root_cause(error)
     code = decided.code if isinstance(decided, ApiError) and abs(decided.code) <= _LARGEST_CODE else None
     return {"error": str(error), "code": code}
 
 
-def _columns(standing: Standing) -> dict[str, Any]:
-    pause = standing.pause
+def _columns(app_state: AppState) -> dict[str, Any]:
+    pause = app_state.pause
     return {
-        "last": _or_null(standing.last),
-        "pauses": standing.pauses,
+        "last": _or_null(app_state.last),
+        "pauses": app_state.pauses,
         "pause_until": None if pause is None else pause.until,
         "pause_reason": None if pause is None else pause.reason,
         "probe": None if pause is None else pause.probe,
         "probe_lapses": None if pause is None or pause.probe is None else _or_null(pause.probe_lapses),
-        "smooth_until": _or_null(standing.smooth_until),
-        "unreachable_since": standing.unreachable_since,
-        "unreachable_times": standing.unreachable_times,
+        "smooth_until": _or_null(app_state.smooth_until),
+        "unreachable_since": app_state.unreachable_since,
+        "unreachable_times": app_state.unreachable_times,
     }
 
 

@@ -17,8 +17,8 @@ from urllib.parse import parse_qs
 
 from feishu_mail_async import codes
 
+from .calllog import SEND, CallLog
 from .faults import Reply, refusal, success
-from .ledger import SEND, Ledger
 from .paths import Call
 from .world import Mailbox, StoredDraft, User, World
 
@@ -59,7 +59,7 @@ class Endpoints:
         ledger: where what was sent is counted.
     """
 
-    def __init__(self, world: World, ledger: Ledger) -> None:
+    def __init__(self, world: World, ledger: CallLog) -> None:
         self._world = world
         self._ledger = ledger
         self._timers: dict[str, asyncio.TimerHandle] = {}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from feishu_mail_async import codes
 
+from .calllog import SEND, Arrival, CallLog
 from .endpoints import Case, Effect, Endpoints, now
 from .faults import LIMIT_HEADER, RESET_HEADER, Fault, Kind, Reply, refusal
-from .ledger import SEND, Arrival, Ledger
 from .oauth import OAuth
 from .paths import Call
 from .window import RateWindow, Window, make_window
@@ -91,7 +91,7 @@ class Judge:
     """
 
     def __init__(
-        self, *, world: World, oauth: OAuth, ledger: Ledger, endpoints: Endpoints, window: RateWindow, calls: int
+        self, *, world: World, oauth: OAuth, ledger: CallLog, endpoints: Endpoints, window: RateWindow, calls: int
     ) -> None:
         self._world = world
         self._oauth = oauth

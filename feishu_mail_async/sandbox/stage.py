@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .calllog import Arrival, CallLog
 from .endpoints import Endpoints, now
 from .faults import Fault
 from .judge import Judge
-from .ledger import Arrival, Ledger
 from .oauth import OAuth, refuse
 from .window import Window, make_window
 from .world import ALL_SCOPES, World
@@ -52,7 +52,7 @@ class Stage:
     ) -> None:
         self._tokens: dict[str, str] = {}
         self._token_script: deque[str | Fault] = deque()
-        self.ledger = Ledger(per)
+        self.ledger = CallLog(per)
         self._world = World(seed, daily_quota)
         self._endpoints = Endpoints(self._world, self.ledger)
         self._oauth = OAuth(self._world, client_id, client_secret, expires_in, self.ledger.refreshes, auto_approve)

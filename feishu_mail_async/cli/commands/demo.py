@@ -22,7 +22,7 @@ from feishu_mail_async.cli.runner import Run, run_drafts
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed
 from feishu_mail_async.model import OutcomeStatus, RateLimit, RetryPolicy
-from feishu_mail_async.sandbox import Ledger, Sandbox
+from feishu_mail_async.sandbox import CallLog, Sandbox
 
 from .demo_scene import FEWEST, Scene, mistakes, set_scene
 from .sandbox import describe_ledger
@@ -105,7 +105,7 @@ def _introduce(out: Console, drafts: int, users: int, limit: RateLimit) -> None:
     out.file.flush()
 
 
-def _conclude(out: Console, scene: Scene, run: Run, ledger: Ledger, limit: RateLimit) -> int:
+def _conclude(out: Console, scene: Scene, run: Run, ledger: CallLog, limit: RateLimit) -> int:
     out.print()
     out.print("What became of the drafts", style="bold")
     print_rows(out, _outcomes(run.outcomes))
@@ -145,7 +145,7 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Iterator[tuple[Text, str]]:
         yield Text(name_status(status), style=style), f"{len(those)}: {told}" if told else str(len(those))
 
 
-def _server(ledger: Ledger, limit: RateLimit) -> Iterator[tuple[Text, str]]:
+def _server(ledger: CallLog, limit: RateLimit) -> Iterator[tuple[Text, str]]:
     limited = codes.named("FrequencyLimited").number
     scripted = sum(call.scripted and call.code == limited for call in ledger.sends)
     yield from describe_ledger(ledger, limit)

@@ -8,7 +8,7 @@ from typing import Final
 
 from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.model import Draft, OutcomeStatus, RateLimit
-from feishu_mail_async.sandbox import Fault, Ledger, Sandbox
+from feishu_mail_async.sandbox import CallLog, Fault, Sandbox
 
 __all__ = ["FEWEST", "Scene", "mistakes", "set_scene"]
 
@@ -108,7 +108,7 @@ def set_scene(sandbox: Sandbox, count: int, *, seed: int, attempts: int, pause: 
 
 
 def mistakes(
-    scene: Scene, outcomes: Iterable[Outcome], ledger: Ledger, limit: RateLimit, *, whole: bool
+    scene: Scene, outcomes: Iterable[Outcome], ledger: CallLog, limit: RateLimit, *, whole: bool
 ) -> list[str]:
     """What did not go as it should, by the sandbox's own record; nothing is taken from what the client says.
 

@@ -15,7 +15,7 @@ from feishu_mail_async._auth.refresh import RefreshingTokens
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.lanes import mailbox_key
-from feishu_mail_async._scheduling.state import scopes
+from feishu_mail_async._scheduling.state import subjects
 from feishu_mail_async._text import escape
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.cli.account import UNNAMED, Account, read_account
@@ -37,9 +37,9 @@ from feishu_mail_async.cli.options import (
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart
 from feishu_mail_async.cli.render.console import console, print_hanging
 from feishu_mail_async.cli.render.estimate import name_limit
-from feishu_mail_async.cli.render.wording import explain, moment, name_scope, span
+from feishu_mail_async.cli.render.wording import explain, moment, name_subject, span
 from feishu_mail_async.cli.state_dir import find_ledger
-from feishu_mail_async.codes import Until
+from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import (
     AccessDenied,
     BadReply,
@@ -203,14 +203,14 @@ def _look_at_permits(findings: _Findings, overview: Overview, account: Account, 
         told.append(f"the next call can go in {span(max(1, overview.next_permit))}")
     if overview.paused is not None:
         told.append(f"the server has asked for a pause, next try in {span(max(1, overview.paused))}")
-    mine = {stored(scope) for scope in scopes(user, mailbox_key(user, mailbox))}
-    closed = [scope for scope in overview.closed if scope.scope in mine and scope.until is not Until.TOKEN]
-    for scope in closed:
+    mine = {stored(subject) for subject in subjects(user, mailbox_key(user, mailbox))}
+    suspended = [one for one in overview.suspended if one.subject in mine and one.until is not ResumeWhen.TOKEN]
+    for one in suspended:
         again = "the next command tries it again"
-        if scope.seconds is not None:
-            again = f"it may go again in {span(max(1, scope.seconds))}"
-        told.append(f"{name_scope(scope.scope)} is closed ({scope.reason}): {again}")
-    say = findings.problem if any(scope.until is Until.HOUR for scope in closed) else findings.ok
+        if one.seconds is not None:
+            again = f"it may go again in {span(max(1, one.seconds))}"
+        told.append(f"{name_subject(one.subject)} is suspended ({one.reason}): {again}")
+    say = findings.problem if any(one.until is ResumeWhen.HOUR for one in suspended) else findings.ok
     say("permits", "; ".join(told))
 
 

@@ -19,7 +19,7 @@ from feishu_mail_async.cli.problems import CannotStart, WrongUsage
 from feishu_mail_async.cli.render.console import console, print_rows
 from feishu_mail_async.cli.render.wording import count
 from feishu_mail_async.model import RateLimit
-from feishu_mail_async.sandbox import Ledger, Sandbox, Window
+from feishu_mail_async.sandbox import CallLog, Sandbox, Window
 from feishu_mail_async.sandbox.control import CONTROL
 from feishu_mail_async.sandbox.guard import TOKEN_HEADER
 from feishu_mail_async.sandbox.process import read_latency
@@ -172,7 +172,7 @@ def _print_start(
     sys.stdout.flush()
 
 
-def describe_ledger(ledger: Ledger, limit: RateLimit) -> list[tuple[Text, str]]:
+def describe_ledger(ledger: CallLog, limit: RateLimit) -> list[tuple[Text, str]]:
     """What the sandbox saw, in the words of a person: rows of what and how much."""
     rows = {
         "send calls": len(ledger.sends),

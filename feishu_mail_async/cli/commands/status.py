@@ -26,7 +26,7 @@ from feishu_mail_async.cli.options import (
 from feishu_mail_async.cli.problems import CannotStart
 from feishu_mail_async.cli.render.console import STYLES, console, print_rows
 from feishu_mail_async.cli.render.estimate import duration, name_limit
-from feishu_mail_async.cli.render.wording import count, name_scope, name_status, span
+from feishu_mail_async.cli.render.wording import count, name_status, name_subject, span
 from feishu_mail_async.cli.state_dir import default_ledger, may_be_there
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import Overview, check_url, open_ledger
@@ -142,12 +142,12 @@ def _print(out: Console, told: _App) -> None:
     out.print(Text(escape(f"{told.app} at {told.base_url}")), style="bold", soft_wrap=True)
     rows = [(Text("queued"), str(told.queued)), (Text("running"), str(told.running))]
     rows += [(Text(name_status(kind), style=STYLES[kind]), str(number)) for kind, number in _counts(told)]
-    rows += [(Text(what), text) for what, text in _standing(told)]
+    rows += [(Text(what), text) for what, text in _app_state(told)]
     print_rows(out, rows)
     out.file.flush()
 
 
-def _standing(told: _App) -> Iterator[tuple[str, str]]:
+def _app_state(told: _App) -> Iterator[tuple[str, str]]:
     overview = told.overview
     if overview is None:
         return
@@ -156,8 +156,8 @@ def _standing(told: _App) -> Iterator[tuple[str, str]]:
     yield "permits", f"{overview.in_use} of {limit.calls} in use{under_way} ({name_limit(limit)})"
     if overview.paused is not None:
         yield "paused", escape(f"next try in {span(max(1, overview.paused))}: {overview.pause_reason or ''}")
-    for closed in overview.closed:
-        yield "closed", escape(f"{name_scope(closed.scope)}: {closed.reason}")
+    for suspended in overview.suspended:
+        yield "suspended", escape(f"{name_subject(suspended.subject)}: {suspended.reason}")
     if told.left is not None:
         yield "time left", f"about {span(max(1, told.left))}"
 
@@ -171,5 +171,5 @@ def _as_json(told: _App) -> dict[str, Any]:
     if overview is not None:
         row |= {"permits": overview.limit.calls, "permits_in_use": overview.in_use, "seconds": overview.limit.per}
         row |= {"in_flight": overview.in_flight, "paused": overview.paused, "pause_reason": overview.pause_reason}
-        row |= {"closed": [closed.scope for closed in overview.closed]}
+        row |= {"suspended": [suspended.subject for suspended in overview.suspended]}
     return row

@@ -34,10 +34,10 @@ from feishu_mail_async.cli.problems import INTERRUPTED, SOME_NOT, CannotStart
 from feishu_mail_async.cli.render.console import console, print_outcome, print_rows
 from feishu_mail_async.cli.render.estimate import name_limit
 from feishu_mail_async.cli.render.summary import Tally
-from feishu_mail_async.cli.render.wording import closing, count, name_scope, span, tally
+from feishu_mail_async.cli.render.wording import closing, count, name_subject, span, tally
 from feishu_mail_async.cli.results import make_row
 from feishu_mail_async.client import FeishuMailClient
-from feishu_mail_async.errors import ScopeClosed
+from feishu_mail_async.errors import Suspended
 from feishu_mail_async.model import RetryPolicy
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["worker"]
 
 _OFTEN: Final = 600.0
-"""Seconds after which it is said once more that a scope is closed."""
+"""Seconds after which it is said once more that a subject is suspended."""
 _BEATS: Final = 3
 """Signs of life that a worker must miss to count as dead."""
 
@@ -220,7 +220,7 @@ class _Report:
             print(json.dumps(make_row(outcome)), flush=True)  # noqa: T201 - it is asked for
         if outcome.error is None:
             return
-        if isinstance(outcome.error, ScopeClosed):
+        if isinstance(outcome.error, Suspended):
             self._skipped(outcome.error)
         else:
             print_outcome(self._err, outcome, 0)
@@ -245,13 +245,13 @@ class _Report:
         )
         out.file.flush()
 
-    def _skipped(self, error: ScopeClosed) -> None:
-        """A draft was not tried: that is said of the first of its scope, and again after a while."""
+    def _skipped(self, error: Suspended) -> None:
+        """A draft was not tried: that is said of the first of its subject, and again after a while."""
         now = asyncio.get_running_loop().time()
-        if now >= self._closed.get(error.scope, now):
-            self._closed = {scope: until for scope, until in self._closed.items() if until > now}
-            self._closed[error.scope] = now + _OFTEN
-            self._say(f"skipping {name_scope(error.scope)}: {closing(error, advice=True)}")
+        if now >= self._closed.get(error.subject, now):
+            self._closed = {subject: until for subject, until in self._closed.items() if until > now}
+            self._closed[error.subject] = now + _OFTEN
+            self._say(f"skipping {name_subject(error.subject)}: {closing(error, advice=True)}")
 
     def _say(self, text: str) -> None:
         self._err.print(Text(escape(text)), style="dim", soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async._scheduling.scheduler import Snapshot
-from feishu_mail_async.errors import FeishuMailError, ScopeClosed, decisive
+from feishu_mail_async.errors import FeishuMailError, Suspended, root_cause
 from feishu_mail_async.events import AttemptEnded, DraftDone, Event
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 
@@ -21,14 +21,14 @@ from .console import STYLES, console, living_place, print_hanging, print_outcome
 from .estimate import Pace
 from .summary import Tally
 from .waiting import Wait, why_waiting
-from .wording import brief, closing, count, name_scope, name_status, short, span, tally
+from .wording import brief, closing, count, name_status, name_subject, short, span, tally
 
 __all__ = ["Board"]
 
 _STEPS: Final = 20
 _MINUTE: Final = 60.0
 _BAR: Final = 40
-_MOST_CLOSED: Final = 4
+_MOST_SUSPENDED: Final = 4
 _STOPS: Final = {
     "pause": "going on after a pause of {} that the server asked for",
     "unreachable": "the server is reachable again after {}",
@@ -97,7 +97,7 @@ class Board:
     def _outcome(self, outcome: Outcome) -> None:
         before = self._step()
         self.tally.add(outcome)
-        if isinstance(outcome.error, ScopeClosed):
+        if isinstance(outcome.error, Suspended):
             self._skip(outcome.error)
         elif outcome.error is not None and outcome.status in _TOLD:
             self._tell(outcome, outcome.error)
@@ -110,23 +110,23 @@ class Board:
         return self.tally.total * _STEPS // self._total
 
     def _tell(self, outcome: Outcome, error: FeishuMailError) -> None:
-        """Print what went wrong; what a closed scope has already explained is said briefly."""
+        """Print what went wrong; what a suspended subject has already explained is said briefly."""
         known = str(error) in self._explained
         print_outcome(self.out, outcome, self._id_width, brief(error) if known else None)
         self._explained = [*self._explained[-_STEPS:], str(error)]
 
-    def _skip(self, error: ScopeClosed) -> None:
-        """A draft was not tried: the first of its scope is told, the others are counted."""
-        cause = decisive(error)
-        if error.scope not in self._skipped:
-            self._skipped[error.scope] = f"{name_scope(error.scope)}: {short(cause)}", 0
+    def _skip(self, error: Suspended) -> None:
+        """A draft was not tried: the first of its subject is told, the others are counted."""
+        cause = root_cause(error)
+        if error.subject not in self._skipped:
+            self._skipped[error.subject] = f"{name_subject(error.subject)}: {short(cause)}", 0
             known = str(cause) in self._explained
             head = Text("skipping      ", style=STYLES[OutcomeStatus.SKIPPED])
-            head.append(name_scope(error.scope), style="default")
+            head.append(name_subject(error.subject), style="default")
             print_hanging(self.out, head, closing(error, advice=not known))
             self._explained = [*self._explained[-_STEPS:], str(cause)]
-        text, number = self._skipped[error.scope]
-        self._skipped[error.scope] = text, number + 1
+        text, number = self._skipped[error.subject]
+        self._skipped[error.subject] = text, number + 1
 
     # -- how it goes -----------------------------------------------------------------------------------
 
@@ -198,8 +198,8 @@ class Board:
 
     def _closed(self) -> list[Text]:
         told = [Text(f"{text}, {number} skipped") for text, number in self._skipped.values()]
-        more = len(told) - _MOST_CLOSED
-        return told[-_MOST_CLOSED:] + ([Text(f"and {more} more that are closed")] if more > 0 else [])
+        more = len(told) - _MOST_SUSPENDED
+        return told[-_MOST_SUSPENDED:] + ([Text(f"and {more} more that are suspended")] if more > 0 else [])
 
 
 def _now() -> float:

@@ -8,11 +8,11 @@ from typing import Final
 from rich.text import Text
 
 from feishu_mail_async._calls.bulk import Outcome
-from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, ScopeClosed, decisive
+from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, Suspended, root_cause
 from feishu_mail_async.model import OutcomeStatus
 
 from .console import STYLES
-from .wording import advise, brief, name_scope, name_status
+from .wording import advise, brief, name_status, name_subject
 
 __all__ = ["Tally"]
 
@@ -26,7 +26,7 @@ class _Group:
 
     error: FeishuMailError
     number: int = 0
-    scopes: dict[str, None] = field(default_factory=dict)
+    subjects: dict[str, None] = field(default_factory=dict)
 
 
 class Tally:
@@ -56,14 +56,14 @@ class Tally:
         error = outcome.error
         if error is None:
             return
-        decided = decisive(error)
-        closed = isinstance(error, ScopeClosed)
+        decided = root_cause(error)
+        suspended = isinstance(error, Suspended)
         # What the server says of one code may differ in detail; it is one reason all the same.
         why = decided.code if isinstance(decided, ApiError) else brief(decided)
-        group = self._groups[outcome.status].setdefault((closed, why), _Group(error))
+        group = self._groups[outcome.status].setdefault((suspended, why), _Group(error))
         group.number += 1
-        if isinstance(error, ScopeClosed):
-            group.scopes[error.scope] = None
+        if isinstance(error, Suspended):
+            group.subjects[error.subject] = None
 
     def rows(self) -> Iterator[tuple[Text, str]]:
         """A table for `print_rows`; each advice is given once."""
@@ -83,7 +83,7 @@ class Tally:
 def _reasons(groups: dict[object, _Group], told: set[str]) -> Iterator[str]:
     ordered = sorted(groups.values(), key=lambda group: -group.number)
     for group in ordered[:_MOST_REASONS]:
-        why = _scoped(group) if group.scopes else brief(group.error)
+        why = _scoped(group) if group.subjects else brief(group.error)
         advice = _advice(group)
         yield f"{group.number}: {why}" if advice in told else f"{group.number}: {why}. {advice}"
         told.add(advice)
@@ -99,7 +99,7 @@ def _advice(group: _Group) -> str:
 
 
 def _scoped(group: _Group) -> str:
-    names = [name_scope(scope) for scope in group.scopes]
+    names = [name_subject(subject) for subject in group.subjects]
     more = len(names) - _MOST_SCOPES
     listed = ", ".join(names[:_MOST_SCOPES]) + (f" and {more} more" if more > 0 else "")
-    return f"because of {listed}: {brief(decisive(group.error))}"
+    return f"because of {listed}: {brief(root_cause(group.error))}"

@@ -19,11 +19,11 @@ from feishu_mail_async.errors import (
     MailboxNotFound,
     NotSent,
     OutcomeUnknown,
-    ScopeClosed,
     ScopeMissing,
+    Suspended,
     TenantStorageFull,
     UserDailyQuota,
-    decisive,
+    root_cause,
 )
 from feishu_mail_async.model import Draft, OutcomeStatus
 
@@ -38,8 +38,8 @@ __all__ = [
     "log_id",
     "moment",
     "name_draft",
-    "name_scope",
     "name_status",
+    "name_subject",
     "short",
     "span",
     "summary",
@@ -86,8 +86,8 @@ def brief(error: BaseException) -> str:
             words = f"{error.msg} ({error.code})"
         case AutomatedSendDisabled():
             words = _NOT_ALLOWED
-        case ScopeClosed() if error.__cause__ is not None:
-            words = f"{name_scope(error.scope)}: {brief(error.__cause__)}"
+        case Suspended() if error.__cause__ is not None:
+            words = f"{name_subject(error.subject)}: {brief(error.__cause__)}"
         case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
             words = f"{_EARLIER}; this one: {brief(cause)}"
         case OutcomeUnknown() if _was_stopped(error.__cause__):
@@ -110,7 +110,7 @@ def _was_stopped(error: BaseException | None) -> bool:
 
 
 def short(error: FeishuMailError) -> str:
-    """What closed a scope, in as few words as stand beside a bar."""
+    """What suspended a subject, in as few words as stand beside a bar."""
     return next((words for kind, words in _SHORT.items() if isinstance(error, kind)), brief(error))
 
 
@@ -123,9 +123,9 @@ def advise(error: BaseException | None) -> str:
             words = f"Open the draft at {error.reference} and send it there, or change the mailbox's setting."
         case AutomatedSendDisabled():
             words = "Send it by hand, or change the mailbox's setting."
-        case ScopeClosed(__cause__=AutomatedSendDisabled()):
+        case Suspended(__cause__=AutomatedSendDisabled()):
             words = advise(AutomatedSendDisabled("", None))  # the link is that of another draft
-        case ScopeClosed():
+        case Suspended():
             words = advise(error.__cause__)
         case OutcomeUnknown() if error.__cause__ is not None:
             words = f"{advise(error.__cause__)} {_SAFE}".strip()
@@ -136,14 +136,14 @@ def advise(error: BaseException | None) -> str:
 
 def log_id(error: FeishuMailError) -> str | None:
     """The log id that support asks for."""
-    return error.log_id or decisive(error).log_id
+    return error.log_id or root_cause(error).log_id
 
 
 def explain(error: FeishuMailError) -> str:
     """What went wrong and what to do about it, on one line; with the log id, which support asks for."""
     match error:
-        case ScopeClosed():
-            words = f"not tried, because of {name_scope(error.scope)}: {_because(error)}{_again(error)}"
+        case Suspended():
+            words = f"not tried, because of {name_subject(error.subject)}: {_because(error)}{_again(error)}"
         case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
             words = f"{_EARLIER}. This one made none: {_sentence(brief(cause))} {advise(error)}"
         case OutcomeUnknown() if _was_stopped(error.__cause__):
@@ -156,26 +156,26 @@ def explain(error: FeishuMailError) -> str:
     return escape(f"{words} [log id {known}]" if known else words)
 
 
-def closing(error: ScopeClosed, *, advice: bool) -> str:
-    """That a scope has closed and why, once for all its drafts.
+def closing(error: Suspended, *, advice: bool) -> str:
+    """That a subject is suspended and why, once for all its drafts.
 
     Args:
         error: of one of the drafts that are skipped.
         advice: whether to say what to do.
     """
-    why = _because(error) if advice else _sentence(_why(decisive(error)))
-    whose = "All drafts" if error.scope == "app" else "Its drafts"
+    why = _because(error) if advice else _sentence(_why(root_cause(error)))
+    whose = "All drafts" if error.subject == "app" else "Its drafts"
     return escape(f"{whose} are skipped: {why}{_again(error)}")
 
 
 def _because(error: FeishuMailError) -> str:
-    return f"{_sentence(_why(decisive(error)))} {advise(error)}".strip()
+    return f"{_sentence(_why(root_cause(error)))} {advise(error)}".strip()
 
 
 def _why(error: FeishuMailError) -> str:
     match error:
-        case ScopeClosed():
-            return "it is closed"
+        case Suspended():
+            return "it is suspended"
         case AutomatedSendDisabled() if error.reason:
             return f"{_NOT_ALLOWED} ({error.reason})"
         case NotSent() if _was_stopped(error):
@@ -188,9 +188,9 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?", "。")) else f"{text}."
 
 
-def name_scope(scope: str) -> str:
-    """Whom a closure concerns."""
-    kind, _, name = escape(scope).partition(":")
+def name_subject(subject: str) -> str:
+    """Whom a suspension concerns."""
+    kind, _, name = escape(subject).partition(":")
     if kind == "app":
         return "the whole app"
     owner = name.removeprefix("me/")
@@ -199,7 +199,7 @@ def name_scope(scope: str) -> str:
     return f"{kind} {name}" if owner == name else f"the own mailbox of {owner}"
 
 
-def _again(error: ScopeClosed) -> str:
+def _again(error: Suspended) -> str:
     return "" if error.until is None else f" It may go again in {_minutes(error.until)}."
 
 
@@ -266,7 +266,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     if result is not None:
         told |= {"attempts": result.attempts, "log_id": result.log_id}
     if error is not None:
-        decided = decisive(error)
+        decided = root_cause(error)
         api = decided if isinstance(decided, ApiError) else None
         told |= {"attempts": error.attempts, "log_id": log_id(error)}
         told["error"] = {

@@ -11,7 +11,7 @@ from feishu_mail_async import codes
 
 from .window import TOLERANCE
 
-__all__ = ["SEND", "Arrival", "Ledger"]
+__all__ = ["SEND", "Arrival", "CallLog"]
 
 SEND: Final = "send"
 """The `endpoint` of an arrival at the send endpoint."""
@@ -49,7 +49,7 @@ class Arrival:
     log_id: str
 
 
-class Ledger:
+class CallLog:
     """The sandbox's record.
 
     Attributes:
@@ -79,7 +79,7 @@ class Ledger:
 
     def __repr__(self) -> str:
         return (
-            f"<Ledger: {len(self.sends)} sends, {self.sent.total()} sent, {self.refusals} refused, "
+            f"<CallLog: {len(self.sends)} sends, {self.sent.total()} sent, {self.refusals} refused, "
             f"{self.conflicts} conflicts>"
         )
 
