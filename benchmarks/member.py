@@ -9,7 +9,7 @@ from typing import Any, Final
 from children import obey
 from common import LIFTED
 
-from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit, open_ledger
+from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit
 from feishu_mail_async._api.protocol import FEISHU, Judgement
 from feishu_mail_async._calls.retry import PolicyDelays
 from feishu_mail_async._scheduling.lanes import CallLock, Turn, Waiter
@@ -18,6 +18,7 @@ from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.store import SchedulerStore, of
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.ledger import Record
+from feishu_mail_async.ledger.opening import open_stores
 from feishu_mail_async.model import RetryPolicy
 
 APP: Final = "cli_benchmark"
@@ -59,7 +60,7 @@ async def take_turns(url: str | None, user: str, seconds: float) -> list[float]:
     """The same on a ledger, which is opened first; None: in memory."""
     if url is None:
         return await turns(MemoryStore(ProcessStore(LIFTED)), user, seconds=seconds)
-    ledger = open_ledger(url)
+    ledger = open_stores(url)
     try:
         store = ledger.store(FEISHU, APP, LIFTED)
         await turns(store, user, seconds=_OPENING)

@@ -1,11 +1,13 @@
 """The public names of the package."""
 
 from ._auth.refresh import RefreshingTokens
+from ._auth.store import MemoryTokens, StoredToken, TokenStore
 from ._auth.tokens import TokenSource
 from ._calls.bulk import BulkRun, Outcome, Summary
 from ._scheduling.scheduler import Snapshot
 from ._scheduling.state import Suspension
 from .client import FeishuMailClient
+from .codes import ResumeWhen, Subject, Verdict
 from .errors import (
     AccessDenied,
     ApiError,
@@ -46,8 +48,10 @@ from .errors import (
     UserDailyQuota,
     UserExternalQuota,
 )
+from .events import Event
 from .ledger import DraftState, Ledger, Overview, Record, open_ledger
 from .model import Draft, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
+from .oauth import Login
 
 __all__ = [
     "AccessDenied",
@@ -63,6 +67,7 @@ __all__ = [
     "DraftNotFound",
     "DraftRejected",
     "DraftState",
+    "Event",
     "FeishuMailClient",
     "FeishuMailError",
     "FrequencyLimited",
@@ -70,9 +75,11 @@ __all__ = [
     "InvalidToken",
     "Ledger",
     "LedgerError",
+    "Login",
     "LoginRequired",
     "MailThrottled",
     "MailboxNotFound",
+    "MemoryTokens",
     "Misconfigured",
     "NotSent",
     "Outcome",
@@ -87,12 +94,15 @@ __all__ = [
     "Record",
     "RecordRefused",
     "RefreshingTokens",
+    "ResumeWhen",
     "RetryPolicy",
     "ScopeMissing",
     "SendResult",
     "SenderCheckFailed",
     "ServerError",
     "Snapshot",
+    "StoredToken",
+    "Subject",
     "Summary",
     "Suspended",
     "Suspension",
@@ -100,11 +110,13 @@ __all__ = [
     "TenantStorageFull",
     "Throttled",
     "TokenSource",
+    "TokenStore",
     "TooManyAttachments",
     "TooManyRecipients",
     "TransportError",
     "UnknownUser",
     "UserDailyQuota",
     "UserExternalQuota",
+    "Verdict",
     "open_ledger",
 ]

@@ -2,12 +2,10 @@
 
 import asyncio
 import itertools
-import os
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import aiohttp
 
@@ -15,17 +13,17 @@ from ._api.protocol import FEISHU, check_base_url
 from ._auth.tokens import Tokens, UserTokens
 from ._calls.bulk import BulkRun, DraftSource
 from ._calls.sending import Sender
+from ._engine import Engine, engine_of, forget_engine, is_open
 from ._forks import NOT_THIS_CLIENT, Origin
 from ._scheduling.lanes import mailbox_key
-from ._scheduling.memory import memory_store
-from ._scheduling.scheduler import Scheduler, Snapshot
-from ._scheduling.store import SchedulerStore, mutex
+from ._scheduling.scheduler import Snapshot
 from ._secrecy import Hidden
 from ._tasks import carry_through, start_task
 from ._transport import Transport
 from .errors import BadReply, ClientClosed, UnknownUser
-from .events import Event, EventHub, EventReader, Subscription, TokenRefreshed
-from .ledger import Ledger, Record, check_url, open_ledger
+from .events import Event, EventReader, Subscription
+from .ledger import Ledger, Record, check_url
+from .ledger.opening import StoringLedger
 from .model import (
     Draft,
     Priority,
@@ -38,7 +36,7 @@ from .model import (
     check_text,
 )
 
-__all__ = ["AppKey", "FeishuMailClient"]
+__all__ = ["FeishuMailClient"]
 
 
 _CLOSED: Final = "the client is closed; open a new one"
@@ -48,95 +46,6 @@ _LEAST_WRITING: Final = 2.0
 
 _LOOKED_UP: Final = 1000
 """Drafts that are looked up in the ledger in one go."""
-
-_LISTING: Final = RateLimit(calls=10, per=1.0, spacing=0.0)
-"""The limit of listing drafts, an endpoint with a limit of its own ("列出草稿", 接口频率限制)."""
-
-
-@dataclass(slots=True)
-class _App:
-    """What all clients of one app share in one event loop: who may go when, and who hears of it.
-
-    The limit is kept beneath it, by the process or by a database: calls still count when their loop has ended.
-    """
-
-    events: EventHub
-    scheduler: Scheduler
-    listing: Scheduler
-    ledger: Ledger | None  # our own, closed with the last client
-    clients: "WeakSet[FeishuMailClient]" = field(default_factory=WeakSet)
-
-    def token_changed(self, user: str) -> None:
-        """A user has another token."""
-        self.events.publish(TokenRefreshed(asyncio.get_running_loop().time(), user))
-
-    def at_rest(self) -> bool:
-        """Whether nothing would be lost with it."""
-        return not self.clients and self.ledger is None and self.scheduler.at_rest() and self.listing.at_rest()
-
-    def resume(self, subject: str) -> None:
-        """Resume a subject, whichever endpoint's answer has closed it."""
-        self.scheduler.resume(subject)
-        self.listing.resume(subject)
-
-    def snapshot(self) -> Snapshot:
-        """How the sends stand, and what is suspended, for listing too."""
-        sends = self.scheduler.snapshot()
-        return replace(sends, suspended=tuple(dict.fromkeys(sends.suspended + self.listing.snapshot().suspended)))
-
-
-AppKey = tuple[str, str | None, "str | Ledger | None"]
-"""What clients share a limit by: base_url, app and ledger."""
-_apps: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[AppKey, _App]]] = WeakKeyDictionary()
-_inherited: Final[list[object]] = []
-
-
-def _leave_to_parent() -> None:
-    """Begin anew in a forked process. What is the parent's is kept: dropped, it would be closed for the parent."""
-    _inherited.append(dict(_apps))
-    _apps.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
-
-
-def _apps_of(loop: asyncio.AbstractEventLoop) -> dict[AppKey, _App]:
-    with mutex:
-        ended = [_apps.pop(other) for other in list(_apps) if other.is_closed()]
-        apps = _apps.setdefault(loop, {})
-    del ended  # not under the mutex: it may hold anything of a user's
-    return apps
-
-
-def _open_in(key: AppKey) -> bool:
-    """Whether a client of this key is open in any loop."""
-    with mutex:
-        apps = [app for loop, apps in _apps.items() if not loop.is_closed() and (app := apps.get(key)) is not None]
-    return any(app.clients for app in apps)
-
-
-def _app(loop: asyncio.AbstractEventLoop, key: AppKey, limit: RateLimit) -> _App:
-    apps = _apps_of(loop)
-    if key not in apps:
-        for other in [other for other, app in apps.items() if app.at_rest()]:
-            del apps[other]
-        apps[key] = _new_app(key, limit)
-    return apps[key]
-
-
-def _new_app(key: AppKey, limit: RateLimit) -> _App:
-    base_url, app, ledger = key
-    own = open_ledger(ledger) if isinstance(ledger, str) else None
-    kept = own if isinstance(ledger, str) else ledger
-    assert kept is None or app is not None
-    if kept is None or app is None:
-        store: SchedulerStore = memory_store((base_url, app, "send"), limit)
-    else:
-        store = kept.store(base_url, app, limit)
-    listing = memory_store((base_url, app, "list"), _LISTING)
-    events = EventHub()
-    return _App(events, Scheduler(store, events), Scheduler(listing, events, "list"), own)
 
 
 class FeishuMailClient:
@@ -189,7 +98,7 @@ class FeishuMailClient:
                 raise ValueError("session: it is closed; give an open one, or none")
         self._transport = Transport(self._key[0], attempt_timeout, session)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._shared: _App | None = None
+        self._shared: Engine | None = None
         self._sender: Sender | None = None
         self._lister: Sender | None = None
         self._runs: WeakSet[BulkRun] = WeakSet()
@@ -350,7 +259,7 @@ class FeishuMailClient:
     def snapshot(self) -> Snapshot:
         """How the app's calls stand: what waits, which permits are free, what is paused or suspended."""
         self._bound()
-        return self._app.snapshot()
+        return self._engine.snapshot()
 
     def subscribe(
         self, callback: Callable[[Event], object], *, closed: Callable[[], object] | None = None
@@ -375,7 +284,7 @@ class FeishuMailClient:
         """
         return self._subscribe(Subscription(callback, closed))
 
-    def events(self, *, buffer: int = 10_000) -> EventReader:
+    def events(self, *, buffer: int = 10_000) -> AsyncIterator[Event]:
         """The events of the app from now on, for those who want to take their time.
 
         Args:
@@ -427,14 +336,14 @@ class FeishuMailClient:
         if subject == "mailbox:me":
             user = self._tokens.key(self._tokens.resolve(None))
             subject = f"mailbox:{mailbox_key(user, 'me')}"
-        self._app.resume(subject)
+        self._engine.resume(subject)
 
     def set_rate_limit(self, rate_limit: RateLimit) -> None:
         """Change the limit at once, for all clients of the app; calls already made count against it."""
         limit = _check_type("rate_limit", rate_limit, RateLimit)
         self._bound()
         self._limit = limit
-        self._app.scheduler.set_limit(limit)
+        self._engine.scheduler.set_limit(limit)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a promised name
         """Close the client: what waits ends with ClientClosed, calls in flight are finished.
@@ -482,16 +391,16 @@ class FeishuMailClient:
     def _senders(self) -> list[Sender]:
         return [sender for sender in (self._lister, self._sender) if sender is not None]
 
-    async def _leave(self, app: _App, timeout: float | None) -> None:  # noqa: ASYNC109
+    async def _leave(self, engine: Engine, timeout: float | None) -> None:  # noqa: ASYNC109
         """Have on record what has ended; the last client of a ledger of our own closes it."""
         patience = None if timeout is None else max(timeout, _LEAST_WRITING)
-        writing = start_task(app.scheduler.written(), "feishu-mail-written")
+        writing = start_task(engine.scheduler.written(), "feishu-mail-written")
         await asyncio.wait([writing], timeout=patience)
         writing.cancel()
-        if app.ledger is not None and not app.clients:
+        if engine.ledger is not None and not engine.clients:
             assert self._loop is not None
-            _apps[self._loop].pop(self._key, None)
-            await app.ledger.close()
+            forget_engine(self._loop, self._key)
+            await engine.ledger.close()
 
     def _unsubscribe(self) -> None:
         subscriptions, self._subscriptions = self._subscriptions, []
@@ -514,7 +423,7 @@ class FeishuMailClient:
         return f"<{type(self).__name__} {base_url} app={app!r}{' closed' if self._closed else ''}>"
 
     @property
-    def _app(self) -> _App:
+    def _engine(self) -> Engine:
         assert self._shared is not None
         return self._shared
 
@@ -526,7 +435,7 @@ class FeishuMailClient:
             raise ClientClosed(NOT_THIS_CLIENT)
         loop = asyncio.get_running_loop()
         if self._sender is None:
-            self._shared = _app(loop, self._key, self._limit)
+            self._shared = engine_of(loop, self._key, self._limit)
             self._join(self._shared)
             self._sender = Sender(self._shared.scheduler, self._transport, self._tokens, self._retry)
             self._lister = Sender(self._shared.listing, self._transport, self._tokens, self._retry)
@@ -539,19 +448,19 @@ class FeishuMailClient:
             )
         return self._sender
 
-    def _join(self, app: _App) -> None:
-        in_force = app.scheduler.limit
+    def _join(self, engine: Engine) -> None:
+        in_force = engine.scheduler.limit
         if self._limit != in_force:
-            if _open_in(self._key):
+            if is_open(self._key):
                 raise ValueError(
                     f"rate_limit: another client of {self._key[0]} and app {self._key[1]!r} is open with "
                     f"{in_force}; give the same, or change it with set_rate_limit"
                 )
-            app.scheduler.set_limit(self._limit)
-        app.clients.add(self)
+            engine.scheduler.set_limit(self._limit)
+        engine.clients.add(self)
         for subscription in self._subscriptions:
-            app.events.add(subscription)
-        self._tokens.on_change = app.token_changed
+            engine.events.add(subscription)
+        self._tokens.on_change = engine.token_changed
 
     def _user(self, draft: Draft) -> str | None:
         """The user that is meant; UnknownUser, with the draft, if there is none such."""
@@ -566,15 +475,15 @@ class FeishuMailClient:
         return draft, self._user(draft)
 
 
-def _check_ledger(ledger: str | Ledger | None, app: str | None) -> str | Ledger | None:
+def _check_ledger(ledger: str | Ledger | None, app: str | None) -> str | StoringLedger | None:
     if ledger is None:
         return None
     if app is None:
         raise ValueError("app: a ledger is kept by app; name yours, for example with its app id")
     if isinstance(ledger, str):
         check_url(ledger)
-    elif not isinstance(ledger, Ledger):
-        raise TypeError(f"ledger: give a URL, a Ledger or None, not {type(ledger).__name__}")
+    elif not isinstance(ledger, StoringLedger):
+        raise TypeError(f"ledger: give a URL, what open_ledger returned, or None, not {type(ledger).__name__}")
     return ledger
 
 

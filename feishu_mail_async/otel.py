@@ -34,8 +34,9 @@ except ImportError as missing:
         name=missing.name,
     ) from None
 
+from ._engine import EngineKey
 from ._scheduling.scheduler import Snapshot
-from .client import AppKey, FeishuMailClient
+from .client import FeishuMailClient
 from .errors import ClientClosed, FeishuMailError
 from .events import (
     AppPaused,
@@ -120,7 +121,7 @@ def _release() -> str:
     return version("feishu-mail-async")
 
 
-_Key = tuple[asyncio.AbstractEventLoop, AppKey, TracerProvider | None, MeterProvider | None]
+_Key = tuple[asyncio.AbstractEventLoop, EngineKey, TracerProvider | None, MeterProvider | None]
 
 
 class _Server:

@@ -778,7 +778,7 @@ async def test_a_reader_may_be_cancelled_and_go_on() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await anext(reader)
-        both = [asyncio.create_task(anext(reader)) for _ in range(2)]
+        both = [asyncio.ensure_future(anext(reader)) for _ in range(2)]
         await settle()
         await client.send_draft(draft_id)
         assert {type(event) for event in await asyncio.gather(*both)} == {DraftQueued, TurnGranted}

@@ -3,15 +3,20 @@
 import ast
 import functools
 import importlib
+import inspect
 import json
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import PACKAGE
 
 import feishu_mail_async
+from feishu_mail_async import BulkRun
 
 EXTRAS = {
     "typer",
@@ -98,3 +103,35 @@ def test_every_public_name_is_in_the_typed_example() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()
+
+
+def named_types(hint: Any) -> Iterator[type[Any]]:
+    """The types of ours that an annotation names, at any depth."""
+    parts = hint if isinstance(hint, list | tuple) else [typing.get_origin(hint), *typing.get_args(hint)]
+    if isinstance(hint, type) and hint.__module__.startswith("feishu_mail_async"):
+        yield hint
+    for part in parts:
+        if part is not None:
+            yield from named_types(part)
+
+
+def signatures_of(thing: Any) -> Iterator[Any]:
+    """A function; or a class, for its attributes, and its methods, without those that only we call."""
+    yield thing
+    made_by_us = isinstance(thing, type) and issubclass(thing, BulkRun)
+    for name, member in vars(thing).items() if isinstance(thing, type) else ():
+        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if inspect.isfunction(function) and (not name.startswith("_") or (name == "__init__" and not made_by_us)):
+            yield function
+
+
+def test_every_type_that_a_public_signature_names_is_public() -> None:
+    named = {
+        (name, one.__name__)
+        for name in feishu_mail_async.__all__
+        for signature in signatures_of(getattr(feishu_mail_async, name))
+        for hint in typing.get_type_hints(signature).values()
+        for one in named_types(hint)
+    }
+    assert len(named) > 50
+    assert {pair for pair in named if pair[1] not in feishu_mail_async.__all__} == set()

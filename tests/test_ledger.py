@@ -54,6 +54,7 @@ from feishu_mail_async import (
     UserDailyQuota,
 )
 from feishu_mail_async.ledger import DraftKey, DraftState, check_url, open_ledger, schema
+from feishu_mail_async.ledger.opening import open_stores
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Fault, Sandbox
 
@@ -990,7 +991,7 @@ def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
 
 
 def test_nothing_is_opened_before_it_is_used(tmp_path: Path) -> None:
-    ledger = open_ledger(f"sqlite:///{tmp_path / 'no' / 'mail.db'}")
+    ledger = open_stores(f"sqlite:///{tmp_path / 'no' / 'mail.db'}")
     ledger.store("https://x", APP, FREE)
     FeishuMailClient("u-x", app=APP, ledger=f"sqlite:///{tmp_path / 'no' / 'mail.db'}")
     assert "CANARY" not in repr(

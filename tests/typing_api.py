@@ -21,6 +21,7 @@ from feishu_mail_async import (
     DraftNotFound,
     DraftRejected,
     DraftState,
+    Event,
     FeishuMailClient,
     FeishuMailError,
     FrequencyLimited,
@@ -28,9 +29,11 @@ from feishu_mail_async import (
     InvalidToken,
     Ledger,
     LedgerError,
+    Login,
     LoginRequired,
     MailboxNotFound,
     MailThrottled,
+    MemoryTokens,
     Misconfigured,
     NotSent,
     Outcome,
@@ -45,12 +48,15 @@ from feishu_mail_async import (
     Record,
     RecordRefused,
     RefreshingTokens,
+    ResumeWhen,
     RetryPolicy,
     ScopeMissing,
     SenderCheckFailed,
     SendResult,
     ServerError,
     Snapshot,
+    StoredToken,
+    Subject,
     Summary,
     Suspended,
     Suspension,
@@ -58,15 +64,17 @@ from feishu_mail_async import (
     TenantStorageFull,
     Throttled,
     TokenSource,
+    TokenStore,
     TooManyAttachments,
     TooManyRecipients,
     TransportError,
     UnknownUser,
     UserDailyQuota,
     UserExternalQuota,
+    Verdict,
     open_ledger,
 )
-from feishu_mail_async.events import AppPaused, AttemptEnded, DraftDone, Event, SuspensionStarted
+from feishu_mail_async.events import AppPaused, AttemptEnded, DraftDone, RetryPlanned, SuspensionStarted
 from feishu_mail_async.otel import instrument
 
 
@@ -221,6 +229,14 @@ async def logins() -> None:
                 print(error)
 
 
+async def another_log_in(tokens: RefreshingTokens) -> StoredToken:
+    store: TokenStore = MemoryTokens()
+    async with RefreshingTokens("cli_a1b2c3", "secret", store) as others:
+        assert_type(await others.store.users(), list[str])
+    login = Login("http://127.0.0.1:1234/callback")
+    return await tokens.log_in("alice", "code", login)
+
+
 def standing(snapshot: Snapshot) -> None:
     assert_type(snapshot.waiting, dict[Priority, int])
     assert_type(snapshot.in_flight, int)
@@ -231,10 +247,11 @@ def standing(snapshot: Snapshot) -> None:
     assert_type(snapshot.pause_reason, str | None)
     assert_type(snapshot.cooling, dict[str, float])
     assert_type(snapshot.suspended, tuple[Suspension, ...])
-    for closed in snapshot.suspended:
-        assert_type(closed.subject, str)
-        assert_type(closed.reason, str)
-        assert_type(closed.seconds, float | None)
+    for suspension in snapshot.suspended:
+        assert_type(suspension.subject, str)
+        assert_type(suspension.reason, str)
+        assert_type(suspension.seconds, float | None)
+        assert_type(suspension.until, ResumeWhen)
 
 
 async def every_error(client: FeishuMailClient) -> str:
@@ -290,6 +307,7 @@ async def what_happens(client: FeishuMailClient) -> None:
             case AttemptEnded():
                 assert_type(event.code, int | None)
                 assert_type(event.seconds, float)
+                assert_type(event.verdict, Verdict)
                 assert_type(event.draft, Draft | None)
             case DraftDone():
                 assert_type(event.status, OutcomeStatus)
@@ -300,9 +318,13 @@ async def what_happens(client: FeishuMailClient) -> None:
                 assert_type(event.seconds, float)
             case SuspensionStarted():
                 assert_type(event.subject, str)
+            case RetryPlanned():
+                assert_type(event.subject, Subject)
 
     assert_type(client.subscribe(watch), Callable[[], None])
     client.subscribe(print)
-    async for event in client.events(buffer=100):
+    reader = client.events(buffer=100)
+    assert_type(reader, AsyncIterator[Event])
+    async for event in reader:
         assert_type(event, Event)
     assert_type(instrument(client), Callable[[], None])

@@ -12,7 +12,7 @@ from feishu_mail_async.model import RateLimit
 
 from .overview import Overview
 
-__all__ = ["Ledger", "check_url", "open_ledger"]
+__all__ = ["Ledger", "StoringLedger", "check_url", "open_ledger", "open_stores"]
 
 _FORMS: Final = '"sqlite:///PATH" (one host) or "postgresql://USER@HOST/NAME" (many hosts)'
 _NEEDED: Final = {
@@ -26,20 +26,25 @@ _SCHEME: Final = re.compile(r"([a-z0-9+]+)://")
 class Ledger(Protocol):
     """A home of permits, locks, drafts and tokens that outlives a process."""
 
-    def store(self, base_url: str, app: str, limit: RateLimit) -> SchedulerStore:
-        """The book of one app. Nothing is opened before it is used."""
-
     def tokens(self, base_url: str, app: str) -> TokenStore:
         """The tokens of one app's users."""
 
     async def apps(self) -> list[tuple[str, str]]:
-        """All that have a book: base_url and app."""
+        """All that have a store: base_url and app."""
 
     async def overview(self, base_url: str, app: str) -> Overview | None:
-        """How an app stands; None if it has no book."""
+        """How an app stands; None if it has no store."""
 
     async def close(self) -> None:
         """Close what is open. The clients that use it have been closed before."""
+
+
+@runtime_checkable
+class StoringLedger(Ledger, Protocol):
+    """A ledger as clients need it: it keeps the schedulers' stores."""
+
+    def store(self, base_url: str, app: str, limit: RateLimit) -> SchedulerStore:
+        """Return the store of one app. Nothing is opened before it is used."""
 
 
 def check_url(url: str) -> str:
@@ -97,6 +102,11 @@ def open_ledger(url: str) -> Ledger:
         ValueError: the URL is neither.
         LedgerError: packages are missing; the message says which extra brings them.
     """
+    return open_stores(url)
+
+
+def open_stores(url: str) -> StoringLedger:
+    """Open a ledger, as `open_ledger` does, for those who need its stores."""
     modules, extra = _NEEDED[check_url(url)]
     try:
         for module in modules:
@@ -107,5 +117,5 @@ def open_ledger(url: str) -> Ledger:
         raise LedgerError(
             f"ledger: {error.name} is missing; install it with: pip install 'feishu-mail-async[{extra}]'"
         ) from None
-    ledger: Ledger = sql.SqlLedger(database.Database(url))
+    ledger: StoringLedger = sql.SqlLedger(database.Database(url))
     return ledger
