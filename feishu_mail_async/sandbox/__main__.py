@@ -1,13 +1,16 @@
-"""`python -m feishu_mail_async.sandbox`: a sandbox in a process of its own, without any extra installed."""
+"""Entry point of `python -m feishu_mail_async.sandbox`: a sandbox in a process of its own.
+
+It needs no extra, so it reads its command line with argparse.
+"""
 
 from feishu_mail_async._signals import end_at_once
 from feishu_mail_async._streams import run_program
 
 
 def main() -> int:
-    """Read the command line, and run a sandbox until SIGINT or SIGTERM; the exit code."""
+    """Read the command line, run a sandbox until SIGINT or SIGTERM, and return the exit code."""
     end_at_once()
-    import argparse  # noqa: PLC0415 - all this takes a while, in which signals are heard
+    import argparse  # noqa: PLC0415 - imports take a while, and signals must end the program meanwhile
     import asyncio  # noqa: PLC0415
     import contextlib  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
-"""What the sandbox saw: every call at the instant it arrived, and what was counted.
+"""The call log: every call at the instant it arrived, and the counts that follow from the calls.
 
-This is what a test judges a client by, so nothing here is derived from what the client says.
+Tests judge a client by it, so nothing in it is derived from anything the client reports.
 """
 
 from collections import Counter, defaultdict
@@ -14,7 +14,7 @@ from .window import TOLERANCE
 __all__ = ["SEND", "Arrival", "CallLog"]
 
 SEND: Final = "send"
-"""The `endpoint` of an arrival at the send endpoint."""
+"""The value of `Arrival.endpoint` for a send."""
 
 _LIMITED: Final = codes.named("FrequencyLimited").number
 _CONFLICT: Final = codes.named("ConcurrentWrite").number
@@ -22,18 +22,18 @@ _CONFLICT: Final = codes.named("ConcurrentWrite").number
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One call, as it was judged when it arrived.
+    """One call, with the decision made about it when it arrived.
 
     Attributes:
-        time: seconds of the loop's clock at which it arrived; the way to the server lies behind it.
+        time: the arrival, in seconds of the loop's clock, after the latency on the way to the server.
         endpoint: "send", "cancel", "list", "create", "read" or "delete".
-        user: whose token it carried; None where the token settled nothing.
-        mailbox: the address meant, `me` resolved; as given where there is no such mailbox.
-        draft_id: the draft meant, decoded; None where the endpoint has none.
-        code: the `code` of the answer's body; None where the answer has none, or none comes.
-        http_status: the answer's HTTP status; None where no answer comes.
-        scripted: a fault decided the answer.
-        accepted: it passed the rate limit.
+        user: the user whose token the call carried; None if the call was refused before or because of its token.
+        mailbox: the mailbox's address, `me` resolved; as given if there is no such mailbox.
+        draft_id: the draft's id, decoded; None if the endpoint has none.
+        code: the `code` of the answer's body; None if the answer has none, or no answer comes.
+        http_status: the answer's HTTP status; None if no answer comes.
+        scripted: True if a fault decided the answer.
+        accepted: True if the call passed the rate limit.
         log_id: the `X-Tt-Logid` of the answer.
     """
 
@@ -50,19 +50,19 @@ class Arrival:
 
 
 class CallLog:
-    """The sandbox's record.
+    """The record of a sandbox's calls.
 
     Attributes:
         arrivals: every call of the mail endpoints, in order of arrival.
-        sends: those at the send endpoint.
-        sent: draft id -> how often the mail really went out (a value above 1 never occurs: the second call
-            is refused as the documents say).
-        refusals: calls of the send endpoint that the window refused; scripted refusals are not among them.
-        paused_refusals: calls of the send endpoint refused because of `Sandbox.limit_now`.
-        sibling_refusals: calls of the other endpoints that their own limits refused.
-        conflicts: writes that came while another held the user's or the mailbox's lock; scripted ones are
-            not among them.
-        refreshes: user -> refresh tokens spent.
+        sends: the arrivals at the send endpoint.
+        sent: draft id -> number of times the mail went out. A value above 1 never occurs: the second call is
+            refused, as the documents say.
+        refusals: the number of sends that the window refused, without scripted refusals.
+        paused_refusals: the number of sends refused because of `Sandbox.limit_now`.
+        sibling_refusals: the number of calls of the other endpoints that their own limits refused.
+        conflicts: the number of writes that arrived while another call held the user's or the mailbox's lock,
+            without scripted ones.
+        refreshes: user -> number of refresh tokens spent.
     """
 
     def __init__(self, per: float) -> None:
@@ -84,11 +84,11 @@ class CallLog:
         )
 
     def record(self, arrival: Arrival, *, paused: bool = False) -> None:
-        """Enter a call that has just been judged.
+        """Record a call that has just been judged.
 
         Args:
             arrival: the call.
-            paused: `limit_now` refused it, not the window.
+            paused: True if `limit_now` refused it, not the window.
         """
         self.arrivals.append(arrival)
         if arrival.draft_id is not None:
@@ -108,15 +108,19 @@ class CallLog:
                 self.sibling_refusals += 1
 
     def calls(self, draft_id: str) -> list[Arrival]:
-        """Every call that named this draft, in order of arrival."""
+        """Return every call that named this draft, in order of arrival.
+
+        Args:
+            draft_id: the draft's id.
+        """
         return list(self._by_draft.get(draft_id, ()))
 
     def busiest_window(self, per: float | None = None, *, accepted_only: bool = True) -> int:
-        """The most sends that arrived within any half-open window.
+        """Return the largest number of sends that arrived within any half-open window.
 
         Args:
-            per: the window's length in seconds; the sandbox's own if not given.
-            accepted_only: count only what passed the rate limit.
+            per: the window's length in seconds; None for the sandbox's own.
+            accepted_only: count only sends that passed the rate limit.
         """
         length = (self._per if per is None else per) - TOLERANCE
         times = [send.time for send in self.sends if send.accepted or not accepted_only]
@@ -128,7 +132,7 @@ class CallLog:
         return most
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON takes it; no token is among it."""
+        """Return the whole log as a JSON-compatible value. It contains no token."""
         return {
             "totals": {
                 "arrivals": len(self.arrivals),

@@ -1,4 +1,4 @@
-"""The sandbox's own endpoints, for a sandbox that runs in a process of its own."""
+"""The sandbox's control endpoints, which set a sandbox that runs in a process of its own."""
 
 import json
 from collections.abc import Callable
@@ -13,15 +13,16 @@ CONTROL: Final = "/_sandbox/"
 
 
 def control(stage: Stage, method: str, path: str, body: bytes) -> Reply:
-    """Answer a call of the sandbox's own endpoints: GET ledger; POST users, drafts, script.
-
-    What is wrong with a call is said in a sentence, with HTTP 400.
+    """Answer a call of a control endpoint: GET ledger (the call log); POST users, drafts, script.
 
     Args:
-        stage: the one to set.
-        method: of the request.
-        path: of the request.
-        body: of the request.
+        stage: the stage to read or set.
+        method: the request's HTTP method.
+        path: the request's path.
+        body: the request's body.
+
+    Returns:
+        the answer. A call with wrong values gets HTTP 400 and a sentence about the error.
     """
     name = path.removeprefix(CONTROL)
     if (method, name) == ("GET", "ledger"):

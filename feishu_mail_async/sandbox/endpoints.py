@@ -1,7 +1,7 @@
-"""What each mail endpoint does once a call may be carried out: its answer, and its effect for later.
+"""The mail endpoints: for each call that may be carried out, the answer and an effect for later.
 
-The answer is settled when the call arrives and the effect comes when it has been processed; the locks that the
-call holds meanwhile keep the two true to each other.
+The answer is decided when the call arrives, and the effect happens when the call has been processed. The locks
+that the call holds in between keep the two consistent.
 """
 
 import asyncio
@@ -29,19 +29,19 @@ Effect = Callable[[], None]
 _PAGE_SIZE: Final = 20
 _LARGEST_PAGE: Final = 100
 _SCHEDULE_AHEAD: Final = 300
-"""Seconds that a scheduled send must lie ahead."""
+"""The least time between a call and the send it schedules, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A call that may be carried out: whose it is, and on what.
+    """A call that may be carried out, with its user and mailbox.
 
     Attributes:
-        call: what was called.
+        call: the endpoint and ids read from the request line.
         body: the request's body.
-        time: when it arrived, in seconds of the loop's clock.
-        user: whose token it carries.
-        mailbox: the mailbox it names.
+        time: the arrival, in seconds of the loop's clock.
+        user: the user whose token the call carries.
+        mailbox: the mailbox that the path names.
     """
 
     call: Call
@@ -56,7 +56,7 @@ class Endpoints:
 
     Args:
         world: the mail.
-        ledger: where what was sent is counted.
+        ledger: the call log, which counts the mails sent.
     """
 
     def __init__(self, world: World, ledger: CallLog) -> None:
@@ -67,20 +67,25 @@ class Endpoints:
         self._on_drafts = {SEND: self._send, "cancel": self._cancel, "delete": _delete, "read": _read}
 
     def close(self) -> None:
-        """Forget the scheduled sends."""
+        """Cancel the scheduled sends."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
 
     def unix_time(self) -> float:
-        """Seconds since 1970 as the sandbox has it, which scheduled sends are told by."""
+        """Return the sandbox's Unix time in seconds, by which scheduled sends happen."""
         if self._unix_offset is None:
-            # The only look at the wall clock: from here on the loop's clock moves it, virtual or not.
+            # The wall clock is read only once. From here on the loop's clock advances this time, so that a
+            # virtual clock moves scheduled sends as well.
             self._unix_offset = time.time() - now()
         return self._unix_offset + now()
 
     def carry_out(self, case: Case) -> tuple[Reply, Effect | None]:
-        """The answer to a call, and what it changes."""
+        """Return the answer to a call, and its effect (None if it changes nothing).
+
+        Args:
+            case: the call.
+        """
         if case.call.endpoint == "list":
             return _list(case), None
         if case.call.endpoint == "create":
@@ -91,7 +96,11 @@ class Endpoints:
         return self._on_drafts[case.call.endpoint](case, draft)
 
     def sending(self, case: Case) -> Effect | None:
-        """The effect of a send that no answer speaks of; None if there is no such draft."""
+        """Return the effect of a send whose answer is scripted; None if there is no such draft.
+
+        Args:
+            case: the call.
+        """
         draft = self._world.find_draft(case.mailbox, case.call.draft_id or "")
         return None if draft is None else self._sending(draft, case.user)
 
@@ -113,7 +122,7 @@ class Endpoints:
         return success(data), self._sending(draft, case.user)
 
     def _ahead(self, body: bytes) -> float | None:
-        """Seconds until a send is to happen; None: now. An exception where the body makes no sense."""
+        """Return the seconds until a send is due, None for now; raise an exception if the body is invalid."""
         at = json.loads(body).get("send_time") if body else None
         if at is None:
             return None
@@ -124,6 +133,7 @@ class Endpoints:
 
     def _sending(self, draft: StoredDraft, user: User) -> Effect:
         def send() -> None:
+            # Checked again here: a fault may let the mail of a refused second call go out "as well".
             if draft.sent:
                 return
             draft.sent, draft.scheduled = True, False
@@ -145,7 +155,7 @@ class Endpoints:
             return refusal(codes.named("InvalidRequest")), None
 
         def cancel() -> None:
-            # Its hour may have come while the call was processed.
+            # The mail may have become due while the call was processed.
             if draft.scheduled:
                 self._timers.pop(draft.draft_id).cancel()
                 draft.scheduled = False
@@ -170,7 +180,7 @@ class Endpoints:
 
 
 def now() -> float:
-    """Seconds of the running loop's clock, the only clock of the sandbox."""
+    """Return the time of the running loop's clock in seconds, the only clock of the sandbox."""
     return asyncio.get_running_loop().time()
 
 

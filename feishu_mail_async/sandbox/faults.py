@@ -1,6 +1,6 @@
-"""What can go wrong on purpose: replies that are scripted, and connections that break.
+"""Scripted faults: prepared answers, and connections that break.
 
-`accepted` says in all of them whether the mail goes out although the answer does not say so.
+In each of them, `accepted` says whether the mail goes out although the answer does not say so.
 """
 
 import json
@@ -25,14 +25,14 @@ _TOO_MANY: Final = HTTPStatus.TOO_MANY_REQUESTS.value
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer, ready to go.
+    """An HTTP answer, ready to be sent.
 
     Attributes:
         status: the HTTP status.
         body: the body's bytes.
-        code: the `code` in it, for the ledger; None where it has none.
-        headers: further headers, as pairs.
-        content_type: the header of that name.
+        code: the `code` in the body, for the call log; None if it has none.
+        headers: further headers, as (name, value) pairs.
+        content_type: the value of the Content-Type header.
     """
 
     status: int
@@ -43,12 +43,22 @@ class Reply:
 
 
 def json_reply(status: int, value: object, code: int | None = None) -> Reply:
-    """An answer whose body is `value` as JSON."""
+    """Return an answer whose body is `value` as JSON.
+
+    Args:
+        status: the HTTP status.
+        value: the body, JSON-compatible.
+        code: the `code` in it, for the call log.
+    """
     return Reply(status, json.dumps(value, separators=(",", ":")).encode(), code)
 
 
 def success(data: Mapping[str, Any]) -> Reply:
-    """The API's answer to a call that went well."""
+    """Return the API's answer to a successful call.
+
+    Args:
+        data: the answer's `data`.
+    """
     row = codes.named("Success")
     return json_reply(row.http_status, {"code": row.number, "msg": row.message, "data": data}, row.number)
 
@@ -56,14 +66,21 @@ def success(data: Mapping[str, Any]) -> Reply:
 def refusal(
     row: codes.Code, *headers: tuple[str, str], http_status: int | None = None, msg: str | None = None
 ) -> Reply:
-    """The API's answer to a call that it refuses, as the table of codes has it, or with another message."""
+    """Return the API's answer to a call that it refuses.
+
+    Args:
+        row: the code's row, which gives number, message and HTTP status.
+        *headers: further headers, as (name, value) pairs.
+        http_status: another HTTP status than the row's.
+        msg: another message than the row's.
+    """
     told = {"code": row.number, "msg": row.message if msg is None else msg, "data": {}}
     body = json.dumps(told, separators=(",", ":"))
     return Reply(http_status or row.http_status, body.encode(), row.number, headers)
 
 
 class Kind(StrEnum):
-    """What a fault does to a call."""
+    """The effect of a fault on a call."""
 
     ANSWER = "answer"
     RESET = "reset"
@@ -76,17 +93,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong with one call; made by the class methods.
+    """A fault of one call; made by the class methods.
 
     Attributes:
-        kind: what happens.
-        accepted: the mail goes out all the same (never a second time).
-        reply: the answer, where one is scripted.
-        size: bytes of a huge answer.
-        declared: whether a huge answer says its length beforehand.
-        there: seconds of a delayed call's way to the server.
-        back: seconds of its way home.
-        alter: makes another answer of what the token endpoint grants.
+        kind: the effect on the call.
+        accepted: True if the mail goes out all the same (never a second time).
+        reply: the scripted answer; None if the answer is not scripted.
+        size: the size of a huge answer, in bytes.
+        declared: True if a huge answer has a Content-Length.
+        there: a delayed call's latency to the server, in seconds.
+        back: the latency of its answer, in seconds.
+        alter: a function that turns the token endpoint's answer into another one.
     """
 
     kind: Kind
@@ -104,29 +121,51 @@ class Fault:
 
     @classmethod
     def normal(cls) -> Self:
-        """Nothing goes wrong: the call is answered as if there were no script."""
+        """Answer as if there were no script."""
         return cls(Kind.NORMAL)
 
     @classmethod
     def code(cls, name: str, *, msg: str | None = None, accepted: bool = False) -> Self:
-        """The answer of that name in the table of codes, with its own HTTP status; `msg` is another message."""
+        """Answer with a code of the table, and with the HTTP status of that code.
+
+        Args:
+            name: the code's name in the table of codes.
+            msg: another message than the table's.
+            accepted: True if the mail goes out.
+        """
         return cls._answer(refusal(codes.named(name), msg=msg), accepted)
 
     @classmethod
     def unknown(cls, number: int, http_status: int = 400, *, accepted: bool = False) -> Self:
-        """A code that the table does not know."""
+        """Answer with a code that the table does not know.
+
+        Args:
+            number: the code.
+            http_status: the HTTP status.
+            accepted: True if the mail goes out.
+        """
         body = {"code": number, "msg": "a code of tomorrow", "data": {}}
         return cls._answer(json_reply(http_status, body, number), accepted)
 
     @classmethod
     def frequency(cls, status: int = 429, reset: str | None = "30", *, accepted: bool = False) -> Self:
-        """The rate limit's refusal, with any reset header or none (some older APIs send it as HTTP 400)."""
+        """Answer with the rate limit's refusal, code 99991400.
+
+        Args:
+            status: the HTTP status; some older APIs send 400.
+            reset: the text of the header x-ogw-ratelimit-reset, valid or not; None for no header.
+            accepted: True if the mail goes out.
+        """
         headers = () if reset is None else ((RESET_HEADER, reset),)
         return cls._answer(refusal(codes.named("FrequencyLimited"), *headers, http_status=status), accepted)
 
     @classmethod
     def bare_429(cls, reset: str | None = None) -> Self:
-        """A 429 without a body, as a proxy in front of the API sends it."""
+        """Answer with HTTP 429 and no body, like a proxy in front of the API.
+
+        Args:
+            reset: the text of the header x-ogw-ratelimit-reset; None for no header.
+        """
         headers = () if reset is None else ((RESET_HEADER, reset),)
         return cls._answer(Reply(_TOO_MANY, b"", None, headers, HTML), accepted=False)
 
@@ -134,18 +173,23 @@ class Fault:
     def automation_disabled(
         cls, reason: str = "automation is off", reference: str = "https://mail.example.com/draft"
     ) -> Self:
-        """Code 0, and nothing was sent: the mailbox's own setting blocked the automated send."""
+        """Answer with code 0 and send nothing: the mailbox's own setting blocks automated sends.
+
+        Args:
+            reason: the reason in `automation_send_disable`.
+            reference: the link in it.
+        """
         data = {"automation_send_disable": {"reason": reason, "reference": reference}}
         return cls._answer(success(data), accepted=False)
 
     @classmethod
     def odd_grant(cls, alter: Callable[[dict[str, Any]], object], http_status: int = 200) -> Self:
-        """Tokens are granted, and the old ones spent, but the token endpoint says so otherwise than documented.
+        """Grant tokens and spend the old ones, but answer otherwise than documented (token endpoint only).
 
         Args:
-            alter: takes the documented answer's JSON, and returns what is answered instead: JSON, or bytes as they
-                are.
-            http_status: of the answer.
+            alter: a function from the documented answer's JSON to the answer sent instead: a JSON value, or
+                bytes, which are sent unchanged.
+            http_status: the answer's HTTP status.
         """
 
         def altered(reply: Reply) -> Reply:
@@ -157,34 +201,44 @@ class Fault:
 
     @classmethod
     def gateway(cls, status: int = 502, *, accepted: bool = False) -> Self:
-        """An HTML page of the gateway's."""
+        """Answer with an HTML error page of a gateway.
+
+        Args:
+            status: the HTTP status.
+            accepted: True if the mail goes out.
+        """
         title = f"{status} {HTTPStatus(status).phrase}"
         page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
         return cls._answer(Reply(status, page.encode(), None, (), HTML), accepted)
 
     @classmethod
     def redirect(cls, location: str, status: int = 302) -> Self:
-        """A redirect, which a client that carries a token must not follow."""
+        """Answer with a redirect, which a client that carries a token must not follow.
+
+        Args:
+            location: the Location header.
+            status: the HTTP status.
+        """
         return cls._answer(Reply(status, b"", None, (("Location", location),), HTML), accepted=False)
 
     @classmethod
     def broken(cls, *, accepted: bool = False) -> Self:
-        """HTTP 200 with JSON that breaks off."""
+        """Answer with HTTP 200 and truncated JSON."""
         return cls._answer(Reply(_OK, b'{"code": 0, "msg": "succ'), accepted)
 
     @classmethod
     def empty(cls, *, accepted: bool = False) -> Self:
-        """HTTP 200 with no body."""
+        """Answer with HTTP 200 and no body."""
         return cls._answer(Reply(_OK, b""), accepted)
 
     @classmethod
     def null(cls, *, accepted: bool = False) -> Self:
-        """HTTP 200 with the body `null`."""
+        """Answer with HTTP 200 and the body `null`."""
         return cls._answer(Reply(_OK, b"null"), accepted)
 
     @classmethod
     def array(cls, *, accepted: bool = False) -> Self:
-        """HTTP 200 with a JSON array."""
+        """Answer with HTTP 200 and a JSON array."""
         return cls._answer(Reply(_OK, b"[]"), accepted)
 
     @classmethod
@@ -194,47 +248,54 @@ class Fault:
 
     @classmethod
     def huge(cls, size: int = 50_000_000, *, declared: bool = False, accepted: bool = False) -> Self:
-        """HTTP 200 with a JSON body of `size` bytes, streamed.
+        """Answer with HTTP 200 and a streamed JSON body of `size` bytes.
 
         Args:
-            size: bytes.
-            declared: whether a Content-Length gives it away; otherwise it comes in chunks.
-            accepted: whether the mail goes out.
+            size: the body's size, in bytes.
+            declared: True to send a Content-Length; otherwise the body comes in chunks.
+            accepted: True if the mail goes out.
         """
         return cls(Kind.HUGE, accepted, size=size, declared=declared)
 
     @classmethod
     def reset_before(cls) -> Self:
-        """The connection breaks, and nothing was sent."""
+        """Reset the connection; nothing is sent."""
         return cls(Kind.RESET)
 
     @classmethod
     def reset_after(cls) -> Self:
-        """The mail goes out, and then the connection breaks."""
+        """Send the mail, then reset the connection."""
         return cls(Kind.RESET, accepted=True)
 
     @classmethod
     def hang_before(cls) -> Self:
-        """No answer ever comes, and nothing was sent."""
+        """Never answer; nothing is sent."""
         return cls(Kind.HANG)
 
     @classmethod
     def hang_after(cls) -> Self:
-        """The mail goes out, and no answer ever comes."""
+        """Send the mail, then never answer."""
         return cls(Kind.HANG, accepted=True)
 
     @classmethod
     def delay(cls, there: float, back: float = 0.0) -> Self:
-        """A straggler: its ways take these seconds, and it is answered as usual.
+        """Delay the call on its ways to the server and back, and answer as usual.
 
-        The way to the server is over before a call can be judged, so this one fault is used up when the
-        call sets out, even if the rate limit then refuses it.
+        The way to the server is over before a call can be judged. So this fault, unlike all others, is used up
+        when the call sets out, even if the rate limit then refuses the call.
+
+        Args:
+            there: the latency to the server, in seconds.
+            back: the latency of the answer, in seconds.
         """
         return cls(Kind.DELAY, there=there, back=back)
 
     @classmethod
     def from_json(cls, spec: Mapping[str, Any]) -> Self:
-        """The fault that `{"kind": NAME, ...}` describes; NAME is a class method's, the rest its arguments.
+        """Return the fault that a JSON object describes.
+
+        Args:
+            spec: `{"kind": NAME, ...}`, where NAME is one of the class methods and the rest are its arguments.
 
         Raises:
             ValueError: there is no such fault, or it takes no such argument.

@@ -1,6 +1,6 @@
-"""What becomes of a call at the instant it arrives: limit, token, mailbox, locks, and the fault that is due.
+"""The decision about a call at the instant it arrives: limit, token, mailbox, locks, and the fault that is due.
 
-Nothing here awaits, so no other call can come between a look and the lock that follows from it.
+Nothing here awaits, so no other call can come between a check and the lock that follows from it.
 """
 
 import math
@@ -39,7 +39,7 @@ _AS_USUAL: Final = frozenset({Kind.DELAY, Kind.NORMAL, Kind.GRANT})
 
 
 class _RefusedError(Exception):
-    """The call ends here, with the answer that the table of codes has for it."""
+    """Ends the judgement of a call, with the answer that the table of codes has for it."""
 
     def __init__(self, row: codes.Code, *headers: tuple[str, str], paused: bool = False) -> None:
         super().__init__(row.name)
@@ -49,18 +49,18 @@ class _RefusedError(Exception):
 
 @dataclass(slots=True)
 class Plan:
-    """What was decided about a call when it arrived.
+    """The decision about a call, made when it arrived.
 
     Attributes:
         log_id: the answer's `X-Tt-Logid`.
         reply: the answer.
-        fault: what goes wrong, if anything does.
-        user: the user's name, once the token has told it.
+        fault: the fault of this call; None if nothing goes wrong.
+        user: the user's name; None until the token has been checked.
         mailbox: the mailbox's address, `me` resolved where it could be.
-        locks: what the call holds until it is released.
-        effect: what it changes when it has been processed.
-        accepted: it passed the rate limit.
-        paused: a pause refused it, not the window.
+        locks: the names of the locks that the call holds until it is released.
+        effect: the change to make when the call has been processed; None if there is none.
+        accepted: True if the call passed the rate limit.
+        paused: True if a pause refused it, not the window.
     """
 
     log_id: str
@@ -75,19 +75,19 @@ class Plan:
 
 
 class Judge:
-    """Decides about calls of the mail endpoints, and enters each in the ledger.
+    """The judge of all calls of the mail endpoints, which records each in the call log.
 
     Args:
         world: the mail.
         oauth: the tokens.
-        ledger: where every call is entered.
-        endpoints: what a call does.
+        ledger: the call log.
+        endpoints: the endpoints, which carry calls out.
         window: the send endpoint's window.
-        calls: how many calls it holds.
+        calls: the number of calls that this window holds.
 
     Attributes:
         on_call: see `Sandbox.on_call`.
-        paused_until: sends are refused until then, in seconds of the loop's clock.
+        paused_until: the time until which sends are refused, in seconds of the loop's clock.
     """
 
     def __init__(
@@ -107,35 +107,53 @@ class Judge:
         self.paused_until = -math.inf
 
     def script(self, draft_id: str, *faults: Fault) -> None:
-        """Queue faults for the next sends of a draft."""
+        """Queue faults for the next sends of a draft.
+
+        Args:
+            draft_id: the draft's id.
+            *faults: the faults, one for each send.
+        """
         self._scripts.setdefault(draft_id, deque()).extend(faults)
 
     def claim_delay(self, call: Call) -> Fault | None:
-        """The delay of a call that sets out: it begins before the call can be judged."""
+        """Return the scripted delay of a call that sets out, and use it up; None if none is due.
+
+        A delay begins before the call can be judged, so it is taken here.
+
+        Args:
+            call: the call.
+        """
         script = self._scripts.get(call.draft_id or "") if call.endpoint == SEND else None
         return script.popleft() if script and script[0].kind is Kind.DELAY else None
 
     def release(self, plan: Plan) -> None:
-        """Give the call's locks back; once is enough, and twice does no harm."""
+        """Release the call's locks. Idempotent.
+
+        Args:
+            plan: the decision about the call.
+        """
         self._locks.difference_update(plan.locks)
-        # Or a second release would take them from whoever holds them by then.
+        # Otherwise a second release would take the locks from the call that holds them by then.
         plan.locks = ()
 
     def forget_locks(self) -> None:
-        """Give every lock back: nobody is left who holds one."""
+        """Release every lock, once all calls have ended."""
         self._locks.clear()
 
     def judge(
         self, call: Call, *, authorization: str | None, body: bytes, log_id: str, delay: Fault | None
     ) -> Plan:
-        """Decide about a call that arrives now, take its locks, and enter it in the ledger.
+        """Decide about a call that arrives now, take its locks, and record it in the call log.
 
         Args:
-            call: what is called.
-            authorization: the header of that name.
+            call: the endpoint and ids read from the request line.
+            authorization: the Authorization header.
             body: the request's body.
-            log_id: of the answer to come.
-            delay: what `claim_delay` gave when the call set out.
+            log_id: the `X-Tt-Logid` of the answer to come.
+            delay: the result of `claim_delay` when the call set out.
+
+        Returns:
+            the decision. Its locks are held until `release`.
         """
         time = now()
         plan = Plan(log_id, _NOTHING, delay, call.mailbox)
@@ -161,7 +179,7 @@ class Judge:
             accepted=plan.accepted,
             log_id=log_id,
         )
-        # Whoever holds locks got as far as being carried out: there, and only there, faults come in.
+        # A send that holds locks has passed every check: only then may a fault replace answer and effect.
         if call.endpoint == SEND and plan.locks:
             assert case is not None
             arrival = self._disturb(case, arrival, plan)
@@ -206,7 +224,7 @@ class Judge:
         plan.locks = locks
 
     def _disturb(self, case: Case, arrival: Arrival, plan: Plan) -> Arrival:
-        """Put the fault that is due, if one is, in the place of the answer and of the effect."""
+        """Let the fault that is due, if any, replace the answer and the effect."""
         if plan.fault is None:
             script = self._scripts.get(case.call.draft_id or "")
             if script:
@@ -225,12 +243,12 @@ class Judge:
 
 _OK: Final = 200
 _NOTHING: Final = Reply(500, b"")
-"""What would go out if nothing were decided; it never does."""
+"""The answer of a plan before anything is decided; it is never sent."""
 
 
 def _limited(calls: int, wait: float, *, paused: bool = False) -> _RefusedError:
-    # Whole seconds, rounded up, so that whoever obeys is let in; less a hair, or a float's error makes one
-    # second more.
+    # Whole seconds, rounded up, so that a client that waits as long is accepted. The microsecond taken off keeps
+    # a float's rounding error from adding a whole second.
     seconds = max(1, math.ceil(wait - 1e-6))
     return _RefusedError(
         codes.named("FrequencyLimited"),

@@ -1,6 +1,6 @@
-"""Tokens: who a caller is, how a user lets the app act, and how a login is renewed.
+"""Access tokens: authentication of callers, authorization by a user, and refresh of a login.
 
-It decides and keeps; it does no I/O. Times are seconds of the loop's clock, handed in.
+It decides and stores, and does no I/O. Times are seconds of the loop's clock, passed in by the caller.
 """
 
 import base64
@@ -24,10 +24,10 @@ from .world import ALL_SCOPES, OFFLINE, World
 __all__ = ["CODE_LIFETIME", "REFRESH_LIFETIME", "Grant", "OAuth", "read_form", "refuse"]
 
 CODE_LIFETIME: Final = 300.0
-"""Seconds an authorization code lives, as the documents say."""
+"""The lifetime of an authorization code in seconds, as the documents say."""
 
 REFRESH_LIFETIME: Final = 604_800.0
-"""Seconds a refresh token lives: a week."""
+"""The lifetime of a refresh token in seconds: a week."""
 
 _BEARER: Final = "Bearer "
 _TOKEN_STARTS: Final = ("u-", "t-", "eyJ")
@@ -35,14 +35,14 @@ _TOKEN_STARTS: Final = ("u-", "t-", "eyJ")
 
 @dataclass(slots=True)
 class Grant:
-    """An access token's or a refresh token's other side. The token itself is not in it, nor in its repr.
+    """The meaning of an access token or refresh token. It does not contain the token, nor does its repr.
 
     Attributes:
         user: the user's name.
-        scopes: what the user allowed.
-        expires: when it ends, in seconds of the loop's clock; None: never.
-        revoked: it was taken back.
-        used: it was spent; only refresh tokens are.
+        scopes: the OAuth scopes that the user allowed.
+        expires: the end of its life, in seconds of the loop's clock; None for no end.
+        revoked: True if it was revoked.
+        used: True if it was spent; only refresh tokens are.
     """
 
     user: str
@@ -52,7 +52,11 @@ class Grant:
     used: bool = False
 
     def expired(self, now: float) -> bool:
-        """Whether it has ended at `now`."""
+        """Return whether the token has expired.
+
+        Args:
+            now: the time, in seconds of the loop's clock.
+        """
         return self.expires is not None and now >= self.expires
 
 
@@ -68,15 +72,15 @@ class _AuthorizationCode:
 
 @dataclass(slots=True)
 class OAuth:
-    """The token endpoint, the page where a user agrees, and all tokens given out.
+    """The token endpoint, the authorization page, and all tokens issued.
 
     Attributes:
-        world: where the users are.
-        client_id: the app's.
-        client_secret: the app's.
-        expires_in: seconds an access token lives.
-        refreshes: user -> refresh tokens spent; the ledger's own counter.
-        auto_approve: agree without asking.
+        world: the users.
+        client_id: the app's id.
+        client_secret: the app's secret.
+        expires_in: the lifetime of an access token, in seconds.
+        refreshes: user -> number of refresh tokens spent; the call log's own counter.
+        auto_approve: True if the authorization page agrees without showing itself.
     """
 
     world: World
@@ -92,13 +96,28 @@ class OAuth:
     def new_access(
         self, user: str, scopes: frozenset[str], expires: float | None, token: str | None = None
     ) -> str:
-        """A new access token, which ends at `expires` (None: never)."""
+        """Issue an access token and return it.
+
+        Args:
+            user: the user's name.
+            scopes: the OAuth scopes that it allows.
+            expires: the end of its life, in seconds of the loop's clock; None for no end.
+            token: the text to use instead of a random one.
+        """
         token = token or f"u-{secrets.token_urlsafe(24)}"
         self._access[token] = Grant(user, scopes, expires)
         return token
 
     def check(self, authorization: str | None, now: float) -> Grant | codes.Code:
-        """Whose call this is, or what is wrong with its Authorization header."""
+        """Authenticate a call by its Authorization header.
+
+        Args:
+            authorization: the header; None if there is none.
+            now: the time, in seconds of the loop's clock.
+
+        Returns:
+            the token's grant, or the code that refuses the call.
+        """
         if not authorization or not authorization.startswith(_BEARER):
             return codes.named("TokenMissing")
         token = authorization[len(_BEARER) :].strip()
@@ -114,19 +133,34 @@ class OAuth:
         return grant
 
     def expire(self, user: str, now: float) -> None:
-        """End every access token of a user."""
+        """Let every access token of a user expire.
+
+        Args:
+            user: the user's name.
+            now: the time, in seconds of the loop's clock.
+        """
         for grant in self._access.values():
             if grant.user == user:
                 grant.expires = now
 
     def revoke(self, user: str) -> None:
-        """Take back every access token and every refresh token of a user."""
+        """Revoke every access token and every refresh token of a user.
+
+        Args:
+            user: the user's name.
+        """
         for grant in (*self._access.values(), *self._refresh.values()):
             if grant.user == user:
                 grant.revoked = True
 
     def issue(self, user: str, scopes: frozenset[str], now: float) -> dict[str, Any]:
-        """A new pair of tokens, laid out as the token endpoint answers."""
+        """Issue a pair of tokens and return it as the JSON body of the token endpoint's answer.
+
+        Args:
+            user: the user's name.
+            scopes: the OAuth scopes; a refresh token is issued only with `offline_access` among them.
+            now: the time, in seconds of the loop's clock.
+        """
         pair: dict[str, Any] = {
             "code": codes.named("Success").number,
             "access_token": self.new_access(user, scopes, now + self.expires_in),
@@ -142,8 +176,14 @@ class OAuth:
         return pair
 
     def token(self, form: Mapping[str, str] | None, now: float) -> Reply:
-        """Answer a call of the token endpoint that arrives at `now`; a `form` of None is unreadable."""
-        # RFC 6749, section 5.2; the platform's own numbers for these two are not in the table.
+        """Answer a call of the token endpoint.
+
+        Args:
+            form: the request's parameters; None if they are unreadable.
+            now: the time, in seconds of the loop's clock.
+        """
+        # RFC 6749, section 5.2. The table of codes lacks the platform's numbers for `invalid_request` and
+        # `unsupported_grant_type`.
         if form is None:
             return json_reply(400, {"error": "invalid_request", "error_description": "the body is unreadable"})
         known = hmac.compare_digest(form.get("client_id", "").encode(), self.client_id.encode())
@@ -186,7 +226,7 @@ class OAuth:
             return refuse("RefreshTokenUsed")
         if grant.expired(now):
             return refuse("RefreshTokenExpired")
-        # Once, whatever becomes of the answer; the access token of before stays good until it ends.
+        # Spent even if the answer is lost. The previous access token stays valid until it expires.
         grant.used = True
         self.refreshes[grant.user] += 1
         scopes = grant.scopes
@@ -195,12 +235,12 @@ class OAuth:
         return json_reply(200, self.issue(grant.user, scopes, now), codes.named("Success").number)
 
     def authorize(self, target: str, now: float) -> Reply:
-        """Answer a browser that opens the page where a user agrees.
+        """Answer a browser that opens the authorization page.
 
         Args:
-            target: path and query of the request. Beyond the documented parameters, `user` names who agrees
-                and `decision` ("allow" or "deny") answers in their place.
-            now: seconds of the loop's clock.
+            target: the request's path and query. Beyond the documented parameters, `user` names the user who
+                authorizes, and `decision` ("allow" or "deny") answers without showing the page.
+            now: the time, in seconds of the loop's clock.
         """
         path, _, query = target.partition("?")
         asked = dict(parse_qsl(query, keep_blank_values=True))
@@ -223,7 +263,7 @@ class OAuth:
         return Reply(200, _page(path, asked, users).encode(), content_type=HTML)
 
     def _wrong(self, asked: Mapping[str, str]) -> str | None:
-        """What is wrong with a request for authorization, in a sentence; None if nothing is."""
+        """Return a sentence about the first error of an authorization request; None if there is none."""
         users = self.world.users
         unknown = set(asked.get("scope", "").split()) - ALL_SCOPES
         checks = (
@@ -243,16 +283,29 @@ class OAuth:
 
 
 def refuse(name: str) -> Reply:
-    """The token endpoint's refusal of that name."""
+    """Return a refusal of the token endpoint.
+
+    Args:
+        name: the name of its row in `codes.OAUTH`.
+
+    Raises:
+        KeyError: there is no such row.
+    """
     row = codes.OAUTH[name]
     body = {"code": row.number, "error": row.error, "error_description": row.description}
     return json_reply(row.http_status, body, row.number)
 
 
 def read_form(content_type: str, authorization: str | None, body: bytes) -> dict[str, str] | None:
-    """The parameters of a token request, as JSON or as a form, with credentials from HTTP Basic too.
+    """Read the parameters of a token request.
 
-    None if they cannot be read.
+    Args:
+        content_type: the Content-Type header, for JSON or a form.
+        authorization: the Authorization header; with HTTP Basic it gives client_id and client_secret.
+        body: the request's body.
+
+    Returns:
+        the parameters; None if they are unreadable.
     """
     try:
         text = body.decode()

@@ -1,7 +1,7 @@
-"""From a request line to the call that it means.
+"""Routing: the call that a request line means.
 
-It reads the raw target itself: an id may hold a slash, a dot or a question mark, percent-encoded into one
-segment, and a router that tidies paths would look up another draft than the one meant.
+The raw target is parsed here, without a router: an id may contain a slash, a dot or a question mark,
+percent-encoded into one segment, and a router that normalizes paths would find another draft than the one meant.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class Call:
     """A call of one of the mail endpoints.
 
     Attributes:
-        endpoint: as `Arrival.endpoint`.
+        endpoint: the same names as `Arrival.endpoint`.
         mailbox: the mailbox segment, decoded once.
-        draft_id: the draft segment, decoded once; None where the endpoint has none.
-        query: the query, raw.
-        readable: both segments can stand for an id.
+        draft_id: the draft segment, decoded once; None if the endpoint has none.
+        query: the query, not decoded.
+        readable: True if both segments are valid ids.
     """
 
     endpoint: str
@@ -35,7 +35,12 @@ class Call:
 
 
 def read_call(method: str, target: str) -> Call | None:
-    """The call that a request line means; None if it is none of the mail endpoints."""
+    """Return the call that a request line means; None if it is not one of the mail endpoints.
+
+    Args:
+        method: the HTTP method.
+        target: the raw request target: path and query, percent-encoded.
+    """
     path, _, query = target.partition("?")
     if not path.startswith(_PREFIX):
         return None
@@ -61,7 +66,7 @@ def read_call(method: str, target: str) -> Call | None:
 
 
 def _decode(segment: str) -> tuple[str, bool]:
-    """A segment decoded exactly once, and whether it can stand for an id."""
+    """Return a segment decoded exactly once, and whether it is a valid id."""
     try:
         return check_text("segment", unquote(segment, errors="strict")), True
     except ValueError:

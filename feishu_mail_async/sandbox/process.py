@@ -1,4 +1,4 @@
-"""A sandbox in a process of its own."""
+"""The program of a sandbox that runs in a process of its own."""
 
 import asyncio
 import contextlib
@@ -28,25 +28,31 @@ async def serve(
 ) -> None:
     """Run a sandbox until SIGINT or SIGTERM.
 
+    On Windows, and outside the main thread, signals are not handled here.
+
     Args:
         host: an IP address of this machine.
-        port: 0 takes a free one.
-        calls: sends allowed in a window.
-        per: the window's length in seconds.
-        window: how it is laid.
-        latency: seconds on the way.
-        users: names of users to make up.
-        drafts: drafts to put into each one's mailbox.
-        announce: told once, when the sandbox listens, what a client needs: base_url, tokens, client_id,
-            client_secret, and control_token for the sandbox's own endpoints. If not given, that is printed as one
-            line of JSON.
-        until: ends it too, when set.
+        port: the port; 0 for a free one.
+        calls: the number of sends allowed in a window.
+        per: the window's length, in seconds.
+        window: the shape of the window.
+        latency: the latency in seconds; see `Latency`.
+        users: the names of the users to create.
+        drafts: the number of drafts to create in each user's mailbox.
+        announce: a function called once, when the sandbox listens, with the values that a client needs: base_url,
+            tokens, client_id, client_secret, and control_token for the control endpoints. If not given, they are
+            printed as one line of JSON.
+        until: an event that ends the sandbox when it is set.
+
+    Raises:
+        ValueError: a value is out of range, or `host` is not an IP address.
+        OSError: the address cannot be bound.
     """
     stop = until or asyncio.Event()
     loop = asyncio.get_running_loop()
     handled = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Not on Windows, where Ctrl-C ends asyncio.run by itself; nor outside the main thread.
+        # This fails on Windows, where Ctrl-C ends asyncio.run by itself, and outside the main thread.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(number, stop.set)
             handled.append(number)
@@ -73,10 +79,16 @@ async def serve(
 
 
 def read_latency(text: str) -> float | tuple[float, float]:
-    """Seconds as a command line has them: "0.2" is a round trip, "0.02-0.1" the range of each way.
+    """Parse a latency from a command line.
+
+    Args:
+        text: seconds: "0.2" is a round trip, "0.02-0.1" the range of each way.
+
+    Returns:
+        a round trip, or (low, high) for each way, in seconds.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither, or a number is negative or infinite.
     """
     low, dash, high = text.partition("-")
     seconds = (float(low), float(high)) if dash else (float(low), float(low))
@@ -86,5 +98,5 @@ def read_latency(text: str) -> float | tuple[float, float]:
 
 
 def _print(told: dict[str, Any]) -> None:
-    # Flushed, because whoever started the process waits for this line.
+    # Flushed, because the program that started this process waits for the line.
     print(json.dumps(told), flush=True)  # noqa: T201 - it is what the command is for

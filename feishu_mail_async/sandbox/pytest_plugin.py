@@ -1,8 +1,9 @@
-"""The fixture `feishu_sandbox`: a started sandbox with one user, "alice", in the test's own loop.
+"""The pytest fixture `feishu_sandbox`: a started sandbox with one user, "alice", in the test's own loop.
 
 pytest loads this module in every project that has the package installed, beside every version of every other
-plugin. So it imports nothing but pytest until a test asks for the fixture, and looks only then for what runs it.
-Of that there is one exception: older versions of pytest-asyncio take up fixtures before the first test begins.
+plugin. So it imports nothing but pytest until a test requests the fixture, and only then looks for the plugin that
+runs asynchronous fixtures (pytest-asyncio or anyio). The one exception: older versions of pytest-asyncio collect
+fixtures before the first test begins, so the fixture for it is registered as soon as pytest-asyncio is loaded.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ _OF_ANYIO: Final = "_feishu_sandbox_of_anyio"
 
 @pytest.fixture
 def feishu_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
-    """A started Feishu sandbox with one user, "alice", closed after the test."""
+    """Start a Feishu sandbox with one user, "alice"; it is closed after the test."""
     plugins = request.config.pluginmanager
     name = _OF_PYTEST_ASYNCIO
     if _ANYIO in request.fixturenames:
@@ -41,11 +42,11 @@ def feishu_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
 
 
 def pytest_plugin_registered(plugin: object, manager: pytest.PytestPluginManager) -> None:
-    """Offer a fixture of pytest-asyncio's kind as soon as that is there, whoever has loaded it."""
+    """Register the fixture for pytest-asyncio as soon as that plugin is loaded."""
     if isinstance(plugin, ModuleType) and plugin.__name__ == _PYTEST_ASYNCIO:
-        # Whatever version it is, a suite that does not use the fixture has no trouble from it.
+        # No version of pytest-asyncio may break a test suite that does not use the fixture.
         with contextlib.suppress(Exception):
-            # Before it had modes it had no decorator, and ran all asynchronous fixtures.
+            # Versions without modes have no decorator of their own: they run all asynchronous fixtures.
             _offer(manager, _OF_PYTEST_ASYNCIO, getattr(plugin, "fixture", pytest.fixture))
 
 

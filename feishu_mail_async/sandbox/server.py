@@ -1,4 +1,4 @@
-"""The server: a call sets out, arrives, is judged at that instant, takes effect, and is answered.
+"""The server: the path of a call from request to answer.
 
 `request -> way there -> judge -> processing -> effect -> way back -> answer`. All time is the running
 loop's, so a virtual clock runs hours of it in milliseconds.
@@ -29,7 +29,7 @@ from .wire import make_request, pass_time, reset, respond, stream
 __all__ = ["Latency", "Sandbox"]
 
 Latency = float | tuple[float, float] | Callable[[random.Random], tuple[float, float]]
-"""Seconds on the way: a round trip, `(low, high)` for each way, or a function that gives (there, back)."""
+"""The latency in seconds: a round trip, `(low, high)` for each way, or a function that returns (there, back)."""
 
 _TOKEN_PATH: Final = "/open-apis/authen/v2/oauth/token"  # noqa: S105 - an address, not a secret
 _AUTHORIZE_PATH: Final = "/open-apis/authen/v1/authorize"
@@ -38,35 +38,38 @@ _LONGEST_LINE: Final = 64 * 1024
 
 _had: Final[set[int]] = set()
 _MANY: Final = 10_000
-"""Ports after which there may soon be none left that is new."""
+"""The number of used ports from which on a port may be used again, because few new ones may be left."""
 
 
 class Sandbox(Stage):
     """A server on loopback that behaves as the platform's documents say, in the running loop.
 
     Args:
-        calls: sends allowed in a window.
-        per: the window's length in seconds.
-        window: how it is laid.
-        count_refusals: whether refused sends fill the window too.
-        latency: seconds on the way; see `Latency`.
-        processing: seconds between the arrival of a write and its effect.
-        lock_until_answered: hold a write's locks until its answer leaves for good, at the end of the way
-            back. That is the strict reading, since nobody can tell when the server releases them. Otherwise
-            they are held while it is processed.
-        daily_quota: mails a day for every user; None: no end to it.
-        users: names, or name -> address, of users to begin with.
-        expires_in: seconds an access token of the token endpoint lives.
-        client_id: the app's.
-        client_secret: the app's.
-        auto_approve: let the authorization page agree without asking.
-        host: an IP address of this machine; nothing is looked up by name.
-        port: 0 takes a free one, which no other sandbox of this process had.
-        seed: of the latencies and the ids.
+        calls: the number of sends allowed in a window.
+        per: the window's length, in seconds.
+        window: the shape of the window.
+        count_refusals: True if refused sends fill the window too.
+        latency: the latency in seconds; see `Latency`.
+        processing: the time between the arrival of a write and its effect, in seconds.
+        lock_until_answered: hold a write's locks until its answer leaves, at the end of the way back. That is the
+            strict reading: when the server releases them is not documented. If False, they are held while the
+            write is processed.
+        daily_quota: the mails a day of every user; None for no limit.
+        users: the users to begin with: names, or name -> address.
+        expires_in: the lifetime of the token endpoint's access tokens, in seconds.
+        client_id: the app's id.
+        client_secret: the app's secret.
+        auto_approve: let the authorization page agree without showing itself.
+        host: an IP address of this machine; names are not resolved.
+        port: the port; 0 for a free one, which no other sandbox of this process had.
+        seed: the seed of latencies and ids.
 
     Attributes:
-        ledger: what arrived, and what was counted.
-        processing: as above; may be set while it runs.
+        ledger: the call log.
+        processing: the argument of that name; may be set while the sandbox runs.
+
+    Raises:
+        ValueError: a value is out of range, or `host` is not an IP address.
     """
 
     def __init__(
@@ -133,7 +136,11 @@ class Sandbox(Stage):
         await self.close()
 
     async def start(self) -> None:
-        """Listen; nothing happens if it listens already."""
+        """Start listening. Idempotent.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
         if self._server is not None:
             return
         listening = self._bind(self._wanted_port) if self._wanted_port else self._bind_new()
@@ -148,7 +155,7 @@ class Sandbox(Stage):
         await self._listen(listening)
 
     async def close(self) -> None:
-        """Stop listening, and end every call that is still under way; cancelling it does not break it off."""
+        """Stop listening and end every call in flight. Idempotent; completes even if the caller is cancelled."""
         server, self._server = self._server, None
         if server is not None:
             self._closing = asyncio.ensure_future(self._close(server))
@@ -157,20 +164,24 @@ class Sandbox(Stage):
     async def _close(self, server: web.Server) -> None:
         self._stop_listening()
         self._endpoints.close()
-        # Idle connections first, or their keeping-alive would be waited for; then those that sleep or hang.
+        # Idle connections first: shutdown would wait for their keep-alive. Then the calls that sleep or hang.
         server.pre_shutdown()
         handlers = list(self._handlers)
         for handler in handlers:
             handler.cancel()
         await asyncio.gather(*handlers, return_exceptions=True)
         await server.shutdown(1.0)
-        # Transports close in the loop's next turn; the test's loop may not have one.
+        # Transports close in the loop's next iteration; without this sleep the test's loop may not have one.
         await asyncio.sleep(0)
         self._judge.forget_locks()
 
     @property
     def base_url(self) -> str:
-        """The address to give a client, without a slash at its end."""
+        """The base URL for a client, without a slash at its end.
+
+        Raises:
+            RuntimeError: the sandbox has not been started.
+        """
         if self._port is None:
             raise RuntimeError("the sandbox has no address yet: start it with `async with sandbox:`")
         host = f"[{self._host}]" if self._family == socket.AF_INET6 else self._host
@@ -178,18 +189,18 @@ class Sandbox(Stage):
 
     @contextlib.asynccontextmanager
     async def outage(self) -> AsyncIterator[None]:
-        """Nothing is reachable: connections are reset and new ones refused, until the block ends.
+        """Reset all connections and refuse new ones until the block ends.
 
-        Calls that are under way on the server run on, and their answers are lost.
+        Calls in flight on the server are carried out, and their answers are lost.
         """
         self._stop_listening()
         assert self._server is not None, "the sandbox does not run"
         assert self._port is not None
         for connection in self._server.connections:
             reset(connection.transport)
-        # Bound but not listening: connections are refused, and nobody else can take the port.
+        # Bound but not listening: connections are refused, and no other program can take the port.
         placeholder = self._bind(self._port)
-        # One turn of the loop, in which the resets leave.
+        # The resets leave in the loop's next iteration.
         await asyncio.sleep(0)
         try:
             yield
@@ -210,7 +221,8 @@ class Sandbox(Stage):
     def _bind_new(self) -> socket.socket:
         """Bind to a free port that no sandbox of this process had before.
 
-        What a client remembers of an address, such as a user that may not send, is of another server.
+        Clients of this process remember by address, say that a user is suspended. That must not be carried over
+        from one sandbox to the next.
         """
         while True:
             bound = self._bind(0)
@@ -222,7 +234,7 @@ class Sandbox(Stage):
 
     async def _listen(self, bound: socket.socket) -> None:
         if self._server is None:
-            # Closed in the middle of an outage.
+            # `close` was called during an outage.
             bound.close()
             return
         self._listener = await asyncio.get_running_loop().create_server(self._server, sock=bound, backlog=1024)
@@ -236,7 +248,7 @@ class Sandbox(Stage):
 
     @property
     def latency(self) -> Latency:
-        """Seconds on the way; may be set while it runs."""
+        """The latency in seconds (see `Latency`); may be set while the sandbox runs."""
         return self._latency
 
     @latency.setter
@@ -253,7 +265,7 @@ class Sandbox(Stage):
 
     @property
     def control_token(self) -> str:
-        """What the sandbox's own endpoints want in the header X-Sandbox-Token."""
+        """The secret that the control endpoints require in the header X-Sandbox-Token."""
         return self._guard.token
 
     # --- answering --------------------------------------------------------------------------------------
@@ -267,7 +279,7 @@ class Sandbox(Stage):
             try:
                 body = await request.read() if request.body_exists else b""
             except ConnectionError:
-                # The client has gone before it had said everything: nothing arrives.
+                # The client disconnected before the request was complete, so no call arrives.
                 return web.Response()
             if (refusal := self._refuse(request)) is not None:
                 return respond(json_reply(403, {"error": refusal}), self._log_id())
@@ -287,7 +299,7 @@ class Sandbox(Stage):
             self._handlers.discard(task)
 
     def _refuse(self, request: web.BaseRequest) -> str | None:
-        """Why a request is not for this sandbox, or not for its caller to make; None if it is."""
+        """Return the reason to refuse a request before it is routed; None if it is acceptable."""
         headers = request.headers
         hosts = headers.getall("Host", [])
         refusal = self._guard.stranger(self._port, hosts, headers.getall("Origin", []))
@@ -310,7 +322,8 @@ class Sandbox(Stage):
                 self._judge.release(plan)
             await pass_time(plan.fault.back if plan.fault is not None and plan.fault.kind is Kind.DELAY else back)
         finally:
-            # At the door, not after the last byte: a client may stop reading, and is then done with the call.
+            # When the answer leaves, not after its last byte: a client may stop reading and consider the call
+            # ended.
             self._judge.release(plan)
         return await self._answer(request, plan.reply, plan.fault, plan.log_id)
 
@@ -341,10 +354,10 @@ class Sandbox(Stage):
         match fault.kind if fault is not None else Kind.NORMAL:
             case Kind.RESET:
                 reset(request.transport)
-                # aiohttp wants an answer, finds the connection gone, and drops it.
+                # aiohttp requires a response; it finds the connection gone and drops it.
                 return web.Response()
             case Kind.HANG:
-                # Until `close` cancels it.
+                # Never done; `close` cancels it.
                 await asyncio.get_running_loop().create_future()
                 return web.Response()
             case Kind.HUGE:
@@ -358,5 +371,5 @@ class Sandbox(Stage):
 
 
 def _family(host: str) -> socket.AddressFamily:
-    """The family of an IP address; a ValueError for a name, which would have to be looked up."""
+    """Return the family of an IP address; raise ValueError for a name, which would have to be resolved."""
     return socket.AF_INET6 if ":" in str(ipaddress.ip_address(host)) else socket.AF_INET

@@ -1,4 +1,4 @@
-"""The scene that a sandbox plays: its users, mailboxes, drafts and tokens, and what will happen to whom."""
+"""The state of a sandbox (users, mailboxes, drafts, tokens, scripts) and the methods by which tests set it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -16,23 +16,25 @@ __all__ = ["Stage"]
 
 
 class Stage:
-    """What stands behind the server, and how tests set it.
+    """The state behind the server, and its setters for tests.
+
+    Methods that take a user or the address of a mailbox raise ValueError if there is no such user or mailbox.
 
     Args:
-        calls: sends allowed in a window.
-        per: the window's length in seconds.
-        window: how it is laid.
-        count_refusals: whether refused sends fill the window too.
-        daily_quota: mails a day for every user; None: no end to it.
-        users: names, or name -> address, of users to begin with.
-        expires_in: seconds an access token of the token endpoint lives.
-        client_id: the app's.
-        client_secret: the app's.
-        auto_approve: let the authorization page agree without asking.
-        seed: of the ids.
+        calls: the number of sends allowed in a window.
+        per: the window's length, in seconds.
+        window: the shape of the window.
+        count_refusals: True if refused sends fill the window too.
+        daily_quota: the mails a day of every user; None for no limit.
+        users: the users to begin with: names, or name -> address.
+        expires_in: the lifetime of the token endpoint's access tokens, in seconds.
+        client_id: the app's id.
+        client_secret: the app's secret.
+        auto_approve: let the authorization page agree without showing itself.
+        seed: the seed of the ids.
 
     Attributes:
-        ledger: what arrived, and what was counted.
+        ledger: the call log.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class Stage:
 
     @property
     def on_call(self) -> Callable[[Arrival], Fault | None] | None:
-        """Called with every send that is about to be carried out and has no script.
+        """A function called with every send that is about to be carried out and has no scripted fault.
 
-        What it returns is applied as if it had been scripted (of a delay, the way back); None: nothing is.
+        The fault that it returns is applied as if it had been scripted (with a delay, only the way back, because
+        the call has arrived already); None lets the call pass.
         """
         return self._judge.on_call
 
@@ -81,7 +84,7 @@ class Stage:
 
     @property
     def auto_approve(self) -> bool:
-        """Whether the authorization page agrees without asking; may be set while it runs."""
+        """True if the authorization page agrees without showing itself; may be set while the sandbox runs."""
         return self._oauth.auto_approve
 
     @auto_approve.setter
@@ -100,16 +103,20 @@ class Stage:
 
     @property
     def users(self) -> dict[str, str]:
-        """User -> address of the user's own mailbox."""
+        """The users: name -> address of the user's own mailbox."""
         return {name: user.address for name, user in self._world.users.items()}
 
     @property
     def tokens(self) -> dict[str, str]:
-        """User -> the token that `add_user` or `renew_token` gave last."""
+        """The latest token of each user from `add_user` or `renew_token`: name -> token."""
         return dict(self._tokens)
 
     def token(self, user: str) -> str:
-        """The token that `add_user` or `renew_token` gave last."""
+        """Return a user's latest token from `add_user` or `renew_token`.
+
+        Args:
+            user: the user's name.
+        """
         self._world.user(user)
         return self._tokens[user]
 
@@ -125,11 +132,14 @@ class Stage:
         """Add a user with a mailbox of their own, and return a user_access_token of theirs.
 
         Args:
-            user: how to call them.
-            address: of their mailbox; `USER@example.com` if not given.
-            scopes: what the token allows.
-            expires_in: seconds the token lives; None: for good.
-            token: one to use instead of a new one (a long JWT, say).
+            user: the user's name.
+            address: the mailbox's address; `USER@example.com` if not given.
+            scopes: the OAuth scopes that the token allows.
+            expires_in: the token's lifetime, in seconds; None for no end.
+            token: a token to use instead of a new one (a long JWT, say).
+
+        Raises:
+            ValueError: the name or the address is taken.
         """
         self._world.add_user(user, address)
         return self.renew_token(user, scopes=scopes, expires_in=expires_in, token=token)
@@ -142,47 +152,64 @@ class Stage:
         expires_in: float | None = None,
         token: str | None = None,
     ) -> str:
-        """One more user_access_token for a user, which `token` and `tokens` give from now on."""
+        """Issue one more user_access_token, which `token` and `tokens` return from now on.
+
+        Tokens issued before stay valid.
+
+        Args:
+            user: the user's name.
+            scopes: the OAuth scopes that the token allows.
+            expires_in: the token's lifetime, in seconds; None for no end.
+            token: a token to use instead of a new one.
+        """
         self._world.user(user)
         expires = None if expires_in is None else now() + expires_in
         self._tokens[user] = self._oauth.new_access(user, frozenset(scopes), expires, token)
         return self._tokens[user]
 
     def issue_tokens(self, user: str, *, scopes: Iterable[str] = ALL_SCOPES) -> dict[str, Any]:
-        """A pair of tokens without the dance, laid out as the token endpoint answers."""
+        """Issue a pair of tokens without an authorization, in the form of the token endpoint's answer.
+
+        Args:
+            user: the user's name.
+            scopes: the OAuth scopes; a refresh token is issued only with `offline_access` among them.
+        """
         self._world.user(user)
         return self._oauth.issue(user, frozenset(scopes), now())
 
     def expire_token(self, user: str) -> None:
-        """End every access token of a user; refresh tokens stay good."""
+        """Let every access token of a user expire; refresh tokens stay valid."""
         self._oauth.expire(self._world.user(user).name, now())
 
     def revoke(self, user: str) -> None:
-        """Take back every access token and refresh token of a user."""
+        """Revoke every access token and refresh token of a user."""
         self._oauth.revoke(self._world.user(user).name)
 
     def add_draft(self, user: str, draft_id: str | None = None, mailbox: str = "me") -> str:
-        """Put a draft into a mailbox, and return its id.
+        """Add a draft to a mailbox, and return its id.
 
         Args:
-            user: whose it is.
-            draft_id: one to use instead of a new one; any text, unique in the sandbox.
-            mailbox: "me", or an address that the user may use.
+            user: the user whose mailbox "me" is.
+            draft_id: an id to use instead of a new one; any text, unique in the sandbox.
+            mailbox: "me", or the address of a mailbox that the user may use (not checked here).
+
+        Raises:
+            ValueError: the id is taken.
         """
         owner = self._world.user(user)
         box = self._world.mailbox(owner.address if mailbox == "me" else mailbox)
         return self._world.add_draft(box, draft_id).draft_id
 
     def add_drafts(self, user: str, count: int, *, mailbox: str = "me") -> list[str]:
-        """Put `count` drafts into a mailbox, and return their ids."""
+        """Add `count` drafts to a mailbox, and return their ids; see `add_draft`."""
         return [self.add_draft(user, mailbox=mailbox) for _ in range(count)]
 
     def share_mailbox(self, address: str, *users: str) -> None:
-        """Let these users use a mailbox, which is made if there is none."""
+        """Let these users use a mailbox, which is created if there is none at this address."""
         self._world.share(address, *users)
 
     def close_mailbox(self, address: str) -> None:
-        """Answer every call of this mailbox with "not found or not active"."""
+        """Deactivate a mailbox: every call of it is answered with "not found or not active"."""
         self._world.mailbox(address).closed = True
 
     def open_mailbox(self, address: str) -> None:
@@ -196,32 +223,54 @@ class Stage:
         reason: str = "automation is off",
         reference: str = "https://mail.example.com/draft",
     ) -> None:
-        """Answer every send of this mailbox with code 0 and `automation_send_disable`, and send nothing."""
+        """Block automated sends: every send of a mailbox gets code 0 and `automation_send_disable`; none goes out.
+
+        Args:
+            address: the mailbox's address.
+            reason: the reason in `automation_send_disable`.
+            reference: the link in it.
+        """
         self._world.mailbox(address).automation = (reason, reference)
 
     def set_quota(self, user: str, mails: int | None) -> None:
-        """Let a user send this many more mails within 24 hours of the first of them; None: no end to it."""
+        """Let a user send this many more mails within 24 hours of the first of them.
+
+        Args:
+            user: the user's name.
+            mails: the number of mails; None for no limit.
+        """
         found = self._world.user(user)
         found.quota, found.sent_today, found.day_began = mails, 0, None
 
     def limit_now(self, seconds: float) -> None:
-        """Refuse every send for these seconds, with the right reset, as if other programs had used it all up."""
+        """Refuse every send for a while, with the right reset header, as if other programs had used the limit up.
+
+        Args:
+            seconds: the time from now, in seconds.
+        """
         self._judge.paused_until = now() + seconds
 
     def script(self, draft_id: str, *faults: Fault) -> None:
-        """Let these happen to the next sends of a draft, one each.
+        """Queue faults for the next sends of a draft, one for each send.
 
         A call uses one up once it has passed the rate limit, its token, its mailbox and the locks; only a
         delay is used up earlier, when the call sets out.
+
+        Args:
+            draft_id: the draft's id, which need not exist yet.
+            *faults: the faults, in order.
         """
         self._judge.script(draft_id, *faults)
 
     def script_token(self, *faults: str | Fault) -> None:
-        """Let these happen to the next calls of the token endpoint, one each.
+        """Queue faults for the next calls of the token endpoint, one for each call.
 
         Args:
-            *faults: names from `codes.OAUTH`; or faults, of which those that are `accepted` renew the tokens
-                and then lose the answer, or give another one (`odd_grant`).
+            *faults: names from `codes.OAUTH`, or faults. Faults with `accepted` renew the tokens and then lose
+                the answer, or give another one (`odd_grant`).
+
+        Raises:
+            KeyError: a name is not in `codes.OAUTH`.
         """
         for fault in faults:
             if isinstance(fault, str):
@@ -229,5 +278,5 @@ class Stage:
         self._token_script.extend(faults)
 
     def unix_time(self) -> float:
-        """Seconds since 1970 as the sandbox has it, which scheduled sends are told by."""
+        """Return the sandbox's Unix time in seconds, by which scheduled sends happen."""
         return self._endpoints.unix_time()

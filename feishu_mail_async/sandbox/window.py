@@ -1,7 +1,7 @@
-"""The rate limit as a server may lay it: a window that says of every arrival whether it fits.
+"""Rate-limit windows, in the three shapes that a server may use.
 
-How Feishu's own window is laid is not documented, so there are three. Each counts at the instant of arrival,
-in seconds of whatever clock the caller reads.
+The shape of Feishu's own window is not documented, so there are three. Each counts a call at the instant of its
+arrival, in seconds of the caller's clock.
 """
 
 import math
@@ -12,11 +12,11 @@ from typing import Protocol
 __all__ = ["TOLERANCE", "RateWindow", "Window", "make_window"]
 
 TOLERANCE = 1e-9
-"""Seconds. Sums of floats miss by less than this; nobody is refused for a rounding error."""
+"""The tolerance for sums of floats, in seconds, so that no call is refused for a rounding error."""
 
 
 class Window(StrEnum):
-    """How the window is laid.
+    """The shape of a window.
 
     `FIXED` starts anew at every multiple of `per`. `SLIDING` looks back `per` seconds from each arrival and
     is the strictest of the three. `TOKEN_BUCKET` is the classical one: it holds `calls` tokens and gains
@@ -31,10 +31,14 @@ class Window(StrEnum):
 
 
 class RateWindow(Protocol):
-    """What the server asks of a window."""
+    """The interface of a window to the server."""
 
     def arrive(self, now: float) -> float | None:
-        """None if the call that arrives at `now` fits, else the seconds until one would."""
+        """Count a call, and return None if it fits, else the seconds until a call would fit.
+
+        Args:
+            now: the time of arrival, in seconds; never earlier than the call before.
+        """
 
 
 class _Fixed:
@@ -48,7 +52,7 @@ class _Fixed:
         index = math.floor(now / self._per + TOLERANCE)
         if index != self._index:
             self._index, self._count = index, 0
-        # Counting refusals changes nothing here: a window that is full stays full to its end.
+        # There is no `count_refusals` here: a full window stays full to its end anyway.
         if self._count >= self._calls:
             return (index + 1) * self._per - now
         self._count += 1
@@ -72,7 +76,8 @@ class _Sliding:
             return None
         if self._count_refusals:
             log.append(now)
-        # With refusals in the log, it is the last `calls` entries that stand in the way.
+        # With refusals in the log there may be more than `calls` entries: a call fits when only `calls - 1` are
+        # left, so the entry to wait for is the `calls`-th from the end.
         return log[-self._calls] + self._per - now
 
 
@@ -93,19 +98,22 @@ class _TokenBucket:
             self._tokens -= 1
             return None
         if self._count_refusals:
-            # A debt of one whole bucket at most, or a client that hammers would be locked out for days.
+            # The debt is limited to one whole bucket; otherwise a client that hammers would be refused for days.
             self._tokens = max(self._tokens - 1, -self._capacity)
         return (1 - self._tokens) / self._rate
 
 
 def make_window(kind: Window, calls: int, per: float, *, count_refusals: bool = False) -> RateWindow:
-    """A window of `calls` in `per` seconds, laid as `kind` says.
+    """Return a window of `calls` calls in `per` seconds.
 
     Args:
-        kind: how it is laid.
-        calls: how many fit.
-        per: seconds.
-        count_refusals: whether a refused call fills the window too.
+        kind: the shape.
+        calls: the number of calls that fit, at least 1.
+        per: the length, in seconds.
+        count_refusals: True if a refused call fills the window too.
+
+    Raises:
+        ValueError: `calls` or `per` is out of range.
     """
     if calls < 1:
         raise ValueError(f"calls: give 1 or more, not {calls!r}")

@@ -1,4 +1,4 @@
-"""What goes over the wire in a sandbox's answers, in good ways and in bad ones."""
+"""HTTP details of the sandbox's answers: responses, resets and huge bodies."""
 
 import asyncio
 import contextlib
@@ -16,30 +16,43 @@ __all__ = ["make_request", "pass_time", "reset", "respond", "stream"]
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
 _LINGER_NOT: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-"""SO_LINGER with zero seconds: closing resets the connection. Windows has shorter fields."""
+"""The value of SO_LINGER that makes closing reset the connection: on, zero seconds. Windows has shorter fields."""
 
 
 async def pass_time(seconds: float) -> None:
-    """Let time pass; for no time at all not even a turn of the loop."""
+    """Sleep; for zero seconds return at once, without an iteration of the loop.
+
+    Args:
+        seconds: the time, in seconds.
+    """
     if seconds > 0:
         await asyncio.sleep(seconds)
 
 
 def respond(reply: Reply, log_id: str) -> web.Response:
-    """Make a response with the log id that every answer has."""
+    """Make an aiohttp response from a reply.
+
+    Args:
+        reply: the answer.
+        log_id: the value of `X-Tt-Logid`, which every answer has.
+    """
     headers = {"X-Tt-Logid": log_id, "Content-Type": reply.content_type}
     headers.update(reply.headers)
     return web.Response(body=reply.body, status=reply.status, headers=headers)
 
 
 def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-    """Make a request as `web.Server` would, but for how large a body may be."""
+    """Make a request as `web.Server` does, but with a higher limit for the body. The arguments are aiohttp's."""
     loop = asyncio.get_running_loop()
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_LARGEST_BODY)
 
 
 def reset(transport: asyncio.Transport | None) -> None:
-    """Break a connection so that the other side sees a reset, not an orderly end."""
+    """Reset a connection: the other side sees a TCP reset, not an orderly end.
+
+    Args:
+        transport: the connection's transport; None or closing: nothing happens.
+    """
     if transport is None or transport.is_closing():
         return
     connection = transport.get_extra_info("socket")
@@ -49,12 +62,18 @@ def reset(transport: asyncio.Transport | None) -> None:
 
 
 async def stream(request: web.BaseRequest, fault: Fault, log_id: str) -> web.StreamResponse:
-    """Answer with a huge body, piece by piece."""
+    """Stream a huge JSON body.
+
+    Args:
+        request: the request to answer.
+        fault: the fault, which gives the size in bytes and whether it is declared.
+        log_id: the value of `X-Tt-Logid`.
+    """
     response = web.StreamResponse(headers={"X-Tt-Logid": log_id, "Content-Type": JSON})
     head, tail = b'{"code":0,"msg":"success","data":{"x":"', b'"}}'
     if fault.declared:
         response.content_length = max(fault.size, len(head) + len(tail))
-    # A client that has had enough hangs up; aiohttp finds the connection gone and drops it.
+    # A client that refuses to read so much disconnects; aiohttp finds the connection gone and drops it.
     with contextlib.suppress(ConnectionError):
         await response.prepare(request)
         await response.write(head)

@@ -1,4 +1,4 @@
-"""The mail that the sandbox holds: users, mailboxes, drafts. It knows neither HTTP nor the clock."""
+"""The mail of a sandbox: users, mailboxes, drafts. It knows neither HTTP nor the clock."""
 
 import random
 import uuid
@@ -27,7 +27,7 @@ OFFLINE: Final = "offline_access"
 ALL_SCOPES: Final = frozenset({SEND_SCOPE, READ, MODIFY, OFFLINE})
 
 DAY: Final = 86_400.0
-"""Seconds after which a daily quota starts anew."""
+"""The period of a daily quota, in seconds."""
 
 
 @dataclass(slots=True)
@@ -35,11 +35,11 @@ class User:
     """A user of the app.
 
     Attributes:
-        name: how tests call them.
-        address: their own mailbox, which `me` stands for.
-        quota: mails a day; None: no end to it.
-        sent_today: mails sent since the day began.
-        day_began: when it began, in seconds of the loop's clock; None before the first mail.
+        name: the user's name in tests.
+        address: the address of the user's own mailbox, which `me` means.
+        quota: the mails a day; None for no limit.
+        sent_today: the mails sent since the day began.
+        day_began: the beginning of the day, in seconds of the loop's clock; None before the first mail.
     """
 
     name: str
@@ -49,7 +49,11 @@ class User:
     day_began: float | None = None
 
     def has_quota(self, now: float) -> bool:
-        """Whether one more mail is allowed at `now`, in seconds of the loop's clock."""
+        """Return whether the quota allows one more mail.
+
+        Args:
+            now: the time, in seconds of the loop's clock.
+        """
         if self.quota is None:
             return True
         if self.day_began is not None and now - self.day_began >= DAY:
@@ -57,7 +61,11 @@ class User:
         return self.sent_today < self.quota
 
     def count(self, now: float) -> None:
-        """One more mail has gone out at `now`."""
+        """Count a mail that has gone out.
+
+        Args:
+            now: the time, in seconds of the loop's clock.
+        """
         if self.day_began is None:
             self.day_began = now
         self.sent_today += 1
@@ -69,12 +77,12 @@ class StoredDraft:
 
     Attributes:
         draft_id: its id, unique in the sandbox.
-        mailbox: the address of the mailbox that it lies in.
-        subject: from its headers, where it has any.
-        to: the same.
-        sent: the mail has gone out.
-        scheduled: it waits for its hour.
-        deleted: it is gone.
+        mailbox: the address of its mailbox.
+        subject: the Subject header; empty if there is none.
+        to: the To header; empty if there is none.
+        sent: True if the mail has gone out.
+        scheduled: True if the mail is scheduled and not yet sent.
+        deleted: True if the draft was deleted.
     """
 
     draft_id: str
@@ -87,20 +95,21 @@ class StoredDraft:
 
     @property
     def listed(self) -> bool:
-        """Whether it still counts as a draft."""
+        """True if it still counts as a draft: neither sent nor scheduled nor deleted."""
         return not (self.sent or self.scheduled or self.deleted)
 
 
 @dataclass(slots=True)
 class Mailbox:
-    """A mailbox and who may use it.
+    """A mailbox and its users.
 
     Attributes:
-        address: as it was given; compared without case.
-        members: names of the users that may use it.
-        closed: it is not active.
-        automation: why its setting blocks automated sends, and a link; None where it does not.
-        drafts: every draft that ever lay in it, oldest first: page tokens stay true while drafts go.
+        address: the address as given; compared without case.
+        members: the names of the users that may use it.
+        closed: True if it is not active.
+        automation: the reason why its setting blocks automated sends, and a link; None if it does not.
+        drafts: every draft that was ever in it, oldest first. Drafts are never removed, so that page tokens,
+            which are positions in this list, stay valid while drafts are sent and deleted.
     """
 
     address: str
@@ -110,7 +119,12 @@ class Mailbox:
     drafts: list[StoredDraft] = field(default_factory=list)
 
     def page(self, start: int, size: int) -> tuple[list[str], int | None]:
-        """Up to `size` draft ids from place `start` on, and the next page's place; None at the end."""
+        """Return a page of draft ids, and the position of the next page (None at the end).
+
+        Args:
+            start: the position to begin at.
+            size: the largest number of ids.
+        """
         found = list(islice(self._listed_from(start), size + 1))
         ids = [draft.draft_id for _, draft in found[:size]]
         return ids, found[size][0] if len(found) > size else None
@@ -122,11 +136,11 @@ class Mailbox:
 
 
 class World:
-    """Users, mailboxes, drafts.
+    """All users, mailboxes and drafts of a sandbox.
 
     Args:
-        seed: of the ids, so that a run can be told again.
-        daily_quota: mails a day for every user; None: no end to it.
+        seed: the seed of the ids, so that a run can be repeated.
+        daily_quota: the mails a day of every user; None for no limit.
     """
 
     def __init__(self, seed: int, daily_quota: int | None) -> None:
@@ -137,11 +151,15 @@ class World:
         self.drafts: dict[str, StoredDraft] = {}
 
     def new_id(self) -> str:
-        """An id like the API's."""
+        """Return a new id that looks like the API's: a random UUID."""
         return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
 
     def add_user(self, name: str, address: str | None) -> User:
         """Add a user with a mailbox of their own.
+
+        Args:
+            name: the user's name.
+            address: the mailbox's address; None for `NAME@example.com`.
 
         Raises:
             ValueError: the name or the address is taken.
@@ -156,37 +174,48 @@ class World:
         return user
 
     def user(self, name: str) -> User:
-        """The user of that name.
+        """Return the user of that name.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such user.
         """
         if name not in self.users:
             raise ValueError(f"user: {name!r} is not one of {sorted(self.users)}")
         return self.users[name]
 
     def share(self, address: str, *users: str) -> None:
-        """Let these users use a mailbox, which is made if there is none."""
+        """Let these users use a mailbox, which is created if there is none at this address."""
         for name in users:
             self.user(name)
         self.mailboxes.setdefault(address.lower(), Mailbox(address)).members.update(users)
 
     def find_mailbox(self, address: str, user: User) -> Mailbox | None:
-        """The mailbox that a path names, or None."""
+        """Return the mailbox that a path names; None if there is none.
+
+        Args:
+            address: the address, or `me`.
+            user: the user whose mailbox `me` is.
+        """
         return self.mailboxes.get((user.address if address == "me" else address).lower())
 
     def mailbox(self, address: str) -> Mailbox:
-        """The mailbox at that address.
+        """Return the mailbox at that address.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such mailbox.
         """
         if address.lower() not in self.mailboxes:
             raise ValueError(f"mailbox: {address!r} is not one of {sorted(self.mailboxes)}")
         return self.mailboxes[address.lower()]
 
     def add_draft(self, mailbox: Mailbox, draft_id: str | None, subject: str = "", to: str = "") -> StoredDraft:
-        """Put a draft into a mailbox.
+        """Add a draft to a mailbox.
+
+        Args:
+            mailbox: the mailbox.
+            draft_id: the id; None for a new one.
+            subject: the Subject header.
+            to: the To header.
 
         Raises:
             ValueError: the id is taken.
@@ -199,7 +228,7 @@ class World:
         return draft
 
     def find_draft(self, mailbox: Mailbox, draft_id: str) -> StoredDraft | None:
-        """The draft of that id in that mailbox, sent or not; None if there is none."""
+        """Return the draft of that id in that mailbox, sent or not; None if there is none or it was deleted."""
         draft = self.drafts.get(draft_id)
         if draft is None or draft.deleted or draft.mailbox != mailbox.address:
             return None
