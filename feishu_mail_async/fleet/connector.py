@@ -1,4 +1,9 @@
-"""procrastinate's connections and jobs, with patience: a database that is away is waited for."""
+"""procrastinate's connector and job manager, changed so that workers wait while the database is away.
+
+procrastinate itself ends a worker at the first error of its database. Here every query is repeated until the
+database answers, or until the worker stops and has waited long enough (`Connector.give_up`). Errors that waiting
+cannot cure are raised.
+"""
 
 import asyncio
 import contextlib
@@ -23,28 +28,28 @@ __all__ = ["PAUSE", "Connector", "Jobs", "loop_time"]
 T = TypeVar("T")
 
 _POOL: Final = 6
-"""Connections of a worker for its queue, besides the one that listens."""
+"""The number of a worker's connections for its queue, besides the one that listens."""
 PAUSE: Final = 0.5
-"""Seconds between two tries while the database is away."""
+"""The time between two tries while the database is away, in seconds."""
 _FAREWELL: Final = 10.0
-"""Seconds for which a worker that is to end waits for a database that is away."""
+"""The time that a stopping worker waits for a database that is away, in seconds."""
 _FAREWELL_AT_ONCE: Final = 2.0
-"""Seconds that a worker which is to end at once takes to put back what it can."""
+"""The time that a worker which stops at once takes to put jobs back, in seconds."""
 _CONNECT: Final = 10
-"""Seconds for a connection to come free."""
+"""The time-out for a free connection, in seconds."""
 
 
 def loop_time() -> float:
-    """Seconds of the running loop's clock."""
+    """Return the time of the running loop's clock, in seconds."""
     return asyncio.get_running_loop().time()
 
 
 class Connector(procrastinate.PsycopgConnector):
-    """Waits while the database is away, however long that takes.
+    """A connector that waits while the database is away, however long that takes.
 
     Args:
-        database: its URL.
-        tell: called with what is wrong when the database goes away, and with None when it is back.
+        database: the database's URL.
+        tell: a function called with the reason when the database goes away, and with None when it is back.
     """
 
     def __init__(self, database: str, tell: Callable[[str | None], None]) -> None:
@@ -56,7 +61,8 @@ class Connector(procrastinate.PsycopgConnector):
             min_size=1,
             max_size=_POOL,
             timeout=_CONNECT / 2,
-            # Each further try of the pool's own waits twice as long; a request makes it begin anew.
+            # The pool doubles its own delay with each try, and starts again from the shortest with a request.
+            # Kept short here, because `_patiently` requests again and again anyway.
             reconnect_timeout=2.0,
         )
         self._tell = tell
@@ -71,20 +77,21 @@ class Connector(procrastinate.PsycopgConnector):
 
     @property
     def away(self) -> bool:
-        """Whether the database was not reachable when it was last asked."""
+        """True if the database was unreachable at the latest query."""
         return self._gone is not None
 
     def given_up(self) -> bool:
-        """Whether the database is not waited for any more."""
+        """Return whether the connector has stopped waiting for the database."""
         if self._patience is None or loop_time() < self._until:
             return False
         return self._patience == 0.0 or (self._gone is not None and loop_time() >= self._gone + self._patience)
 
     def give_up(self, *, at_once: bool) -> None:
-        """From now on wait a little for a database that is away, and no longer.
+        """Limit the waiting from now on: the worker stops.
 
         Args:
-            at_once: do not wait long for one that is there, either.
+            at_once: end all queries after 2 seconds, even if the database is reachable. If False, wait 10 seconds
+                for a database that is away.
         """
         self._patience = 0.0 if at_once else _FAREWELL
         self._until = loop_time() + (_FAREWELL_AT_ONCE if at_once else _FAREWELL)
@@ -103,14 +110,14 @@ class Connector(procrastinate.PsycopgConnector):
             with contextlib.suppress(ConnectorException, TimeoutError):
                 async with asyncio.timeout(None) as self._listening:
                     await super().listen_notify(on_notification=on_notification, channels=channels)
-            await asyncio.sleep(PAUSE)  # meanwhile jobs are found by looking for them
+            await asyncio.sleep(PAUSE)  # meanwhile the worker finds jobs by polling
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         failing = object()
         try:
             while not self.given_up():
                 try:
-                    # Thousands may ask at once: they wait here, where nothing times out.
+                    # Thousands of queries may come at once. They wait here, not in the pool, which times out.
                     async with self._places:
                         if self.given_up():
                             break
@@ -139,19 +146,20 @@ class Connector(procrastinate.PsycopgConnector):
 
     def _come_back(self) -> None:
         self._used = True
-        # Of a server that can only be read some answers are good, and the database is away all the same.
+        # A read-only server (a standby after a failover) answers some queries and fails others. The database is
+        # back only when no query is failing any more.
         if self._gone is not None and not self._failing:
             self._gone = None
             self._told.clear()
             self._tell(None)
 
     async def _give_up_connections(self, error: ConnectorException) -> None:
-        """Replace all connections where one is of no use: they lead to the same server."""
+        """Replace all connections if the error shows that one is stale: all lead to the same server."""
         if error.__cause__ is None or not stale(error.__cause__):
             return
         await self.pool.drain()
         if self._listening is not None and self._listening.when() is None:
-            with contextlib.suppress(RuntimeError):  # it ends of itself just now
+            with contextlib.suppress(RuntimeError):  # it is just ending by itself
                 self._listening.reschedule(loop_time())
 
 
@@ -160,12 +168,12 @@ async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 def _make_pool(**arguments: Any) -> AsyncConnectionPool[Any]:
-    # What is lost with a connection is asked for again, so none is tried out before each use.
+    # A query lost with its connection is repeated, so testing connections before each use would gain nothing.
     return AsyncConnectionPool(**arguments | {"check": None})
 
 
 def _will_pass(error: ConnectorException, *, opened: bool) -> bool:
-    # A worker that slept for a day has lost its row; the next sign of life brings it back.
+    # A worker that slept for a day has lost its row; its next heartbeat inserts it again.
     cause = error.__cause__
     return isinstance(cause, psycopg.errors.ForeignKeyViolation) or (
         isinstance(cause, psycopg.Error) and passes(cause, opened=opened)
@@ -173,11 +181,11 @@ def _will_pass(error: ConnectorException, *, opened: bool) -> bool:
 
 
 class Jobs(JobManager):
-    """The jobs, where what another worker has done with one in the meantime stands.
+    """A job manager that leaves a job alone if another worker has taken it in the meantime.
 
     Args:
         connector: the connections.
-        failed: called with the error when a job cannot be ended, now or later.
+        failed: a function called with the error when a job cannot be ended.
     """
 
     def __init__(self, connector: Connector, failed: Callable[[ConnectorException], None]) -> None:
@@ -185,12 +193,12 @@ class Jobs(JobManager):
         self._failed = failed
 
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
-        """A job whose task is given all it says as one value, whatever that is: the task reads it."""
+        """Fetch a job whose arguments are passed to the task as one value, so that the task can validate them."""
         job = await super().fetch_job(queues, worker_id)
         return None if job is None else job.evolve(task_kwargs={"arguments": job.task_kwargs})
 
     async def prune_stalled_workers(self, seconds_since_heartbeat: float) -> list[int]:  # noqa: ARG002
-        """Leave the dead to `DraftWorker`, which does not count the time when the database itself was away."""
+        """Do nothing: `DraftWorker` handles dead workers, without counting time when the database was down."""
         return []
 
     async def finish_job_by_id_async(self, job_id: int, status: Status, delete_job: bool) -> None:
@@ -205,7 +213,7 @@ class Jobs(JobManager):
         queue: str | None = None,
         lock: str | None = None,
     ) -> None:
-        # The database's clock decides when a job is due; ours may go differently.
+        # Sent as a delay, because the database's clock decides when a job is due, and ours may differ from it.
         wait = max(0.0, (retry_at - utcnow()).total_seconds())
         with self._settled():
             await self.connector.execute_query_async(
@@ -220,7 +228,7 @@ class Jobs(JobManager):
 
     @contextlib.contextmanager
     def _settled(self) -> Any:
-        """A job that was taken from us is no longer ours to end; one that we cannot end others will rescue."""
+        """Ignore the error of ending a job that others took from us; report any other (others rescue the job)."""
         try:
             yield
         except ConnectorException as error:

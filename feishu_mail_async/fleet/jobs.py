@@ -1,4 +1,4 @@
-"""The queue: who waits in it, and how drafts get there."""
+"""The queue: its jobs, and the functions that put drafts into it and count what is left."""
 
 import contextlib
 import hashlib
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 TASK: Final = "feishu_mail_async.send_draft"
-"""The name of the jobs' task."""
+"""The name of the jobs' procrastinate task."""
 _SCHEMA: Final = 0x6665_6973_6875
-"""The advisory lock under which the tables are made."""
+"""The advisory lock under which the tables are created."""
 _CHUNK: Final = 1000
-"""Jobs put into the queue in one transaction."""
+"""The number of jobs put into the queue in one transaction."""
 _CONNECT: Final = 10
-"""Seconds for a connection to come about."""
+"""The time-out for establishing a connection, in seconds."""
 _SILENT: Final = 15
-"""Seconds after which a connection that has gone silent is given up."""
+"""The time after which a connection without any answer is given up, in seconds."""
 
 CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": _CONNECT,
@@ -50,22 +50,23 @@ CONNECTION: Final[dict[str, Any]] = {
     "tcp_user_timeout": _SILENT * 1000,
     "application_name": "feishu-mail-async",
     "client_encoding": "utf8",
-    # Behind a pooler in transaction mode the next statement may have another session.
+    # Behind a pooler in transaction mode the next statement may run in another session, which does not know the
+    # prepared statement.
     "prepare_threshold": None,
 }
 
 
 class QueueTrouble(Exception):
-    """The queue cannot be used; the sentence says why, and holds no password."""
+    """The queue cannot be used. The message says why, and contains no password."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The queue of one app: workers of another one never see its jobs.
+    """The queue of one app: workers of another app never see its jobs.
 
     Args:
-        base_url: the API's host.
-        app: names the app's budget.
+        base_url: the API's base URL.
+        app: the name of the app's budget.
     """
 
     base_url: str
@@ -73,15 +74,23 @@ class Queue:
 
     @property
     def name(self) -> str:
-        """Its name, short enough for the channel that tells of new jobs."""
+        """The queue's name, short enough for PostgreSQL's channel that announces new jobs."""
         return f"feishu-{_digest(self.base_url, self.app)[:32]}"
 
     def lock(self, draft: Draft) -> str:
-        """What two jobs for the same draft have in common."""
+        """Return the queueing lock of a draft's job: equal for two jobs of the same draft.
+
+        Args:
+            draft: the draft; its mailbox is compared without case.
+        """
         return _digest(self.base_url, self.app, draft.user, draft.mailbox.casefold(), draft.draft_id)
 
     def arguments(self, draft: Draft) -> dict[str, Any]:
-        """What a job says of its draft, as `read_draft` takes it."""
+        """Return the arguments of a draft's job; `read_draft` is the inverse.
+
+        Args:
+            draft: the draft.
+        """
         return {
             "base_url": self.base_url,
             "app": self.app,
@@ -93,11 +102,11 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """What came of queueing drafts.
+    """The result of `enqueue`.
 
     Attributes:
-        new: drafts that are in the queue now, and were not before.
-        before: drafts that were queued, or with a worker, before.
+        new: the number of drafts added to the queue.
+        before: the number of drafts that were in the queue, or with a worker, before.
     """
 
     new: int
@@ -106,11 +115,11 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The jobs of a queue that have not ended.
+    """The number of jobs of a queue that have not ended.
 
     Attributes:
-        queued: that no worker has.
-        running: that a worker has: their drafts wait for their turn, or are being sent.
+        queued: the jobs that no worker has.
+        running: the jobs that a worker has; their drafts wait for a turn, or are being sent.
     """
 
     queued: int = 0
@@ -118,10 +127,14 @@ class Left:
 
 
 def read_draft(arguments: object) -> Draft:
-    """The draft that a job says it is for.
+    """Return the draft of a job.
+
+    Args:
+        arguments: the job's arguments, as read from the database, where any program may have put them.
 
     Raises:
-        TypeError, ValueError: it says nothing that could be one.
+        TypeError: they are not an object, or a value has the wrong type.
+        ValueError: a value is missing or invalid.
     """
     if not isinstance(arguments, dict):
         raise TypeError(f"arguments: give an object, not {type(arguments).__name__}")
@@ -136,36 +149,45 @@ def _digest(*parts: str | None) -> str:
 
 
 def conninfo(database: str) -> str:
-    """The URL as libpq takes it: without the name of a driver, which SQLAlchemy's may have."""
+    """Return the URL in libpq's form: without the driver that a URL of SQLAlchemy may name.
+
+    Args:
+        database: the database's URL.
+    """
     scheme, colon, rest = database.partition(":")
     return f"{scheme.partition('+')[0]}{colon}{rest}"
 
 
 @contextlib.asynccontextmanager
 async def _connected(database: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """One connection; whatever the database refuses is a QueueTrouble."""
+    """Open one connection for the block; every error of the database is raised as QueueTrouble."""
     try:
         async with await psycopg.AsyncConnection.connect(
             conninfo(database), autocommit=True, **CONNECTION
         ) as connection:
             yield connection
     except psycopg.Error as error:
-        # Of a URL that cannot be read psycopg quotes parts, and the password may be among them.
+        # For a URL that it cannot parse, psycopg's message quotes parts of it, perhaps the password. `from None`
+        # keeps that message out of tracebacks, too.
         unread = isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None
         why = "its URL cannot be read" if unread else f"{said(error)}: {remedy(error)}"
         raise QueueTrouble(f"the database cannot be used: {why}") from None
 
 
 def said(error: BaseException | str) -> str:
-    """What an error says, in one line."""
+    """Return an error's message in one line.
+
+    Args:
+        error: the error, or its text.
+    """
     return " ".join(str(error).split())
 
 
 async def prepare(database: str) -> None:
-    """Make the queue's tables, unless they are there. Any number of programs may do it at once.
+    """Create the queue's tables unless they exist. Idempotent, and safe for any number of programs at once.
 
     Args:
-        database: its URL, `postgresql://…`.
+        database: the database's URL, `postgresql://…`.
 
     Raises:
         QueueTrouble: the database cannot be used, or has tables of an older procrastinate.
@@ -178,7 +200,7 @@ async def prepare(database: str) -> None:
         if not await _is_there(connection):
             await connection.execute(SchemaManager.get_schema())
             return
-        # The newest of the functions that are used here.
+        # The newest of procrastinate's functions that are used here: if they exist, the schema is new enough.
         reply = await connection.execute(
             "SELECT to_regprocedure('procrastinate_fetch_job_v2(character varying[], bigint)') IS NOT NULL"
             " AND to_regprocedure('procrastinate_retry_job_v2(bigint, timestamp with time zone, integer,"
@@ -195,7 +217,8 @@ async def _is_there(connection: psycopg.AsyncConnection[Any]) -> bool:
     return await reply.fetchone() == (True,)
 
 
-# A job that a worker has may be put back at any time, so a draft with a worker counts as queued, too.
+# procrastinate's own unique index covers `todo` only. A job that a worker has may be put back at any time, and
+# would then meet its double, so a draft with a worker counts as queued too.
 _DEFER: Final = """
 SELECT count(*) FROM unnest(procrastinate_defer_jobs_v1(ARRAY(
     SELECT ROW(%(queue)s, %(task)s, 0, NULL, wanted.lock, wanted.args, NULL)::procrastinate_job_to_defer_v1
@@ -210,15 +233,15 @@ SELECT count(*) FROM unnest(procrastinate_defer_jobs_v1(ARRAY(
 
 
 async def enqueue(database: str, queue: Queue, drafts: Iterable[Draft]) -> Queued:
-    """Put drafts into the queue, each once, users taking turns.
+    """Put drafts into the queue, each once, with users taking turns. Idempotent.
 
     Args:
-        database: its URL, `postgresql://…`; `prepare` has been run on it.
-        queue: which one.
-        drafts: in any order. What is queued already, or with a worker, stays as it is.
+        database: the database's URL, `postgresql://…`; `prepare` has been run on it.
+        queue: the queue.
+        drafts: the drafts, in any order. Those already queued, or with a worker, stay unchanged.
 
     Raises:
-        QueueTrouble: the database cannot be used. Doing it again is safe.
+        QueueTrouble: the database cannot be used. Repeating the call is safe.
     """
     wanted = {queue.lock(draft): draft for draft in drafts}
     turns = _in_turn(list(wanted.items()))
@@ -227,7 +250,7 @@ async def enqueue(database: str, queue: Queue, drafts: Iterable[Draft]) -> Queue
         for start in range(0, len(turns), _CHUNK):
             chunk = turns[start : start + _CHUNK]
             async with connection.transaction():
-                # Two that queue the same draft at the same moment must not both find that it is not there.
+                # Otherwise two programs that enqueue the same draft at the same moment could both find no job.
                 await connection.execute(
                     "SELECT pg_advisory_xact_lock(hashtextextended(%s, %s))", [queue.name, _SCHEMA]
                 )
@@ -245,12 +268,12 @@ async def enqueue(database: str, queue: Queue, drafts: Iterable[Draft]) -> Queue
 
 
 def _dump(value: Any) -> str:
-    # As the characters they are: a database that takes bytes as they come does not know what an escape stands for.
+    # Not escaped: a database with the encoding SQL_ASCII cannot convert an escape to a character.
     return json.dumps(value, ensure_ascii=False)
 
 
 def _in_turn(items: Sequence[tuple[str, Draft]]) -> list[tuple[str, Draft]]:
-    """One of each user, then the next of each: the many drafts of one do not stand in front of the others'."""
+    """Interleave the users' drafts, so that one user's many drafts do not delay the others'."""
     by_user: dict[str | None, list[tuple[str, Draft]]] = {}
     for item in items:
         by_user.setdefault(item[1].user, []).append(item)
@@ -258,7 +281,10 @@ def _in_turn(items: Sequence[tuple[str, Draft]]) -> list[tuple[str, Draft]]:
 
 
 async def jobs_left(database: str) -> dict[Queue, Left]:
-    """The queues in which there is something to do, and how much; a database without a queue has none.
+    """Return the queues with unfinished jobs, and the number of these jobs.
+
+    Args:
+        database: the database's URL, `postgresql://…`; without the queue's tables there are no jobs.
 
     Raises:
         QueueTrouble: the database cannot be used.

@@ -1,4 +1,4 @@
-"""A worker: takes jobs out of a queue and sends their drafts."""
+"""The worker, which takes jobs out of a queue and sends their drafts."""
 
 import asyncio
 import contextlib
@@ -27,26 +27,26 @@ from .jobs import TASK, Queue, QueueTrouble, read_draft, said
 __all__ = ["DraftWorker", "Times"]
 
 _FORGOTTEN: Final = 86_400.0
-"""Seconds after which the row of a worker that has died is removed."""
+"""The time without a heartbeat after which the row of a dead worker is removed, in seconds."""
 _MISTAKES: Final = 3
-"""Times that this program may fail with one job before it gives that up."""
+"""The number of unexpected exceptions (bugs of this program) at one job after which the job fails."""
 _FEW: Final = 64
-"""Users that are kept in mind before those are looked for who need not be."""
+"""The smallest number of users at which the schedule of put-back jobs removes users that are due."""
 _NAMED: Final = 10_000
-"""Users without a token of whom it is remembered that they were told of."""
+"""The largest number of users without a token for whom it is remembered that this was reported."""
 _QUOTED: Final = 200
-"""Characters of what a job says that are told of one that cannot be read."""
+"""The number of characters of an unreadable job's arguments that are reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long a worker waits for what, in seconds.
+    """The intervals and time-outs of a worker, in seconds.
 
     Args:
-        beat: between two signs of life, and between two looks for jobs of workers that have died.
-        dead: without a sign of life, after which a worker counts as dead and others take its jobs.
-        poll: between two looks for jobs, if the database does not tell of them at once.
-        unknown: until a job is looked at again for whose user this worker has no token.
+        beat: the time between two heartbeats, and between two searches for jobs of dead workers.
+        dead: the time without a heartbeat after which a worker counts as dead and others take its jobs.
+        poll: the time between two searches for jobs, for when the database's notification does not arrive.
+        unknown: the delay of a job that is put back because this worker has no token for its user.
     """
 
     beat: float = 5.0
@@ -56,11 +56,7 @@ class Times:
 
 
 class _PutBack(Exception):
-    """The job goes back into the queue.
-
-    Args:
-        seconds: until it is due.
-    """
+    """Raised to put the job back into the queue, to be due in `seconds`."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         super().__init__(f"put back for {seconds:.1f} s")
@@ -68,11 +64,11 @@ class _PutBack(Exception):
 
 
 class _Failed(Exception):
-    """The job is done, and it was said why its draft was not sent."""
+    """Raised to end the job as failed, after the reason has been reported."""
 
 
 class _Retry(BaseRetryStrategy):
-    """What is put back is tried again, and nothing else: the client has tried as often as is worth it."""
+    """A retry strategy that repeats only jobs that were put back: the client has made all useful retries."""
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:  # noqa: ARG002
         if not isinstance(exception, _PutBack):
@@ -84,7 +80,7 @@ _BEAT: Final = """
 INSERT INTO procrastinate_workers (id, last_heartbeat) OVERRIDING SYSTEM VALUE VALUES (%(worker)s, now())
 ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
 """
-"""A sign of life, also of a worker that was taken for dead."""
+"""The statement of a heartbeat. It inserts the row again if the worker was taken for dead and its row removed."""
 
 _RESCUE: Final = """
 SELECT stalled.id, procrastinate_retry_job_v2(stalled.id, now(), NULL, NULL, NULL) FROM (
@@ -100,15 +96,15 @@ SELECT stalled.id, procrastinate_retry_job_v2(stalled.id, now(), NULL, NULL, NUL
     FOR UPDATE OF job SKIP LOCKED
 ) AS stalled
 """
-"""Puts the jobs of dead workers back, each once, however many look for them. Nobody counts as dead before the
-database has been up long enough to hear of him."""
+"""The statement that puts the jobs of dead workers back, each once, however many workers run it. No worker counts
+as dead before the database has been up long enough to have received a heartbeat."""
 
 
 class _Line:
-    """When the jobs of a user that were put back are due: one after another, as fast as the limit allows.
+    """The due times of put-back jobs: those of a user one after another, as fast as the rate limit allows.
 
     Args:
-        limit: the app's.
+        limit: the app's rate limit.
     """
 
     def __init__(self, limit: RateLimit) -> None:
@@ -117,30 +113,33 @@ class _Line:
         self._crowded = _FEW
 
     def wait(self, user: str | None, now: float) -> float:
-        """Seconds until one more job of this user is due."""
+        """Schedule one more job of this user, and return the seconds until it is due."""
         if len(self._ends) >= self._crowded:
+            # The threshold is twice the users that remain, so that a put-back costs the same with many users.
             self._ends = {one: end for one, end in self._ends.items() if end > now}
             self._crowded = max(_FEW, 2 * len(self._ends))
         self._ends[user] = max(self._ends.get(user, now), now) + self._pace
+        # Jitter, so that the workers of a fleet do not come for the jobs at the same instant.
         return self._ends[user] - now + random.uniform(0.0, self._pace)
 
 
 class DraftWorker:
-    """Takes jobs out of a queue and sends their drafts, until it is stopped.
+    """A worker, which takes jobs out of a queue and sends their drafts until it is stopped.
 
     Args:
-        database: its URL, `postgresql://…`; `prepare` has been run on it.
-        queue: which one.
-        client: sends the drafts; it keeps its permits and locks in the same ledger as that of other workers.
-        user_of: gives the user whose token sends the drafts of a user, or raises ValueError: there is no token.
-        limit: the app's limit.
-        at_once: jobs taken at once.
-        times: how long it waits for what.
-        tell: called with each outcome.
-        note: called with what a person should know.
+        database: the database's URL, `postgresql://…`; `prepare` has been run on it.
+        queue: the queue.
+        client: the client that sends; all workers' clients must use the same ledger for permits and locks.
+        user_of: a function from a draft's user to the user whose token sends it; it raises ValueError if there
+            is no token.
+        limit: the app's rate limit.
+        at_once: the number of jobs held at once.
+        times: the intervals and time-outs.
+        tell: a function called with each outcome.
+        note: a function called with each message for the operator.
 
     Attributes:
-        unreadable: jobs that have failed because they do not say what to send.
+        unreadable: the number of jobs that failed because their arguments are not a draft.
     """
 
     def __init__(
@@ -190,10 +189,10 @@ class DraftWorker:
         )
 
     async def run(self, *, until_empty: bool = False) -> None:
-        """Work until `stop`. The client is open, and is closed afterwards by whoever opened it.
+        """Work until `stop`. The caller opens the client before, and closes it afterwards.
 
         Args:
-            until_empty: end as soon as there is no job left, with any worker, that this one could do.
+            until_empty: end as soon as there is no job left, queued or with any worker, that this one could do.
 
         Raises:
             QueueTrouble: the database cannot be used.
@@ -205,10 +204,10 @@ class DraftWorker:
             raise QueueTrouble(f"the database cannot be used: {said(error)}") from None
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Take no more jobs, put back those whose drafts wait, and finish the calls under way.
+        """Take no more jobs, put back those whose drafts wait, and finish the calls in flight.
 
         Args:
-            at_once: break off the calls under way, too.
+            at_once: cancel the calls in flight, too.
         """
         self._stopping = True
         self._halt()
@@ -222,7 +221,7 @@ class DraftWorker:
         for task in tasks:
             task.add_done_callback(self._beside_ended)
         try:
-            # First, so that what a worker left behind when it was killed, this one perhaps, need not wait.
+            # First, so that jobs left by a killed worker (perhaps this one, restarted) do not wait for a beat.
             await self._rescue()
             if not self._halted:
                 await self._worker.run()  # type: ignore[no-untyped-call]
@@ -237,7 +236,7 @@ class DraftWorker:
             raise QueueTrouble(f"the queue cannot be used: {said(self._trouble or 'it ended of itself')}")
 
     async def _leave(self, *, at_once: bool) -> None:
-        """Close the client: calls under way are finished, unless the database that records them stays away."""
+        """Close the client after the calls in flight, or at once if the database that records them stays away."""
         closing = asyncio.ensure_future(self._client.close(0.0 if at_once else None))
         while not closing.done():
             await asyncio.wait([closing], timeout=PAUSE)
@@ -246,20 +245,20 @@ class DraftWorker:
         await closing
 
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
-        """Without its signs of life a worker must not go on."""
+        """Stop the worker if a task beside it failed: without heartbeats it must not go on."""
         error = task.exception() if not task.cancelled() else RuntimeError(f"{task.get_name()} was cancelled")
         if error is not None:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Go on no longer. It is no failure to give up waiting for a database: others rescue what we had."""
+        """Stop because of an error, unless the worker already gives the database up (others rescue its jobs)."""
         if self._trouble is None and not self._connector.given_up():
             self._trouble = error.__cause__ if isinstance(error, ConnectorException) else error
             self.stop()
 
     def _halt(self) -> None:
         self._halted = True
-        self._worker.stop()  # type: ignore[no-untyped-call]  # procrastinate says nothing of its type
+        self._worker.stop()  # type: ignore[no-untyped-call]  # procrastinate does not annotate it
 
     def _database(self, trouble: str | None) -> None:
         self._note(
@@ -271,7 +270,7 @@ class DraftWorker:
     # -- one job -----------------------------------------------------------------------------------------
 
     async def _work(self, context: procrastinate.JobContext, /, arguments: object) -> None:
-        """Send one draft. What it raises says whether the job is put back, or has failed."""
+        """Send one draft: return if it was sent, raise `_PutBack` or `_Failed` otherwise."""
         job_id = context.job.id
         assert job_id is not None
         try:
@@ -288,7 +287,7 @@ class DraftWorker:
             self._held.discard(job_id)
         try:
             self._tell(outcome)
-        except OSError:  # whoever reads what we print has gone
+        except OSError:  # the reader of our output is gone (a closed pipe)
             if not self._stopping:
                 self.stop()
         if outcome.error is not None:
@@ -298,6 +297,7 @@ class DraftWorker:
         if self._stopping:
             raise _PutBack
         draft = self._resolved(draft)
+        # More than a window's worth of one user's drafts could not go sooner, and would take others' places.
         if self._taken[draft.user] >= self._most:
             raise _PutBack(self._line.wait(draft.user, loop_time()))
         self._taken[draft.user] += 1
@@ -305,7 +305,7 @@ class DraftWorker:
             result = await self._client.send_draft(draft, priority=Priority.BULK)
         except FeishuMailError as error:
             last = error.__cause__ if isinstance(error, OutcomeUnknown) else error
-            if isinstance(last, ClientClosed):  # by our own stopping: others go on with it
+            if isinstance(last, ClientClosed):  # this worker stops: other workers send the draft
                 raise _PutBack from None
             if isinstance(last, LedgerError) and not isinstance(last, RecordRefused):
                 self._note(f"draft {draft.draft_id} is put back: {said(last)}")
@@ -328,7 +328,7 @@ class DraftWorker:
         return Outcome(draft, result.status, result, None)
 
     def _resolved(self, draft: Draft) -> Draft:
-        """The draft with the user whose token sends it; one of a user without a token is left to other workers."""
+        """Return the draft with the user whose token sends it; without a token, put it back for other workers."""
         user = draft.user
         try:
             return replace(draft, user=self._user_of(user))
@@ -340,10 +340,10 @@ class DraftWorker:
                 self._note(f"the drafts of {_name(user)} are left to other workers: {error}")
             raise _PutBack(self._times.unknown) from None
 
-    # -- what goes on beside -----------------------------------------------------------------------------
+    # -- tasks beside the jobs ---------------------------------------------------------------------------
 
     async def _tend(self) -> None:
-        """Give signs of life, and see to the jobs that nobody works on."""
+        """Send heartbeats and put stalled jobs back."""
         while True:
             await asyncio.sleep(self._times.beat)
             worker = self._worker.worker_id
@@ -354,8 +354,8 @@ class DraftWorker:
                 await self._rescue()
 
     async def _rescue(self) -> None:
-        """Put back the jobs of workers that have died."""
-        with contextlib.suppress(procrastinate.exceptions.UniqueViolation):  # queued again just now
+        """Put back the jobs of dead workers."""
+        with contextlib.suppress(procrastinate.exceptions.UniqueViolation):  # the same draft was just queued again
             rescued = await self._connector.execute_query_all_async(
                 _RESCUE, queue=self._queue.name, dead=self._times.dead
             )
@@ -368,17 +368,17 @@ class DraftWorker:
         )
 
     async def _find_strays(self, worker: int) -> None:
-        """Put back the jobs that count as ours and never came: the reply was lost with its connection."""
+        """Put back the jobs that are assigned to us but never arrived: the reply was lost with its connection."""
         rows = await self._connector.execute_query_all_async(
             "SELECT id FROM procrastinate_jobs WHERE worker_id = %(worker)s AND status = 'doing'", worker=worker
         )
         strays = {row["id"] for row in rows} - self._held
-        for job_id in strays & self._strays:  # twice in a row: it is not merely on its way to us
+        for job_id in strays & self._strays:  # found twice in a row: not merely on its way to us
             await self._app.job_manager.retry_job_by_id_async(job_id, utcnow())
         self._strays = strays
 
     async def _watch(self) -> None:
-        """Stop as soon as there is no job left that we could do."""
+        """Stop the worker as soon as no job is left that it could do."""
         while not self._stopping:
             await asyncio.sleep(self._times.poll)
             users = await self._connector.execute_query_all_async(
