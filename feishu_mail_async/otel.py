@@ -1,8 +1,17 @@
-"""Traces and metrics of an app's calls, for OpenTelemetry. It needs the extra `otel`.
+"""OpenTelemetry traces and metrics of an app's calls. Needs the extra `otel`.
 
-A draft's span lasts from when it was given until what became of it is known; its calls are spans within, by the
-stable semantic conventions for HTTP. The times of spans and measurements are those of their SDK's clock, the
-durations that are measured those of the loop's.
+A draft's span lasts from its submission to its outcome. Its calls are child spans, named and attributed by the
+stable semantic conventions for HTTP:
+
+    send draft                         draft submitted ------------------------------> outcome
+      POST .../drafts/:draft_id/send        attempt 1 ---|     attempt 2 ---|
+
+Spans and measurements are timestamped by the SDK's clock; measured durations are those of the loop's clock.
+
+All instrumented clients of one app in one loop share an `_Instrumentation`, because each of them receives the
+events of the whole app: only the first one passes them on, so nothing is counted twice. Counters and histograms are
+fed by events. Gauges are read from a snapshot when the reader collects, because permits come back with time,
+without an event.
 """
 
 import asyncio
@@ -62,26 +71,26 @@ __all__ = ["instrument"]
 _Attributes = dict[str, str | int | float | bool]
 
 _SCOPE: Final = "feishu_mail_async"
-_URL_TEMPLATE: Final = "url.template"  # not among the stable attributes, and the stable span name is made of it
+_URL_TEMPLATE: Final = "url.template"  # not a stable attribute, but the stable span name is built from it
 _SCHEMA: Final = Schemas.V1_36_0.value
 _CLIENT_ERROR: Final = 400
 _NONE: Final = "none"
-"""The code of what has none: all measurements of an instrument have the same attributes."""
+"""The code attribute's value if there is no code: all measurements of an instrument have the same attributes."""
 
 _CALLS: Final = {
     "send": ("POST", "/open-apis/mail/v1/user_mailboxes/:user_mailbox_id/drafts/:draft_id/send"),
     "list": ("GET", "/open-apis/mail/v1/user_mailboxes/:user_mailbox_id/drafts"),
 }
-"""The method and the path of an endpoint, as "发送草稿" and "列出草稿" write it."""
+"""The HTTP method and path of each endpoint, from the API documents "发送草稿" and "列出草稿"."""
 
 _EXCHANGE: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""The buckets that the conventions prescribe for the duration of a request, in seconds."""
+"""The bucket boundaries of a request's duration, in seconds, as the semantic conventions prescribe."""
 
 _WAIT: Final = (0, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 240, 300, 450, 600)
-"""For waits, in seconds: from no wait at all over the window of a minute to ten of them."""
+"""The bucket boundaries of waits for a turn, in seconds: from no wait to ten windows of a minute."""
 
 _PATIENCE: Final = 0.5
-"""Seconds that a thread which collects metrics waits for the loop to say how things stand."""
+"""The longest time that a thread collecting metrics waits for the loop's snapshot, in seconds."""
 
 
 def instrument(
@@ -90,27 +99,27 @@ def instrument(
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> Callable[[], None]:
-    """Make spans and metrics of the calls of a client's app, until the client is closed.
+    """Emit spans and metrics for the calls of a client's app, until the client is closed.
 
-    They tell of all clients of the app in this loop, as `FeishuMailClient.subscribe` does. If several of them are
-    instrumented, nothing is counted twice, and they are told of for as long as one of these is open.
+    They cover all clients of the app in this loop, as `FeishuMailClient.subscribe` does. If several of them are
+    instrumented, nothing is counted twice, and all are covered for as long as one instrumented client is open.
 
     Args:
         client: a client, in its own event loop.
-        tracer_provider: makes the spans; None: the global one.
-        meter_provider: takes the measurements; None: the global one.
+        tracer_provider: the provider of the spans; None for the global one.
+        meter_provider: the provider of the metrics; None for the global one.
 
     Returns:
-        a function that ends it, to be called in the client's loop. Spans that are open then end then.
+        a function that ends the instrumentation, to be called in the client's loop. It ends open spans.
 
     Raises:
         ClientClosed: the client is closed.
         RuntimeError: this is not the client's event loop.
     """
-    client.snapshot()  # has the client bound to this loop, or says why that cannot be
+    client.snapshot()  # binds the client to this loop, or raises the reason why that is impossible
     for ended in [key for key in tuple(_live) if key[0].is_closed()]:
         _live.pop(ended).close()
-    key = asyncio.get_running_loop(), client._key, tracer_provider, meter_provider  # noqa: SLF001 - no one else's
+    key = asyncio.get_running_loop(), client._key, tracer_provider, meter_provider  # noqa: SLF001 - our package
     if key not in _live:
         _live[key] = _Instrumentation(key)
     return _live[key].join(client)
@@ -125,10 +134,10 @@ _Key = tuple[asyncio.AbstractEventLoop, EngineKey, TracerProvider | None, MeterP
 
 
 class _Server:
-    """What the spans and measurements of all calls to one host have in common.
+    """The attributes common to the spans and measurements of all calls to one host.
 
     Args:
-        base_url: the host, as the client has it.
+        base_url: the client's base URL.
 
     Attributes:
         base_url: the same.
@@ -150,21 +159,22 @@ class _Server:
         return f"{method} {template}", {HTTP_REQUEST_METHOD: method, _URL_TEMPLATE: template, **self.at}
 
     def name(self, endpoint: str) -> str:
-        """The name of the span of a call."""
+        """Return the name of a call's span."""
         return self._calls[endpoint][0]
 
     def attributes(self, endpoint: str) -> _Attributes:
-        """The attributes of a call, for the caller to add to."""
+        """Return a new dict of a call's attributes, which the caller may extend."""
         return dict(self._calls[endpoint][1])
 
 
 def _outcome(event: AttemptEnded) -> _Attributes:
-    """How a call ended, by the conventions: what its span and its duration have in common."""
+    """Return the attributes of a call's end by the conventions, common to its span and its duration."""
     attributes: _Attributes = {}
     if event.http_status is not None:
         attributes[HTTP_RESPONSE_STATUS_CODE] = event.http_status
     if event.error is not None:
-        # "Already sent" comes as an HTTP error and is none. Others come with HTTP 200.
+        # The error of the event decides, not the HTTP status: "already sent" has an HTTP error status and is a
+        # success, and some failures come with HTTP 200.
         failed = event.http_status is not None and event.http_status >= _CLIENT_ERROR
         attributes[ERROR_TYPE] = str(event.http_status) if failed else _type(event.error)
     return attributes
@@ -183,13 +193,13 @@ def _code(code: int | None) -> str:
 
 
 def _answer(code: int | None, log_id: str | None) -> _Attributes:
-    """What identifies an answer, as far as there was one."""
+    """Return the attributes that identify an answer; empty if there was none."""
     answer: _Attributes = {} if code is None else {"feishu_mail.code": _code(code)}
     return answer if log_id is None else answer | {"feishu_mail.log_id": log_id}
 
 
 def _about(event: DraftEvent) -> _Attributes:
-    """Whose call it is and what it is about."""
+    """Return the attributes of a call's user and draft."""
     about: _Attributes = {"feishu_mail.user": event.user}
     if event.draft is not None:
         about |= {"feishu_mail.draft_id": event.draft.draft_id, "feishu_mail.mailbox": event.draft.mailbox}
@@ -197,11 +207,11 @@ def _about(event: DraftEvent) -> _Attributes:
 
 
 class _Spans:
-    """The open spans, and what opens and ends them.
+    """The open spans of an app, opened and ended by events.
 
     Args:
-        tracer: makes them.
-        server: where the calls go.
+        tracer: the tracer that makes them.
+        server: the host of the calls.
     """
 
     def __init__(self, tracer: Tracer, server: _Server) -> None:
@@ -211,7 +221,7 @@ class _Spans:
         self._attempts: dict[int, tuple[Span, Token[Context]]] = {}
 
     def hear(self, event: Event) -> None:
-        """Take note of an event, in the context in which it is told."""
+        """Handle an event, in the context in which it is delivered."""
         match event:
             case AttemptStarted():
                 self._started(event)
@@ -227,17 +237,19 @@ class _Spans:
                 self._of(event)
 
     def close(self) -> None:
-        """End what is open."""
-        # What an attempt's span has attached is the business of the attempt's own task, which is about to end.
+        """End the open spans."""
+        # The contexts that attempts have attached are not detached here: that is possible only in the attempts'
+        # own tasks, which are about to end.
         for span in [attempt for attempt, _ in self._attempts.values()] + list(self._drafts.values()):
             span.end()
         self._attempts.clear()
         self._drafts.clear()
 
     def _of(self, event: DraftEvent) -> Span | None:
-        """The span of the draft, which begins with the first event heard of it; None for a list call.
+        """Return the draft's span, opening it with the first event of the draft; None for a list call.
 
-        The event is told in the context of whoever gave the draft, so theirs is the parent.
+        The event is delivered in the context of the code that submitted the draft, so the span current there
+        becomes the parent.
         """
         if event.draft is None:
             return None
@@ -269,7 +281,7 @@ class _Spans:
             span.add_event(f"feishu_mail.{event.name}", told)
 
     def _started(self, event: AttemptStarted) -> None:
-        """Open the span of a call and make it the current one of the task that makes the call."""
+        """Open a call's span and make it current in the task that makes the call."""
         draft = self._of(event)
         parent = None if draft is None else trace.set_span_in_context(draft)
         attributes = self._server.attributes(event.endpoint) | _about(event)
@@ -282,7 +294,7 @@ class _Spans:
 
     def _ended(self, event: AttemptEnded) -> None:
         span, token = self._attempts.pop(event.job, (None, None))
-        if span is None or token is None:  # it began before anybody listened
+        if span is None or token is None:  # the attempt began before the instrumentation
             return
         attributes = _outcome(event)
         attributes |= _answer(event.code, event.log_id)
@@ -291,7 +303,7 @@ class _Spans:
         context.detach(token)
 
     def _done(self, event: DraftDone) -> None:
-        if event.joined:  # the span of the draft that was under way tells of both
+        if event.joined:  # a duplicate: the span of the draft it was joined to covers both
             return
         span = self._of(event)
         assert span is not None
@@ -317,10 +329,10 @@ def _end(span: Span, attributes: _Attributes, error: FeishuMailError | None) -> 
 
 
 class _Instruments:
-    """The instruments of one provider, made once: what observes for it cannot be taken back.
+    """The instruments of one provider, created once: the callback of an observable gauge cannot be unregistered.
 
     Args:
-        provider: takes the measurements; None: the global one, whichever that comes to be.
+        provider: the provider of the metrics; None for the global one, which may be set later.
     """
 
     def __init__(self, provider: MeterProvider | None) -> None:
@@ -376,7 +388,7 @@ class _Instruments:
 
     @property
     def provider(self) -> MeterProvider | None:
-        """The provider, or what is the global one by now."""
+        """The provider, or the current global one."""
         return metrics.get_meter_provider() if self._provider is None else self._provider()
 
 
@@ -406,12 +418,12 @@ def _instruments(provider: MeterProvider | None) -> _Instruments:
 
 
 class _Metrics:
-    """What is counted and measured, as it happens.
+    """The counters and histograms of an app, fed by events.
 
     Args:
-        instruments: take the measurements.
-        server: where the calls go.
-        app: attributes that tell the app apart from others of the process.
+        instruments: the instruments of its provider.
+        server: the host of the calls.
+        app: attributes that distinguish the app from others of the process.
     """
 
     def __init__(self, instruments: _Instruments, server: _Server, app: _Attributes) -> None:
@@ -421,7 +433,7 @@ class _Metrics:
         self._paused: set[str] = set()
 
     def hear(self, event: Event) -> None:
-        """Take note of an event, in the context in which it is told."""
+        """Handle an event, in the context in which it is delivered."""
         match event:
             case AttemptEnded():
                 how: _Attributes = {"feishu_mail.code": _code(event.code), "feishu_mail.end": event.end.value}
@@ -441,7 +453,7 @@ class _Metrics:
                 subject: _Attributes = {"feishu_mail.subject": event.subject.value}
                 self._to.retries.add(1, subject | self._at(event.endpoint))
             case AppPaused():
-                if event.endpoint not in self._paused:  # else it only lasts longer
+                if event.endpoint not in self._paused:  # otherwise a pause is only prolonged
                     self._paused.add(event.endpoint)
                     self._to.pauses.add(1, self._at(event.endpoint))
             case AppResumed():
@@ -452,7 +464,7 @@ class _Metrics:
 
 
 class _Member:
-    """A client that an app is instrumented by."""
+    """An instrumented client. Held weakly, so that instrumentation does not keep clients alive."""
 
     __slots__ = ("client",)
 
@@ -463,14 +475,14 @@ class _Member:
 class _Instrumentation:
     """The spans and metrics of one app in one loop, for one pair of providers.
 
-    Every instrumented client of the app hears of all its events, so only the first one of them passes them on.
+    Every instrumented client of the app receives all events of the app, so only the first one passes them on.
 
     Args:
         key: the loop, the app and the providers.
 
     Attributes:
-        app: attributes that tell the app apart from others of the process.
-        instruments: take its measurements.
+        app: attributes that distinguish the app from others of the process.
+        instruments: the instruments of its provider.
     """
 
     def __init__(self, key: _Key) -> None:
@@ -484,12 +496,12 @@ class _Instrumentation:
         self._members: list[_Member] = []
 
     def join(self, client: FeishuMailClient) -> Callable[[], None]:
-        """Listen through this client too; what is returned ends that."""
+        """Subscribe through this client too, and return a function that ends the subscription."""
         member = _Member(client)
 
         def hear(event: Event) -> None:
             if self._members[:1] == [member]:
-                self._metrics.hear(event)  # first: an exemplar names the span that is current
+                self._metrics.hear(event)  # first, while the call's span is current, which exemplars refer to
                 self._spans.hear(event)
 
         def end() -> None:
@@ -509,13 +521,14 @@ class _Instrumentation:
         self._spans.close()
 
     def standing(self, patience: float) -> Snapshot | None:
-        """How things stand, for any thread that asks; None if nobody can say.
+        """Return a snapshot of the scheduler, from any thread; None if the loop or the clients cannot give one.
 
-        Readers collect in threads of their own, and what they ask for belongs to the loop. Permits come back as
-        time passes, without an event, so values kept from the last event would be wrong. So the loop is asked.
+        Metric readers collect in threads of their own, and the scheduler's state belongs to the loop. Permits come
+        back as time passes, without an event, so values kept from the last event would be wrong. So the snapshot
+        is taken in the loop.
 
         Args:
-            patience: seconds that another thread waits for a loop that is busy.
+            patience: the longest time that another thread waits for a busy loop, in seconds.
         """
         if not self._loop.is_running():
             return None
@@ -523,12 +536,12 @@ class _Instrumentation:
             if asyncio.get_running_loop() is self._loop:
                 return self._snapshot()
         except RuntimeError:
-            pass  # a thread without a loop
+            pass  # the calling thread has no loop
         found: concurrent.futures.Future[Snapshot | None] = concurrent.futures.Future()
         try:
             self._loop.call_soon_threadsafe(lambda: found.set_result(self._snapshot()))
             return found.result(patience)
-        except (RuntimeError, TimeoutError):  # it was closed meanwhile, or is busy
+        except (RuntimeError, TimeoutError):  # the loop was closed meanwhile, or is busy
             return None
 
     def _snapshot(self) -> Snapshot | None:
@@ -537,7 +550,7 @@ class _Instrumentation:
             if client is not None:
                 try:
                     return client.snapshot()
-                except ClientClosed:  # it is being closed, and finishes its calls
+                except ClientClosed:  # the client is closing and finishes its calls
                     continue
         return None
 
