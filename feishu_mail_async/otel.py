@@ -9,8 +9,8 @@ stable semantic conventions for HTTP:
 Spans and measurements are timestamped by the SDK's clock; measured durations are those of the loop's clock.
 
 All instrumented clients of one app in one loop share an `_Instrumentation`, because each of them receives the
-events of the whole app: only the first one passes them on, so nothing is counted twice. Counters and histograms are
-fed by events. Gauges are read from a snapshot when the reader collects, because permits come back with time,
+events of the whole app: only the first one passes them on, so nothing is counted twice. Counters and histograms
+are fed by events. Gauges are read from a snapshot when the reader collects, because permits come back with time,
 without an event.
 """
 

@@ -1,4 +1,21 @@
-"""The command line, which needs the extra `cli`. Importing this module needs nothing but the standard library."""
+"""The command line. It needs the extra `cli`; importing this module needs nothing but the standard library.
+
+Theory of operation. Every command has the same three steps, and one way out:
+
+    options, files, environment --read--> values --call--> FeishuMailClient --show--> standard output and error
+                |                           |                                          |
+                +-- Problem: one line on standard error, with an exit code of its own -+--> exit code
+
+- `commands/` has one file a command. The modules beside this one read: options, account, rows, state_dir.
+  `render/` has all output.
+- Everything that can be wrong with options, tokens and files is found before the first call, so exit codes 2 and 3
+  mean that nothing was sent.
+- The first Ctrl-C stops new calls and finishes those in flight, the second cancels those in flight, the third ends
+  the process at once; so does a stop that takes longer than FEISHU_MAIL_STOP_SECONDS.
+- No token or secret is ever printed: each is registered with `logs.hide` as soon as it is read. Text of others
+  (ids, server messages) is escaped before it goes to a terminal.
+- With a ledger, the same command again is safe: it skips drafts already sent and settles those in doubt.
+"""
 
 import sys
 from typing import NoReturn
@@ -14,7 +31,7 @@ _EXTRAS = ("rich", "typer")
 def main() -> NoReturn:
     """Run the command line and exit.
 
-    0 all sent, 1 some not, 2 wrong usage, 3 cannot start, 4 not all was said, 130 interrupted.
+    Exit codes: 0 all sent, 1 some not sent, 2 wrong usage, 3 cannot start, 4 output incomplete, 130 interrupted.
     """
     end_at_once()
     run_program(_run)
@@ -22,7 +39,7 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        from .app import run  # noqa: PLC0415 - what it imports may be missing
+        from .app import run  # noqa: PLC0415 - its imports may be missing
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
             raise

@@ -1,4 +1,4 @@
-"""Whose mail it is, and at which host: the tokens' way from the environment or a file into a client."""
+"""The account of a command: host, app, users, and their tokens from the environment, a file or logins."""
 
 import codecs
 import json
@@ -26,7 +26,7 @@ __all__ = ["ENVIRONMENT", "UNNAMED", "Account", "read_account", "reason"]
 ENVIRONMENT: Final = "FEISHU_USER_ACCESS_TOKEN"
 
 UNNAMED: Final = "(unnamed)"
-"""Names the budget in a ledger where nothing else does."""
+"""The name of the budget in a ledger if no app is named."""
 
 _MOST_READ: Final = 16 * 1024 * 1024
 _MOST_NAMED: Final = 10
@@ -35,16 +35,17 @@ _WANTED: Final = 'give one token, or JSON such as {"alice": "u-â€¦", "bob": "u-â
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user at a host, or several.
+    """One or several users at a host, with their tokens.
 
     Attributes:
-        base_url: the API's host.
-        app: names the budget.
-        user: whose mail it is where nothing else says so; None: the only user's, or nobody's if there are several.
-        rate_limit: what the app may do.
-        tokens: the user_access_tokens by user; a token of no named user goes by None. Empty: others send.
-        source: where they came from, for messages.
-        logins: where there are no such tokens, the users who have logged in.
+        base_url: the API's base URL.
+        app: the app's id, which names the budget; None if not given.
+        user: the user of drafts that name none. None means the only user, or no default if there are several.
+        rate_limit: the app's rate limit.
+        tokens: the user_access_tokens by user, with the key None for an unnamed user. Empty if this program does
+            not send (other programs do).
+        source: the origin of the tokens, for messages.
+        logins: the users who have logged in, if there are no such tokens.
     """
 
     base_url: str
@@ -57,12 +58,12 @@ class Account:
 
     @property
     def budget(self) -> str:
-        """What names the budget in a ledger."""
+        """The name of the budget in a ledger."""
         return self.app or UNNAMED
 
     @property
     def users(self) -> Collection[str | None]:
-        """Those of whom there are tokens; None for one without a name."""
+        """The users with tokens; None stands for an unnamed user."""
         return self.tokens if self.logins is None else self.logins.users
 
     def client(
@@ -71,15 +72,15 @@ class Account:
         ledger: str | None = None,
         attempt_timeout: float = 30.0,
     ) -> FeishuMailClient:
-        """A client of this account.
+        """Make a client of this account.
 
         Args:
-            retry: when to try again.
-            ledger: the URL of the ledger; None: the memory of this process.
-            attempt_timeout: seconds for one call.
+            retry: the retry policy.
+            ledger: the URL of the ledger; None for the memory of this process.
+            attempt_timeout: the time-out of one call, in seconds.
 
         Raises:
-            CannotStart: it cannot be made here and now; the sentence names what is wrong.
+            CannotStart: the client cannot be made. The message names the value that is wrong.
         """
         settings: dict[str, Any] = {
             "app": self.app if ledger is None else self.budget,
@@ -95,14 +96,17 @@ class Account:
                 return LoginClient(self.logins, **settings)
             return FeishuMailClient(self.tokens.get(None) or named, **settings)
         except ValueError as error:
-            # What a user has given was looked at before; left is what stands in the environment, by its name.
+            # Options were checked before, so the wrong value is an environment variable, which the error names.
             raise CannotStart(str(error)) from None
 
     def user_of(self, named: str | None) -> str | None:
-        """The user that a draft is sent for, of which the input says this.
+        """Return the user that sends a draft.
+
+        Args:
+            named: the user that the input names for the draft; None if it names none.
 
         Raises:
-            ValueError: there is no token for such a user; the sentence says which there are.
+            ValueError: there is no token for this user. The message lists the users with tokens.
         """
         user = self.user if named is None else named
         if user in self.users or not self.users:
@@ -114,7 +118,7 @@ class Account:
         raise ValueError(f"there is no token for user {user!r}, only for {self._names()}")
 
     def only(self) -> Self:
-        """This account, if it is clear whose mail it is.
+        """Return this account if its user is unambiguous.
 
         Raises:
             WrongUsage: there are several users, and none was named.
@@ -139,14 +143,23 @@ def read_account(
     sends: bool = True,
     ledger: str | None = None,
 ) -> Account:
-    """The account that the common options give, of one user or of several.
+    """Read the account of one or several users from the common options.
 
-    Without `sends` no token is needed, and none is looked for but in a token file. With neither a token file nor a
-    token in the environment, the logins in the ledger serve, which lie in the user's own unless `ledger` is given.
+    Tokens come from the token file, else from FEISHU_USER_ACCESS_TOKEN, else from the logins in the ledger.
+
+    Args:
+        user: the value of `--user`.
+        app: the value of `--app`; None for FEISHU_APP_ID.
+        base_url: the value of `--base-url`.
+        lark: True with `--lark`.
+        token_file: the value of `--token-file`.
+        rate: the value of `--rate`, calls/seconds.
+        sends: False if the command needs no token; then only a token file is read.
+        ledger: the value of `--ledger`; None for the default ledger in the user's state directory.
 
     Raises:
         WrongUsage: an option is wrong.
-        CannotStart: there is no token.
+        CannotStart: there is no token, or it cannot be read.
     """
     limit, host = read_rate(rate), read_base_url(base_url, lark=lark)
     _check_names(("--user", user), ("--app", app))
@@ -175,7 +188,7 @@ def _check_tokens(tokens: Mapping[str | None, str], source: str) -> None:
     try:
         Tokens(tokens.get(None) or {user: token for user, token in tokens.items() if user is not None})
     except ValueError as error:
-        # What is said of a token never quotes it.
+        # The messages of Tokens never quote a token.
         raise CannotStart(f"{source}: {str(error).removeprefix('tokens: ')}") from None
 
 
@@ -215,7 +228,7 @@ def _read_tokens(path: str) -> dict[str | None, str]:
         mode = os.fstat(handle).st_mode
         if stat.S_ISDIR(mode):
             raise CannotStart(f"{name}: it is a directory; give a file")
-        # Of the file that was opened, not of whatever stands under that name a moment later.
+        # Checked on the open file: the path may name another file a moment later.
         if (wrong := too_open(handle, path)) is not None:
             raise CannotStart(f"{name}: {wrong}")
         content = b""
@@ -229,7 +242,7 @@ def _read_tokens(path: str) -> dict[str | None, str]:
 
 
 def _find_tokens(content: bytes, name: str) -> dict[str | None, str]:
-    """Find the tokens in a file's content: JSON, or one token in its first line; the rest may be anything."""
+    """Find the tokens in a file's content: JSON, or one token in its first line (the other lines are ignored)."""
     encoding = marked_encoding(content) or "utf-8-sig"
     whole = _is_json(content) or encoding != "utf-8-sig"
     try:
@@ -253,13 +266,13 @@ def _is_json(content: bytes) -> bool:
 
 
 def _is_unfinished(content: bytes) -> bool:
-    """Whether more is to be read: of a token its line, of JSON and of what is no UTF-8 everything."""
+    """Return whether more is to be read: to the end for JSON and UTF-16, else to the end of the first line."""
     whole = _is_json(content) or marked_encoding(content) is not None
     return len(content) < _MOST_READ and (whole or b"\n" not in content)
 
 
 def _parse_tokens(text: str, name: str) -> dict[str | None, str]:
-    """The tokens of a JSON object of users; what is said of it quotes none of them."""
+    """Parse a JSON object of user -> token; the messages quote no token."""
     try:
         pairs = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
@@ -284,6 +297,10 @@ def _parse_tokens(text: str, name: str) -> dict[str | None, str]:
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read, for a sentence."""
+    """Return the reason why a file cannot be read, as part of a sentence.
+
+    Args:
+        error: the error of opening, reading or decoding it.
+    """
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"it cannot be read ({said[:1].lower()}{said[1:]})"

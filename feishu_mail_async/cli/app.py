@@ -1,4 +1,4 @@
-"""The program: its commands, and the one line and exit code that every problem ends in."""
+"""The program: its commands, and the conversion of every error to one line and an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -49,7 +49,7 @@ app = typer.Typer(
 
 
 def _flowing(text: str | None) -> str:
-    """A docstring whose paragraphs are one line each, for a help text as wide as the terminal."""
+    """Join each paragraph of a docstring to one line, so that the help text fills the terminal's width."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))
 
 
@@ -101,7 +101,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        arguments: those after the program's name; the process's own if not given.
+        arguments: the arguments after the program's name; None for those of the process.
     """
     try:
         with heard(stop_seconds()):
@@ -113,7 +113,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _wrong(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the one place where whatever is left becomes a line
+    except Exception as error:  # noqa: BLE001 - the one place where unexpected errors become a line
         if "--verbose" in (sys.argv[1:] if arguments is None else arguments):
             print_traceback(error)
         _say(f"a mistake of this program: {type(error).__name__} (--verbose prints the traceback)")

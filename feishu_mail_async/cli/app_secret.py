@@ -1,4 +1,4 @@
-"""The app's secret: from the environment, or from a file that only its owner may read."""
+"""The app's secret, from the environment or from a file that only its owner may read."""
 
 import contextlib
 import hashlib
@@ -25,17 +25,28 @@ _LARGEST: Final = 64 * 1024
 
 
 def named_app_id() -> str | None:
-    """The app's id that the environment gives."""
+    """Return the app's id from FEISHU_APP_ID; None if it is not set.
+
+    Raises:
+        CannotStart: the variable is not a valid id.
+    """
     return _variable(APP_ID, APP_ID)
 
 
 def find_secret(base_url: str, app_id: str) -> tuple[str | None, str]:
-    """The secret of an app, and where it comes from; None if there is none.
+    """Find the secret of an app, in the environment or else in its file.
+
+    Args:
+        base_url: the API's base URL.
+        app_id: the app's id.
+
+    Returns:
+        the secret (None if there is none) and its source, for messages.
 
     Raises:
-        CannotStart: it cannot be read, or others may read it.
+        CannotStart: the secret cannot be read, or other users may read its file.
     """
-    # With another app's id beside it, the secret in the environment is that app's.
+    # If FEISHU_APP_ID names another app, FEISHU_APP_SECRET is that app's secret.
     secret = _variable(APP_SECRET, "the app's secret") if named_app_id() in {None, app_id} else None
     source = APP_SECRET
     if secret is None and find_own_directory() is not None:
@@ -48,15 +59,21 @@ def find_secret(base_url: str, app_id: str) -> tuple[str | None, str]:
 
 
 def keep_secret(base_url: str, app_id: str, secret: str) -> Path:
-    """Keep an app's secret, and return where.
+    """Store an app's secret, and return the path of its file.
+
+    Args:
+        base_url: the API's base URL.
+        app_id: the app's id.
+        secret: the secret.
 
     Raises:
-        CannotStart: it cannot be kept.
+        CannotStart: the file cannot be written.
     """
     path = _path(base_url, app_id)
     try:
         make_own_directory()
-        # Made for its owner alone, and complete before it has its name.
+        # mkstemp creates the file for its owner alone. It is renamed when it is complete, so that no other process
+        # ever reads half of it.
         handle, draft = tempfile.mkstemp(prefix=f".{_PREFIX}", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -74,10 +91,14 @@ def keep_secret(base_url: str, app_id: str, secret: str) -> Path:
 
 
 def forget_secret(base_url: str, app_id: str) -> bool:
-    """Forget an app's secret; whether there was one.
+    """Delete an app's stored secret, and return whether there was one.
+
+    Args:
+        base_url: the API's base URL.
+        app_id: the app's id.
 
     Raises:
-        CannotStart: it cannot be deleted.
+        CannotStart: the file cannot be deleted.
     """
     if find_own_directory() is None:
         return False
@@ -92,7 +113,11 @@ def forget_secret(base_url: str, app_id: str) -> bool:
 
 
 def kept_apps(base_url: str) -> list[str]:
-    """The apps at a host of which a secret is kept."""
+    """Return the ids of the apps whose secrets are stored, sorted.
+
+    Args:
+        base_url: the API's base URL.
+    """
     directory = find_own_directory()
     if directory is None:
         return []

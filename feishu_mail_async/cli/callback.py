@@ -1,4 +1,4 @@
-"""Where the browser comes back to after a login: a server on this machine alone, which takes one answer."""
+"""The OAuth callback of a login: a server on loopback that accepts one answer from the browser."""
 
 import asyncio
 import logging
@@ -26,11 +26,11 @@ _HEADERS: Final = {
 }
 
 _silent: Final = logging.getLogger("feishu_mail_async.callback")
-_silent.setLevel(logging.CRITICAL + 1)  # aiohttp quotes what it cannot read, and in that a code may stand
+_silent.setLevel(logging.CRITICAL + 1)  # aiohttp quotes malformed requests, which may contain a code
 
 
 class Answer:
-    """The answer to a login: the first that belongs to it, wherever it comes from.
+    """The answer to a login: the first that belongs to it, from the browser or typed.
 
     Args:
         login: the login.
@@ -42,22 +42,25 @@ class Answer:
 
     @property
     def taken(self) -> bool:
-        """Whether there has been one."""
+        """True if there has been an answer."""
         return self._code.done()
 
     async def code(self) -> str:
-        """The authorization code in it.
+        """Wait for the answer, and return its authorization code.
 
         Raises:
-            ValueError: the user refused, or there was none in it.
+            ValueError: the user refused, or the answer has no code.
         """
         return (await self._code).value
 
     def take(self, address: str) -> bool:
-        """Take the address that the browser was sent back to; whether the user agreed.
+        """Accept the address to which the browser was redirected, and return whether the user agreed.
+
+        Args:
+            address: the URL, or its path and query.
 
         Raises:
-            WrongState: it belongs to another login, and is not taken.
+            WrongState: it belongs to another login, and is not accepted.
         """
         try:
             code = self._login.read_answer(address)
@@ -65,35 +68,41 @@ class Answer:
             raise
         except ValueError as error:
             self._code.set_exception(error)
-            self._code.exception()  # looked at, in case nobody waits for it any more
+            self._code.exception()  # marks it as retrieved: no warning if `code` is never awaited
             return False
         self._code.set_result(Hidden(code))
         return True
 
     def take_typed(self, text: str) -> None:
-        """Take such an address from whoever logs in here, or the code alone.
+        """Accept such an address, or the code alone, typed by the user at the terminal.
+
+        Args:
+            text: the typed line.
 
         Raises:
-            ValueError: it is neither, or belongs to another login, and is not taken.
+            ValueError: it is neither, or belongs to another login, and is not accepted.
         """
         if any(word in text for word in _WORDS_OF_ADDRESSES):
             self.take(text)
         elif text.isascii() and text.isprintable() and " " not in text and len(text) <= _LONGEST_CODE:
-            # Without a state: but it was typed here, and is worth nothing without this login's verifier.
+            # A bare code has no state to check. That is safe: it was typed here, and only this login's PKCE
+            # verifier can redeem it.
             self._code.set_result(Hidden(text))
         else:
             raise ValueError("this is neither a code nor the address that the browser ended at")
 
 
 class Callback:
-    """Waits on this machine for the browser to come back.
+    """A server on loopback that waits for the browser to be redirected to it.
 
-    It answers requests that this machine's browser was sent here with; any other, whatever it asks for, changes
-    nothing.
+    Only a GET of the callback's path under a loopback name can change anything; all other requests are refused.
 
     Args:
-        port: where to listen; 0 takes a free one.
-        note: is told of answers that are not taken.
+        port: the port; 0 for a free one.
+        note: a function called with a message about each answer that is not accepted.
+
+    Attributes:
+        answer: the answer of the current login; set by the login command.
     """
 
     def __init__(self, port: int, note: Callable[[str], None]) -> None:
@@ -105,27 +114,27 @@ class Callback:
 
     @property
     def redirect_uri(self) -> str:
-        """Where the browser has to be sent to."""
+        """The URL to which the browser has to be redirected."""
         return f"http://{_HOST}:{self._port}{_PATH}"
 
     async def open(self) -> None:
-        """Listen.
+        """Start listening.
 
         Raises:
-            OSError: the port is taken, or may not be used.
+            OSError: the port is in use, or may not be used.
         """
         self._server = web.Server(self._handle, access_log=None, logger=_silent)
         self._listener = await asyncio.get_running_loop().create_server(self._server, _HOST, self._port)
         self._port = self._listener.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Listen no more; what is being answered is answered."""
+        """Stop listening, after finishing the requests in progress."""
         if self._listener is None or self._server is None:
             return
         self._listener.close()
         self._server.pre_shutdown()
         await self._server.shutdown(_SHUTDOWN)
-        await asyncio.sleep(0)  # in which the connections close
+        await asyncio.sleep(0)  # the connections close in the loop's next iteration
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         if (strange := self._strange(request)) is not None:
@@ -144,8 +153,8 @@ class Callback:
         return _page(200, "The answer has arrived. The terminal says how it went; this window can be closed.")
 
     def _strange(self, request: web.BaseRequest) -> web.Response | None:
-        """The reply to a request that the authorization page has not sent the browser here with."""
-        # A page elsewhere can have its own name point here (DNS rebinding), but then that name stands in Host.
+        """Return the refusal of a request that is not the authorization page's redirect; None if it may be."""
+        # A foreign page can have its own name point here (DNS rebinding), but then that name is in Host.
         if request.headers.getall("Host", []) not in ([name] for name in self._names()):
             return _page(403, "This is not for you.")
         if request.raw_path.partition("?")[0] != _PATH:
@@ -158,7 +167,7 @@ class Callback:
 
 
 def _page(status: int, told: str, **headers: Any) -> web.Response:
-    """A page that says one sentence, which never holds anything of the request."""
+    """Return a page with one sentence, which never contains anything from the request."""
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>feishu-mail-async</title><p>{told}</p>'
     response = web.Response(
         status=status, text=page, content_type="text/html", charset="utf-8", headers=_HEADERS | headers

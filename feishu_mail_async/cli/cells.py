@@ -1,4 +1,4 @@
-"""Cells of the CSV that `--out` writes: there no text is a formula to a spreadsheet, and all of them come back."""
+"""Cells of the CSV that `--out` writes: protected from being read as formulas, and restorable exactly."""
 
 import unicodedata
 from typing import Final
@@ -6,17 +6,20 @@ from typing import Final
 __all__ = ["MARK", "is_formula", "protect", "restore"]
 
 MARK: Final = "'"
-"""Stands before a text that could be taken for a formula, and before one that begins with such a mark itself."""
+"""The prefix of a text that a spreadsheet could take for a formula, or that itself begins with this prefix."""
 
 _SIGNS: Final = frozenset("=+-@\u2212")
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 
 
 def is_formula(text: str) -> bool:
-    """Whether some spreadsheet may take the text for a formula.
+    """Return whether some spreadsheet may take the text for a formula.
 
-    It may look behind what cannot be seen, and take a full-width sign for the plain one. A text that begins with a
-    control character (a tab, a line end) is one, too: it may become the next cell.
+    Spreadsheets may skip invisible characters, and take a full-width sign for the plain one. A text that begins
+    with a control character (a tab, a line end) counts too: the rest may become the next cell.
+
+    Args:
+        text: the text of a cell.
     """
     if text[:1] and unicodedata.category(text[0]) == "Cc":
         return True
@@ -25,10 +28,18 @@ def is_formula(text: str) -> bool:
 
 
 def protect(text: str) -> str:
-    """Return the text as it may stand in a cell."""
+    """Return the cell for a text.
+
+    Args:
+        text: any text.
+    """
     return f"{MARK}{text}" if text.startswith(MARK) or is_formula(text) else text
 
 
 def restore(cell: str) -> str:
-    """Return the text that `protect` made this cell of."""
+    """Return the text of a cell that `protect` made.
+
+    Args:
+        cell: the cell.
+    """
     return cell.removeprefix(MARK)

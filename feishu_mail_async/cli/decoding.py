@@ -1,4 +1,4 @@
-"""The text in a file's bytes, whichever program has written it; what holds none is named."""
+"""Text decoding of files from any program, by byte order mark or by content. Files that are not text are named."""
 
 import codecs
 from typing import Final
@@ -13,7 +13,7 @@ _NO_TEXT: Final = (
     (b"%PDF", "it is a PDF: give the table that it was made of, as CSV"),
 )
 _MARKS: Final = (
-    # The longer ones first: one of them begins as a shorter one does.
+    # Longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -23,18 +23,24 @@ _LOOKED_AT: Final = 4096
 
 
 def decode(content: bytes) -> tuple[str, str]:
-    """Return the text and, unless it is UTF-8, the name of its encoding.
+    """Decode a file's content.
 
-    Bytes that are no text in it stand there as surrogates or U+FFFD: they matter only where one looks at them.
+    Bytes that cannot be decoded become surrogates or U+FFFD. They are errors only in the cells that are used.
+
+    Args:
+        content: the file's bytes.
+
+    Returns:
+        the text, and the name of its encoding (empty for UTF-8).
 
     Raises:
-        ValueError: it is no text; the sentence says what it is, and what to do.
+        ValueError: it is not text. The message says which kind of file it is, and what to do.
     """
     for magic, sentence in _NO_TEXT:
         if content.startswith(magic):
             raise ValueError(sentence)
     text, encoding = _decode(content)
-    return text.lstrip("\ufeff"), encoding  # two programs may each have put a mark before it
+    return text.lstrip("\ufeff"), encoding  # several programs may each have added a byte order mark
 
 
 def _decode(content: bytes) -> tuple[str, str]:
@@ -47,19 +53,23 @@ def _decode(content: bytes) -> tuple[str, str]:
         pass
     if not _is_damaged(content):
         try:
-            return content.decode("gb18030"), "GB18030"  # what a Chinese Excel calls CSV
+            return content.decode("gb18030"), "GB18030"  # the encoding of CSV from a Chinese Excel
         except UnicodeDecodeError:
             pass
     return content.decode("utf-8", errors="surrogateescape"), ""
 
 
 def marked_encoding(content: bytes) -> str | None:
-    """Name the encoding that a byte order mark tells of, other than UTF-8's."""
+    """Return the encoding of the byte order mark; None if there is none, or UTF-8's.
+
+    Args:
+        content: the beginning of a file.
+    """
     return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
 
 
 def _unmarked(content: bytes) -> str | None:
-    """UTF-16 without its mark: of a table in it, every other byte is nearly always 0."""
+    """Return the encoding of UTF-16 without a mark: in a table, nearly every other byte is 0."""
     head = content[:_LOOKED_AT]
     even, odd = head[::2].count(0), head[1::2].count(0)
     most = len(head) // 4
@@ -69,7 +79,7 @@ def _unmarked(content: bytes) -> str | None:
 
 
 def _is_damaged(content: bytes) -> bool:
-    """Whether it is UTF-8 all the same: most of what is not ASCII can be read as that."""
+    """Return whether it is damaged UTF-8: most characters beyond ASCII can be decoded."""
     text = content.decode("utf-8", errors="replace")
     bad = text.count("\ufffd")
     return sum(not character.isascii() for character in text) - bad > bad

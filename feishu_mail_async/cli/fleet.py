@@ -1,4 +1,4 @@
-"""What the commands of a fleet share: the packages they need, and the app they serve."""
+"""Helpers of the fleet's commands: loading the optional packages, and the app's id."""
 
 from types import ModuleType
 from typing import Final
@@ -12,15 +12,15 @@ _PACKAGES: Final = frozenset({"procrastinate", "psycopg", "psycopg_pool", "sqlal
 
 
 def load_fleet() -> ModuleType:
-    """The room of the work queue, whose packages may be missing.
+    """Import the package of the work queue, and return it.
 
     Raises:
-        CannotStart: they are.
+        CannotStart: a package of the extra `fleet` is missing.
     """
     try:
         from feishu_mail_async import fleet  # noqa: PLC0415 - what it imports may be missing
     except ImportError as error:
-        # Without its library psycopg is there and cannot be imported.
+        # psycopg without libpq is installed and cannot be imported: that ImportError has no name.
         if (error.name or "psycopg").partition(".")[0] not in _PACKAGES:
             raise
         raise CannotStart(
@@ -30,10 +30,13 @@ def load_fleet() -> ModuleType:
 
 
 def named_app(app: str | None) -> str:
-    """The app that `--app` or the environment names.
+    """Return the app's id from `--app` or FEISHU_APP_ID.
+
+    Args:
+        app: the value of `--app`.
 
     Raises:
-        WrongUsage: they name none.
+        WrongUsage: neither names one.
     """
     app = app or named_app_id()
     if app is None:

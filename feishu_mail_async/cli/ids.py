@@ -1,4 +1,4 @@
-"""Ids as people hand them on: what spreadsheets, word processors and input methods make of them is told."""
+"""Checks of ids and addresses for damage by spreadsheets, word processors and input methods."""
 
 import re
 import unicodedata
@@ -21,16 +21,27 @@ _QUOTES: Final = frozenset({"Pi", "Pf"})
 
 
 def unwrap(cell: str) -> str | None:
-    """The text in a cell like `="7620"`, which no spreadsheet takes for a number; None if it is no such cell."""
+    """Return the text in a cell like `="7620"`, a form that keeps spreadsheets from reading a number.
+
+    Args:
+        cell: the cell.
+
+    Returns:
+        the text in the quotes; None if the cell has another form.
+    """
     wrapped = _WRAPPED.fullmatch(cell)
     return None if wrapped is None else wrapped[1]
 
 
 def check_spelling(name: str, text: str) -> str:
-    """Return an id or an address, unless it is plain that a program has rewritten it.
+    """Return an id or an address unchanged, unless a program has evidently rewritten it.
+
+    Args:
+        name: the name of the value, for the message.
+        text: the id or address.
 
     Raises:
-        ValueError: it has; the sentence says which part, and what to do.
+        ValueError: it was rewritten. The message says which part, and what to do.
     """
     for pattern, loss in _REWRITTEN:
         if pattern.fullmatch(text):
@@ -47,12 +58,16 @@ def check_spelling(name: str, text: str) -> str:
 
 
 def is_rounded(text: str) -> bool:
-    """Whether it is a number with only zeros behind its fifteenth digit: spreadsheets keep no more digits."""
+    """Return whether it is a number with only zeros after its fifteenth digit: spreadsheets keep fifteen digits.
+
+    Args:
+        text: the id.
+    """
     return _ROUNDED.fullmatch(text) is not None
 
 
 def _typed(character: str) -> str:
-    """The character as a keyboard has it: word processors and input methods put others in its place."""
+    """Return the keyboard's character for a look-alike that word processors and input methods put in its place."""
     kind = unicodedata.category(character)
     if kind == "Pd" or character == "\u2212":
         return "-"

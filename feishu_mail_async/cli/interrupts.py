@@ -1,6 +1,7 @@
-"""Ctrl-C: the first asks to stop, the second ends what it can, the third ends at once.
+"""Ctrl-C handling: the first requests a stop, the second cancels the calls in flight, the third ends the process.
 
-SIGTERM counts as one, and SIGHUP as the first.
+SIGTERM counts like Ctrl-C. SIGHUP counts as the first one only, because the kernel and the shell may both send it
+for one lost terminal.
 """
 
 import asyncio
@@ -17,22 +18,22 @@ from .problems import WrongUsage
 __all__ = ["STOPPING", "UNDER_WAY", "Interrupts", "stop_seconds"]
 
 STOPPING: Final = "stopping: no new calls, those under way are finished (again: stop at once)"
-"""What people are told at the first one."""
+"""The message at the first Ctrl-C."""
 
 UNDER_WAY: Final = "a draft whose call was under way has no outcome; the same command again settles it"
-"""What people are told when a run of drafts is broken off."""
+"""The message when a run of drafts is cancelled with calls in flight."""
 
 _STOP_SECONDS: Final = "FEISHU_MAIL_STOP_SECONDS"
 _LONGEST_STOP: Final = 50.0
-"""Seconds for a stop: ten less than containers are commonly given before they are killed."""
+"""The default time limit of a stop, in seconds: ten less than containers commonly get before they are killed."""
 _MOST: Final = 2
 
 
 def stop_seconds() -> float:
-    """Seconds that a stop may take, as the environment gives them.
+    """Return the time limit of a stop in seconds, from FEISHU_MAIL_STOP_SECONDS or the default.
 
     Raises:
-        WrongUsage: it gives none.
+        WrongUsage: the variable is not a positive, finite number.
     """
     text = os.environ.get(_STOP_SECONDS, "").strip() or str(_LONGEST_STOP)
     try:
@@ -45,11 +46,14 @@ def stop_seconds() -> float:
 
 
 class Interrupts:
-    """While it is open, signals are counted in the running loop.
+    """A context in which signals are counted and delivered in the running loop.
 
     Args:
-        hear: called with the count, once or twice.
-        left: a sentence about what remains to be done if the process is ended meanwhile.
+        hear: a function called with the count, at the first and at the second signal.
+        left: a sentence about the work that remains if the process is ended meanwhile.
+
+    Attributes:
+        count: the number of signals so far.
     """
 
     def __init__(self, hear: Callable[[int], None], left: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Who has logged in, as a ledger keeps it, and the client that sends with their tokens."""
+"""Logins stored in a ledger, and the client that sends with their tokens."""
 
 import asyncio
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ class Logins:
     """The users of an app who have logged in.
 
     Attributes:
-        ledger: the URL of the ledger that keeps their tokens.
-        base_url: the API's host.
+        ledger: the URL of the ledger with their tokens.
+        base_url: the API's base URL.
         app: the app's id.
-        users: their names.
-        secret: the app's secret; None: their tokens are not renewed.
+        users: the names of the users.
+        secret: the app's secret; None if there is none, and then their tokens are not refreshed.
     """
 
     ledger: str
@@ -42,11 +42,11 @@ class Logins:
     secret: str | None = field(repr=False)
 
     def tokens(self, home: Ledger, margin: float = 300.0) -> RefreshingTokens:
-        """Their tokens, renewed `margin` seconds before they end.
+        """Return the users' tokens, refreshed before they expire.
 
         Args:
-            home: the ledger, opened.
-            margin: as `RefreshingTokens` takes it.
+            home: the opened ledger.
+            margin: the time before expiry at which a token is refreshed, in seconds.
         """
         store = home.tokens(self.base_url, self.app)
         return _HiddenTokens(self.app, self.secret, store, base_url=self.base_url, margin=margin)
@@ -60,11 +60,11 @@ class _HiddenTokens(RefreshingTokens):
 
 
 class LoginClient(FeishuMailClient):
-    """A client that closes where its tokens come from with itself.
+    """A client that owns its source of tokens, and closes it with itself.
 
     Args:
-        logins: whose tokens it sends with.
-        settings: as `FeishuMailClient` takes them.
+        logins: the users who have logged in.
+        **settings: the arguments of `FeishuMailClient`.
     """
 
     def __init__(self, logins: Logins, **settings: Any) -> None:
@@ -74,11 +74,15 @@ class LoginClient(FeishuMailClient):
         super().__init__(self._logins, **settings)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a promised name
-        """See `FeishuMailClient`. A refresh that is under way is finished: broken off, it may lose a login."""
+        """Close the client (see `FeishuMailClient`), then its tokens and their ledger.
+
+        A refresh in flight is finished: a refresh token is spent by the call, so cancelling could lose a login.
+        """
         try:
             await super().close(timeout)
         finally:
-            # Once, however often it is asked for: whoever leaves first must not leave this to the others.
+            # A shared, shielded task: the tokens are closed once, even if this call is one of several or is
+            # cancelled.
             if self._closing is None:
                 self._closing = asyncio.create_task(self._close_logins(), name="feishu-mail-logins")
             await asyncio.shield(self._closing)
@@ -91,19 +95,26 @@ class LoginClient(FeishuMailClient):
 
 
 def ledger_of_logins(ledger: str | None) -> str:
-    """The URL of the ledger that keeps logins, also where drafts are kept in none.
+    """Return the URL of the ledger with the logins, which are stored even if drafts are not (`--no-ledger`).
 
     Args:
-        ledger: what `--ledger` gives.
+        ledger: the value of `--ledger`; None for the default ledger.
 
     Raises:
-        WrongUsage: it gives none.
+        WrongUsage: the value is not a ledger's URL or path.
+        CannotStart: there is no home directory for the default ledger.
     """
     return read_ledger(ledger) or default_ledger()
 
 
 def read_logins(ledger: str) -> dict[tuple[str, str], Mapping[str, StoredToken]]:
-    """The logins in a ledger, by base_url and app; a SQLite file that is not there is not made.
+    """Read the logins in a ledger. A SQLite file that does not exist is not created.
+
+    Args:
+        ledger: the ledger's URL.
+
+    Returns:
+        (base_url, app) -> user -> stored token.
 
     Raises:
         CannotStart: the ledger cannot be used.
@@ -130,18 +141,19 @@ async def _read_logins(ledger: str) -> dict[tuple[str, str], Mapping[str, Stored
 
 
 def choose_app(app: str | None, base_url: str, known: Mapping[tuple[str, str], object]) -> str | None:
-    """The app that is meant: that of `--app` or of the environment, or else the only one there is.
+    """Choose the app: that of `--app`, else of FEISHU_APP_ID, else the only one known.
 
     Args:
-        app: what `--app` gives.
-        base_url: the API's host.
-        known: what is known of apps, by base_url and app.
+        app: the value of `--app`.
+        base_url: the API's base URL.
+        known: the known logins; the keys are (base_url, app). Without any at this host, apps with a stored secret
+            count as known.
 
     Returns:
-        its id; None if none is meant and none is known.
+        the app's id; None if none is named and none is known.
 
     Raises:
-        WrongUsage: there are several.
+        WrongUsage: several are known, and none is named.
     """
     app = app or named_app_id()
     if app is not None:
@@ -153,16 +165,19 @@ def choose_app(app: str | None, base_url: str, known: Mapping[tuple[str, str], o
 
 
 def find_logins(ledger: str | None, base_url: str, app: str | None) -> Logins | None:
-    """The users who have logged in to an app; None if nobody has.
+    """Find the users who have logged in to an app.
 
     Args:
-        ledger: what `--ledger` gives.
-        base_url: the API's host.
-        app: what `--app` gives.
+        ledger: the value of `--ledger`.
+        base_url: the API's base URL.
+        app: the value of `--app`.
+
+    Returns:
+        the logins; None if there are none.
 
     Raises:
-        WrongUsage: there are several apps, or `--ledger` gives no ledger.
-        CannotStart: the ledger or the kept secret cannot be used.
+        WrongUsage: there are several apps and none is named, or `--ledger` is not a ledger's URL or path.
+        CannotStart: the ledger or the stored secret cannot be used.
     """
     url = ledger_of_logins(ledger)
     known = read_logins(url)

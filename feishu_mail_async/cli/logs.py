@@ -1,4 +1,4 @@
-"""What `--verbose` adds: the log and tracebacks on standard error, neither with a token in it."""
+"""The output of `--verbose`: log and tracebacks on standard error, without any token."""
 
 import logging
 import sys
@@ -13,13 +13,21 @@ _SECRETS: Final[set[str]] = set()
 
 
 def hide(secret: str) -> None:
-    """Never print this, whatever it stands in."""
+    """Register a secret to be replaced in all logs and tracebacks.
+
+    Args:
+        secret: the secret; empty is ignored.
+    """
     if secret:
         _SECRETS.add(secret)
 
 
 def print_traceback(error: BaseException) -> None:
-    """Print where an error came from. Values of variables are not shown."""
+    """Print an error's traceback, without the values of variables.
+
+    Args:
+        error: the error.
+    """
     sys.stderr.write(escape_lines(_scrub("".join(traceback.format_exception(error)))))
     sys.stderr.flush()
 
@@ -31,7 +39,7 @@ def _scrub(text: str) -> str:
 
 
 class _Scrubbed(logging.Formatter):
-    """One line for each record, whoever's words are in it; only tracebacks have several."""
+    """A formatter that removes secrets and escapes control characters: one line a record, except tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _scrub(super().format(record))
@@ -44,7 +52,11 @@ class _Scrubbed(logging.Formatter):
 
 
 class Verbose:
-    """Tells more than a person needs, if it is on."""
+    """The switch of verbose output. Constructing it with `on` configures logging.
+
+    Args:
+        on: True with `--verbose`.
+    """
 
     def __init__(self, *, on: bool) -> None:
         self.on = on
@@ -55,6 +67,10 @@ class Verbose:
             logging.getLogger("feishu_mail_async").setLevel(logging.DEBUG)
 
     def traceback(self, error: BaseException) -> None:
-        """Print where an error came from; nothing unless verbose."""
+        """Print an error's traceback if verbose output is on.
+
+        Args:
+            error: the error.
+        """
         if self.on:
             print_traceback(error)

@@ -1,4 +1,4 @@
-"""How the event loops of the commands are run."""
+"""The event loop of a command, with Ctrl-C handling."""
 
 import asyncio
 import sys
@@ -13,14 +13,19 @@ T = TypeVar("T")
 
 _SILENCE: Final = 1.0
 _FINISHING: Final = "note: stopping: what is under way is finished (again: stop at once)\n"
-"""What is said when that takes longer than so many seconds."""
+"""The message when stopping takes longer than `_SILENCE` seconds."""
 
 
 def run_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end in a loop that psycopg can use, in case its ledger is on PostgreSQL.
+    """Run a coroutine to its end in a new event loop, and return its result.
+
+    On Windows it is a selector loop, the only one that psycopg can use: the ledger may be on PostgreSQL.
+
+    Args:
+        coroutine: the coroutine. Ctrl-C cancels it, unless it handles interrupts itself.
 
     Raises:
-        KeyboardInterrupt: it was interrupted, and did not hear that itself.
+        KeyboardInterrupt: Ctrl-C cancelled it.
     """
     interrupted = False
 
@@ -46,4 +51,4 @@ def run_loop(coroutine: Coroutine[Any, Any, T]) -> T:
                 raise KeyboardInterrupt from None
             raise
         finally:
-            coroutine.close()  # it may not have begun
+            coroutine.close()  # avoids a warning if it has never been started

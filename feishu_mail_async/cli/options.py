@@ -1,4 +1,4 @@
-"""The options that several commands have, and how what stands in them is read."""
+"""Options common to several commands, and the functions that read their values."""
 
 import math
 from pathlib import Path
@@ -133,10 +133,13 @@ _LARGEST_SPACING: Final = 0.2
 
 
 def read_rate(text: str) -> RateLimit:
-    """The limit that `--rate` gives: "20/60" is 20 calls in any 60 seconds.
+    """Read the rate limit of `--rate`.
+
+    Args:
+        text: calls/seconds: "20/60" is 20 calls in any 60 seconds.
 
     Raises:
-        WrongUsage: it gives none.
+        WrongUsage: the text has another form.
     """
     calls, slash, per = text.partition("/")
     try:
@@ -147,15 +150,18 @@ def read_rate(text: str) -> RateLimit:
         raise WrongUsage("--rate", f"give calls/seconds, such as 20/60, not {text!r}") from None
     if count < 1 or seconds <= 0:
         raise WrongUsage("--rate", f"give at least 1 call, and more than 0 seconds, not {text!r}")
-    # The spacing must not be what limits: at half the even pace it never is.
+    # Spacing must never limit the rate further: half of the even pace cannot.
     return RateLimit(count, seconds, spacing=min(_LARGEST_SPACING, seconds / count / 2))
 
 
 def read_ledger(text: str | None) -> str | None:
-    """The URL of the ledger that `--ledger` gives: a path is one of SQLite. Its password is never printed.
+    """Read the ledger's URL from `--ledger`. A password in it is never printed.
+
+    Args:
+        text: a URL, or the path of a SQLite file; None gives None.
 
     Raises:
-        WrongUsage: it gives none.
+        WrongUsage: the text is neither.
     """
     if text is None:
         return None
@@ -167,7 +173,7 @@ def read_ledger(text: str | None) -> str | None:
     hide(unquote(password))
     try:
         url = text if "://" in text else f"sqlite:///{Path(text).expanduser().absolute()}"
-    except (RuntimeError, OSError):  # there is no home for ~, or no working directory
+    except (RuntimeError, OSError):  # no home directory for ~, or no working directory
         raise WrongUsage(_LEDGER, f"where {text} is cannot be told here; give a path that begins with /") from None
     try:
         check_url(url)
@@ -177,10 +183,13 @@ def read_ledger(text: str | None) -> str | None:
 
 
 def read_database(text: str | None) -> str:
-    """The URL of the database that the machines of a fleet share.
+    """Read the URL of the database that the machines of a fleet share.
+
+    Args:
+        text: the value of `--ledger`.
 
     Raises:
-        WrongUsage: `--ledger` gives none, or one that they cannot share.
+        WrongUsage: it is missing, or is not a PostgreSQL database.
     """
     url = read_ledger(text)
     if url is None:
@@ -191,10 +200,14 @@ def read_database(text: str | None) -> str:
 
 
 def read_base_url(base_url: str | None, *, lark: bool) -> str:
-    """The host that `--base-url` and `--lark` give.
+    """Read the API's base URL from `--base-url` and `--lark`; without either it is Feishu's.
+
+    Args:
+        base_url: the value of `--base-url`.
+        lark: True with `--lark`.
 
     Raises:
-        WrongUsage: they give none, or two.
+        WrongUsage: the URL is not acceptable, or both are given.
     """
     if base_url is None:
         return LARK if lark else FEISHU
@@ -207,9 +220,13 @@ def read_base_url(base_url: str | None, *, lark: bool) -> str:
 
 
 def choose_host(base_url: str | None, *, lark: bool) -> str | None:
-    """The host that `--base-url` and `--lark` choose among those known; None: all.
+    """Read the API's base URL as a filter of known hosts; None for all.
+
+    Args:
+        base_url: the value of `--base-url`.
+        lark: True with `--lark`.
 
     Raises:
-        WrongUsage: they give none, or two.
+        WrongUsage: the URL is not acceptable, or both are given.
     """
     return read_base_url(base_url, lark=lark) if base_url is not None or lark else None

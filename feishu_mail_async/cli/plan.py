@@ -1,4 +1,4 @@
-"""What a run would do, what has been done before, and the question whether to do it."""
+"""The plan of a run: its drafts, those sent before, and the confirmation before it starts."""
 
 import os
 import select
@@ -33,14 +33,14 @@ _YES: Final = frozenset({"y", "yes"})
 
 
 def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeated: int, before: int = 0) -> None:
-    """Say how many drafts go where, for whom, and how long it takes.
+    """Print the number of drafts by mailbox and user, and the expected duration.
 
     Args:
-        place: where to.
-        drafts: the drafts.
-        account: whose.
-        repeated: how many of them are named more than once.
-        before: how many of the others were sent before.
+        place: the console to print on.
+        drafts: the drafts, with duplicates.
+        account: the account that sends them.
+        repeated: the number of drafts that repeat an earlier one.
+        before: the number of the others that were sent before.
     """
     left = len(drafts) - repeated - before
     place.print(Text(f"{count(len(drafts), 'draft')} for {account.base_url}"), style="bold", soft_wrap=True)
@@ -80,10 +80,13 @@ def _name(user: str | None, mailbox: str) -> str:
 
 
 def check_askable(*, from_input: bool) -> None:
-    """Make sure that there is somebody who can be asked.
+    """Check that the confirmation can be asked for at a terminal.
+
+    Args:
+        from_input: True if the drafts come from standard input.
 
     Raises:
-        WrongUsage: there is nobody.
+        WrongUsage: there is no terminal to ask at; `--yes` is needed.
     """
     if from_input:
         raise WrongUsage("--yes", "the drafts come from standard input, so nobody can be asked there; give it")
@@ -92,16 +95,16 @@ def check_askable(*, from_input: bool) -> None:
 
 
 def _await_answer() -> None:
-    """Wait until there is a line to read. Ctrl-C ends it whenever it comes.
+    """Wait until there is a line to read, or until Ctrl-C.
 
-    A read alone would sleep through a signal that comes in the moment before it: here that leaves a byte in a
-    socket, which is looked at too.
+    A bare read would sleep through a signal that arrives just before it. Here the signal leaves a byte in a socket
+    (`signal.set_wakeup_fd`), which `select` waits for too.
     """
     if os.name != "posix" or threading.current_thread() is not threading.main_thread():
         return
     try:
         answers = sys.stdin.fileno()
-    except ValueError:  # it is no file
+    except ValueError:  # standard input is not a file
         return
     ours, waker = socket.socketpair()
     with ours, waker:
@@ -114,13 +117,13 @@ def _await_answer() -> None:
 
 
 def agreed() -> bool:
-    """Ask; anything but a clear yes is a no."""
+    """Ask for the confirmation, and return whether the answer is yes; any unclear answer is a no."""
     try:
         sys.stderr.write("Send them? Mail cannot be unsent. [y/N] ")
         sys.stderr.flush()
         _await_answer()
         answer = sys.stdin.readline()
-    except (KeyboardInterrupt, OSError):  # the terminal may have gone
+    except (KeyboardInterrupt, OSError):  # the terminal may be gone
         answer = ""
     if not answer.endswith("\n"):
         sys.stderr.write("\n")
@@ -128,13 +131,18 @@ def agreed() -> bool:
 
 
 def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -> int:
-    """How many of these drafts the ledger has as sent: they need no call.
+    """Return the number of drafts that the ledger has recorded as sent, which need no call.
 
-    What an earlier run found closed until somebody does something about it is tried again: whoever gives the
-    command once more has done it, or wants to know.
+    Subjects that an earlier run has left suspended until `resume` are resumed: a user who repeats the command has
+    removed the cause, or wants to see whether it still exists.
+
+    Args:
+        account: the account that sends.
+        ledger: the ledger's URL; None if there is none.
+        drafts: the drafts; duplicates are counted once.
 
     Raises:
-        CannotStart: it cannot be read.
+        CannotStart: the ledger cannot be read.
     """
     if ledger is None:
         return 0

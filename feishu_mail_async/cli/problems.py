@@ -1,4 +1,4 @@
-"""What keeps a command from doing its work, told in one line and an exit code."""
+"""Errors that end a command, each with one line of text and an exit code."""
 
 import re
 from typing import Final
@@ -26,17 +26,17 @@ _PARAMETER: Final = re.compile(r"\A\w+: ")
 
 
 class Problem(Exception):
-    """Ends the command, told in one line."""
+    """An error that ends the command; its message is printed as one line."""
 
     exit_code: int = SOME_NOT
 
 
 class Incomplete(Problem):
-    """The work is done, and its results could not all be written.
+    """The work is done, but not all results could be written.
 
     Args:
-        why: a sentence.
-        exit_code: that of the work.
+        why: a sentence for the user.
+        exit_code: the exit code of the work; 0 becomes 4.
     """
 
     def __init__(self, why: str, exit_code: int) -> None:
@@ -45,11 +45,11 @@ class Incomplete(Problem):
 
 
 class WrongUsage(Problem):
-    """The command line says something that cannot be.
+    """A value of the command line is wrong.
 
     Args:
-        option: what is wrong, as it is typed.
-        why: a sentence; a parameter's name at its head (as the library puts it there) is left out.
+        option: the option as it is typed, or the variable's or the file's name.
+        why: a sentence; a leading parameter name, as the library puts it there, is removed.
     """
 
     exit_code = USAGE
@@ -59,6 +59,6 @@ class WrongUsage(Problem):
 
 
 class CannotStart(Problem):
-    """What the command needs is not there."""
+    """Something that the command needs is missing or unusable."""
 
     exit_code = CANNOT_START

@@ -1,4 +1,4 @@
-"""What somebody types or pastes while something else is awaited."""
+"""Lines typed or pasted at the terminal while the event loop does something else."""
 
 import asyncio
 import os
@@ -13,7 +13,10 @@ _MOST: Final = 4096
 
 
 def can_be_asked() -> bool:
-    """Whether there is somebody at a terminal: a program in the background would be stopped if it read there."""
+    """Return whether standard input is a terminal that this program may read.
+
+    A program in the background would be stopped by the kernel if it read there (SIGTTIN).
+    """
     if sys.stdin is None or not sys.stdin.isatty():
         return False
     if os.name != "posix":
@@ -21,14 +24,21 @@ def can_be_asked() -> bool:
     try:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except OSError:
-        return True  # a terminal that controls nobody
+        return True  # a terminal without job control
 
 
 def hear_lines(hear: Callable[[str], None]) -> bool:
-    """Have each line that is typed from now on handed over, in the running loop; whether there is a terminal.
+    """Start a thread that passes on each line typed from now on.
 
-    The thread that reads waits past the end of what it is for, and past the loop's. It ends with the program,
-    whose exit it does not hold up: it holds no lock, as a reader of `sys.stdin` would.
+    The thread cannot be stopped while it reads, so it outlives its purpose and the loop, and ends with the
+    program. It does not delay the exit: it reads the file descriptor, without the lock that a reader of
+    `sys.stdin` would hold.
+
+    Args:
+        hear: a function called in the running loop with each line, without blanks at its ends.
+
+    Returns:
+        whether there is a terminal to read (otherwise nothing is started).
     """
     if not can_be_asked():
         return False
@@ -52,5 +62,5 @@ def hear_lines(hear: Callable[[str], None]) -> bool:
 def _read(typed: int) -> bytes:
     try:
         return os.read(typed, _MOST)
-    except OSError:  # the terminal has gone
+    except OSError:  # the terminal is gone
         return b""

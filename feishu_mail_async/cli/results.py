@@ -1,4 +1,4 @@
-"""`--out`: a row for each draft, written as it ends, so that nothing is lost with the program."""
+"""The file of `--out`: a row for each draft, written as the draft ends, so that a crash loses no results."""
 
 import contextlib
 import csv
@@ -46,7 +46,11 @@ _NEW: Final = (
 
 
 def make_row(outcome: Outcome) -> dict[str, Any]:
-    """What `--out` says of an outcome: the columns and their values."""
+    """Return the row of an outcome: column -> value.
+
+    Args:
+        outcome: the outcome.
+    """
     draft, result, error = outcome.draft, outcome.result, outcome.error
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {
@@ -66,18 +70,19 @@ def make_row(outcome: Outcome) -> dict[str, Any]:
 
 
 class Results:
-    """A file of results; CSV or JSON lines, as its name says. It holds whole rows, and only its owner may read it.
+    """A file of results, CSV or JSON lines by its name. It has only whole rows, and only its owner may read it.
 
     Args:
-        path: where. It is written only after `open`.
+        path: the file's path. Nothing is written before `open`.
 
     Attributes:
-        missing: rows that could not be written.
-        trouble: why the last of them could not.
+        missing: the number of rows that could not be written.
+        trouble: the reason of the latest failure.
 
     Raises:
-        WrongUsage: the name ends in neither .csv nor .jsonl, or the file has something in it.
-        CannotStart: there is something else than a file under that name.
+        WrongUsage: the name ends in neither .csv nor .jsonl, its directory does not exist, or the file is not
+            empty.
+        CannotStart: the path names something other than a file.
     """
 
     def __init__(self, path: str) -> None:
@@ -88,7 +93,7 @@ class Results:
         self._csv = Path(path).suffix.lower() == ".csv"
         if not self._csv and Path(path).suffix.lower() != ".jsonl":
             raise WrongUsage(_OPTION, f"give a name that ends in .csv or .jsonl, not {path!r}")
-        with contextlib.suppress(OSError, ValueError):  # `open` says what is wrong, if anything is
+        with contextlib.suppress(OSError, ValueError):  # `open` reports the error, if there is one
             self._check(Path(path).stat())
         if not Path(path).parent.is_dir():
             raise WrongUsage(_OPTION, f"there is no directory {str(Path(path).parent)!r}")
@@ -105,10 +110,11 @@ class Results:
         """Create the file.
 
         Raises:
-            WrongUsage, CannotStart: that is not possible.
+            WrongUsage: the file is not empty.
+            CannotStart: the file cannot be created.
         """
         try:
-            # Waiting for nobody, whatever has got that name meanwhile: a pipe would wait for its reader.
+            # Opened without blocking: if the path has become a pipe meanwhile, open would wait for a reader.
             self._file = os.open(self.path, _NEW, 0o600)
             self._check(os.fstat(self._file))
             if self._csv:
@@ -118,7 +124,11 @@ class Results:
             raise CannotStart(f"{_OPTION} {escape(self.path)}: it cannot be written ({said})") from None
 
     def write(self, outcome: Outcome) -> bool:
-        """Add a row; whether that was possible. The next one may be again."""
+        """Add a row, and return whether it was written. After a failure, the next row may succeed.
+
+        Args:
+            outcome: the outcome.
+        """
         row = make_row(outcome)
         line = _csv_line(row[column] for column in COLUMNS) if self._csv else json.dumps(row, ensure_ascii=False)
         try:
@@ -136,7 +146,7 @@ class Results:
             self._file = None
 
     def _write(self, text: str) -> None:
-        """Write a whole row or nothing, without a buffer: what is written stays, however the program ends."""
+        """Write a whole row or nothing, unbuffered, so that rows survive any end of the program."""
         assert self._file is not None
         begin = os.fstat(self._file).st_size
         left = text.encode("utf-8", errors="replace")
@@ -151,7 +161,7 @@ class Results:
 
 def _csv_line(cells: Iterable[Any]) -> str:
     line = io.StringIO()
-    # In quotes, where blanks at a text's ends are its own.
+    # All texts are quoted, so that blanks at their ends are kept.
     writer = csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(protect(cell) if isinstance(cell, str) else cell for cell in cells)
     return line.getvalue()

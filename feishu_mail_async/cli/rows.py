@@ -1,4 +1,9 @@
-"""The file of a bulk run: CSV or JSON lines, read whole, and everything that is wrong with it."""
+"""The input file of a bulk run: CSV or JSON lines, read whole, with a sentence for each bad row.
+
+The whole file is checked before the first draft is sent, so that a bad row stops nothing halfway. The reader is
+tolerant of the format (encoding, delimiter, header's case) and strict about ids, because a damaged id may be that
+of another draft. Rows written by `--out` are recognized by their columns and restored exactly.
+"""
 
 import csv
 import io
@@ -44,18 +49,18 @@ _PIECE: Final = 64 * 1024
 
 _Cells = dict[str, str]
 _Line = tuple[int, _Cells | str]
-"""A line's number, and what stands in it, or what is wrong with it."""
+"""A line's number, with its cells, or with a sentence about its error."""
 
 
 @dataclass(slots=True)
 class Rows:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        drafts: one for each good row, in the file's order.
-        wrong: one sentence for each bad row, with its line number.
-        ignored: columns or keys that mean nothing here.
-        notes: sentences about how it was read.
+        drafts: the draft of each good row, in the file's order.
+        wrong: a sentence for each bad row, with its line number.
+        ignored: the columns or keys that are not used (a dict as an ordered set).
+        notes: sentences about assumptions made in reading.
     """
 
     drafts: list[Draft] = field(default_factory=list)
@@ -64,14 +69,14 @@ class Rows:
     notes: list[str] = field(default_factory=list)
 
     def check(self, name: str, advice: str) -> None:
-        """Go on only with a file of good rows.
+        """Raise an error unless the file has rows and all of them are good.
 
         Args:
-            name: of the file.
-            advice: a last line that helps with bad rows; empty for none.
+            name: the file's name, for the message.
+            advice: a last line of the message that helps with bad rows; empty for none.
 
         Raises:
-            WrongUsage: there are bad rows, which it lists, or none at all.
+            WrongUsage: there are bad rows, which the message lists, or no rows at all.
         """
         if not self.wrong and not self.drafts:
             raise WrongUsage(name, "there is no row in it, so there is nothing to send")
@@ -89,16 +94,18 @@ class Rows:
 def read_rows(path: str, mailbox: str, user_of: Callable[[str | None], str | None]) -> Rows:
     """Read a whole file.
 
-    It is JSON lines if it begins with "{", or with a JSON string under a name for JSON lines (or under none that
-    says CSV); otherwise it is CSV. What is assumed of it, because it does not say so, is in the notes.
+    It is JSON lines if its first line begins with "{", if its name is one for JSON lines, or if its first line is
+    a JSON string other than draft_id and its name is not one for CSV. Otherwise it is CSV. Assumptions about the
+    encoding and the delimiter are in the notes.
 
     Args:
-        path: of the file; "-" is standard input.
-        mailbox: of the drafts that name none.
-        user_of: gives the user of what a row says of its user, or raises ValueError.
+        path: the file's path; "-" for standard input.
+        mailbox: the mailbox of drafts that name none.
+        user_of: a function from the user that a row names (None for none) to the user that sends; it raises
+            ValueError if there is no token.
 
     Raises:
-        CannotStart: it cannot be read.
+        CannotStart: the file cannot be read.
         WrongUsage: it is neither CSV with a header nor JSON lines.
     """
     rows, looks, rounded = Rows(), _Looks(), 0
@@ -135,13 +142,13 @@ def read_rows(path: str, mailbox: str, user_of: Callable[[str | None], str | Non
 
 
 class _Looks:
-    """What the ids of a file look like: two that look the same are no two drafts without a word."""
+    """A check that no two different ids of a file look the same, as one of them is probably a typing error."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, str]] = {}
 
     def check(self, number: int, draft: Draft) -> None:
-        """Raise ValueError if the draft's id looks like one that came before, and is another."""
+        """Raise ValueError if the draft's id looks like an earlier one but differs."""
         text = draft.draft_id
         if text.isascii():
             return
@@ -158,12 +165,16 @@ def _read(path: str) -> bytes:
 
 
 def name_file(path: str) -> str:
-    """The file as a sentence names it."""
+    """Return the file's name for a sentence.
+
+    Args:
+        path: the file's path; "-" for standard input.
+    """
     return "standard input" if path == STANDARD_INPUT else escape(path)
 
 
 def _read_input() -> bytes:
-    """Read all of standard input, also where it does not block: there Python would take a pause for the end."""
+    """Read all of standard input, even if it is non-blocking: Python's own read would take a pause for the end."""
     source, pieces = sys.stdin.fileno(), [b""]
     while not pieces[1:] or pieces[-1]:
         if os.name == "posix":
@@ -174,7 +185,7 @@ def _read_input() -> bytes:
 
 def _draft(cells: _Cells | str, mailbox: str, user_of: Callable[[str | None], str | None]) -> Draft:
     if isinstance(cells, str):
-        raise ValueError(cells)  # noqa: TRY004 - it is the sentence that says what is wrong
+        raise ValueError(cells)  # noqa: TRY004 - `cells` is the message here
     for key, value in cells.items():
         if not value.isascii() and any("\udc80" <= character <= "\udcff" for character in value):
             raise ValueError(f"{key}: it holds bytes that are no UTF-8")
@@ -193,10 +204,9 @@ class _Table:
     """A text as CSV.
 
     Attributes:
-        text: the text, from its first line on.
-        delimiter: what stands between its columns: what a line like `sep=;` says, or else the one with which the
-            header has most columns.
-        skipped: lines before it.
+        text: the text, without a leading line like `sep=;`.
+        delimiter: the delimiter: that of a line like `sep=;`, or else the one that occurs most in the header.
+        skipped: the number of lines removed before the text.
     """
 
     def __init__(self, text: str) -> None:
@@ -231,18 +241,19 @@ def _csv_lines(table: _Table, path: str, rows: Rows) -> Iterator[_Line]:
         elif (ours and len(cells) < len(names)) or any(cell.strip() for cell in cells[len(names) :]):
             yield number, f"it has {count(len(cells), 'column')}, and the header has {len(names)}"
         else:
-            # Many programs leave out the empty cells at the end of a row; we do not.
+            # Rows of other programs may be short: many leave out empty cells at the end. Ours are never short,
+            # so a short one is damaged (refused above).
             named = {name: cell for name, cell in zip(names, cells, strict=False) if name in _KEYS}
             yield number, _restored(named) if ours else _typed(named, rows)
 
 
 def _restored(cells: _Cells) -> _Cells:
-    """What stands in cells that `--out` wrote."""
+    """Return the texts of cells that `--out` wrote."""
     return {name: restore(cell) for name, cell in cells.items()}
 
 
 def _typed(cells: _Cells, rows: Rows) -> _Cells | str:
-    """What stands in cells of somebody else's, where blanks around it mean nothing."""
+    """Return the texts of cells from other programs, without surrounding blanks, or a sentence about an error."""
     bare = {name: cell.strip() for name, cell in cells.items()}
     for name, cell in bare.items():
         wrapped = unwrap(cell)
@@ -259,7 +270,7 @@ def _typed(cells: _Cells, rows: Rows) -> _Cells | str:
 
 
 def _records(table: _Table) -> Iterator[tuple[int, Sequence[str] | str]]:
-    """The records that are not blank, each with the number of its first line."""
+    """Yield the records that are not blank, each with the number of its first line."""
     lines = io.StringIO(table.text, newline="")
     reader = csv.reader(lines, delimiter=table.delimiter, skipinitialspace=True, strict=True)
     while True:

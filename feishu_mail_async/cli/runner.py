@@ -1,4 +1,4 @@
-"""A run: some drafts are sent at once by one client, shown as they end, and Ctrl-C is heard."""
+"""A run of the drafts of a command line: sent concurrently by one client and shown as they end, with Ctrl-C."""
 
 import asyncio
 import contextlib
@@ -23,11 +23,11 @@ _TICK: Final = 0.2
 
 @dataclass(slots=True)
 class Run:
-    """What became of a run.
+    """The result of a run.
 
     Attributes:
-        outcomes: in the order in which they were known.
-        interrupts: how often somebody asked for an end.
+        outcomes: the outcomes, in the order in which they became known.
+        interrupts: the number of interrupts (Ctrl-C).
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        """0: all are sent; 1: some are not; 130: it was ended at once."""
+        """The exit code: 0 all are sent; 1 some are not; 130 the calls in flight were cancelled."""
         if self.interrupts > 1:
             return INTERRUPTED
         return 0 if all(outcome.status.good for outcome in self.outcomes) else SOME_NOT
@@ -44,8 +44,13 @@ class Run:
 async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: Screen) -> Run:
     """Send these drafts, and close the client.
 
-    Ctrl-C once: no new calls, those under way are finished. Twice: those are broken off too. Either way every
+    The first Ctrl-C stops new calls and finishes those in flight; the second cancels those too. Either way every
     draft has its true outcome.
+
+    Args:
+        client: the client, not yet opened.
+        drafts: the drafts.
+        screen: the output.
     """
     run = Run()
     ending: set[asyncio.Task[None]] = set()
@@ -65,7 +70,7 @@ async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: 
                     run.outcomes.append(outcome)
                     screen.outcome(outcome)
                 while not all(end.done() for end in ending):
-                    await asyncio.wait(ending)  # a second Ctrl-C adds another one
+                    await asyncio.wait(ending)  # in a loop, because a second Ctrl-C adds another task
             finally:
                 for task in (clock, *sends):
                     task.cancel()
@@ -77,7 +82,7 @@ async def _as_known(sends: Sequence[asyncio.Future[Outcome]]) -> AsyncIterator[O
     waiting = set(sends)
     while waiting:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        # What suspended a subject comes before what is skipped because of it.
+        # The draft whose error suspended a subject is shown before those skipped because of it.
         outcomes = [send.result() for send in sends if send in done]
         for outcome in sorted(outcomes, key=lambda outcome: outcome.status is OutcomeStatus.SKIPPED):
             yield outcome
@@ -92,7 +97,7 @@ async def _send(client: FeishuMailClient, draft: Draft) -> Outcome:
 
 
 async def _tell_time(client: FeishuMailClient, sends: Sequence[asyncio.Future[Outcome]], screen: Screen) -> None:
-    """Say again and again what the run waits for, until the client closes."""
+    """Show periodically the reason for which the run waits, until the client closes."""
     with contextlib.suppress(FeishuMailError):
         while True:
             await asyncio.sleep(_TICK)

@@ -1,4 +1,4 @@
-"""Where the command line keeps its ledger and its secrets."""
+"""The user's state directory, with the command line's default ledger and secrets."""
 
 from pathlib import Path
 from typing import Final
@@ -27,15 +27,15 @@ _HOMELESS = (
 
 
 def find_ledger(ledger: str | None, *, none: bool) -> str | None:
-    """The URL of the ledger to keep; None to keep none.
+    """Return the URL of the ledger to use, creating the state directory for the default one; None for no ledger.
 
     Args:
-        ledger: what `--ledger` gives; without it, it lies in the user's state directory.
-        none: `--no-ledger`.
+        ledger: the value of `--ledger`; None for the default ledger in the user's state directory.
+        none: True with `--no-ledger`.
 
     Raises:
-        WrongUsage: `--ledger` gives none.
-        CannotStart: there is no such directory, and it cannot be made.
+        WrongUsage: `--ledger` is not a ledger's URL or path.
+        CannotStart: there is no state directory, and it cannot be created.
     """
     if none:
         return None
@@ -50,20 +50,20 @@ def find_ledger(ledger: str | None, *, none: bool) -> str | None:
 
 
 def find_own_directory() -> Path | None:
-    """Where what outlives a command is kept, unless its user says otherwise; None: the user has no home."""
+    """Return the state directory, which need not exist; None if the user has no home directory."""
     try:
         directory = user_state_path("feishu-mail-async", appauthor=False)
     except RuntimeError:
         return None
-    # Some versions of platformdirs take a home that is not known, or not absolute, for a directory named ~.
+    # If the home is unknown or not absolute, some versions of platformdirs return a path below a directory "~".
     return directory if directory.is_absolute() else None
 
 
 def own_directory() -> Path:
-    """As `find_own_directory`.
+    """Return the state directory, which need not exist.
 
     Raises:
-        CannotStart: the user has no home.
+        CannotStart: the user has no home directory.
     """
     directory = find_own_directory()
     if directory is None:
@@ -72,28 +72,34 @@ def own_directory() -> Path:
 
 
 def make_own_directory() -> None:
-    """Make that directory, and those above it that are missing, for their owner alone.
+    """Create the state directory and its missing parents, accessible to their owner alone.
 
     Raises:
-        CannotStart: the user has no home.
-        OSError: one of them cannot be made.
+        CannotStart: the user has no home directory.
+        OSError: one of them cannot be created.
     """
     directory = own_directory()
     for one in (*reversed(directory.parents), directory):
         if not one.exists():
-            # With `parents` those above would be as open as the umask lets them.
+            # One by one, because `parents=True` creates the parents with the umask's permissions, not with `mode`.
             one.mkdir(mode=0o700, exist_ok=True)
 
 
 def default_ledger() -> str:
-    """The URL of the ledger that is kept where nothing else is said; it need not be there.
+    """Return the URL of the default ledger, which need not exist.
 
     Raises:
-        CannotStart: the user has no home.
+        CannotStart: the user has no home directory.
     """
     return f"{_FILE}{own_directory() / 'ledger.db'}"
 
 
 def may_be_there(ledger: str) -> bool:
-    """Whether there may be a ledger at this URL: not if it is a file that is missing; to look must not make it."""
+    """Return whether there may be a ledger at a URL: False only for a SQLite file that does not exist.
+
+    For commands that only read: opening the ledger would create the file.
+
+    Args:
+        ledger: the URL.
+    """
     return not ledger.startswith(_FILE) or Path(ledger.removeprefix(_FILE)).exists()

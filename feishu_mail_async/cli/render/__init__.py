@@ -1,1 +1,1 @@
-"""Output of the command line: the live line, progress, summaries, and their wording."""
+"""The output of the command line: live line, progress, summaries, and their wording."""

@@ -1,4 +1,4 @@
-"""Where a run of drafts is shown: on a terminal with a line that lives, elsewhere as plain lines."""
+"""The output of a run of drafts: on a terminal with a live line, elsewhere as plain lines."""
 
 import json
 import sys
@@ -36,16 +36,24 @@ _LONG: Final = 1.0
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that prints what it is given and guesses nothing from it; only on a terminal lines are wrapped."""
+    """Make a console that prints text as it is, without markup or highlighting, and wraps only on a terminal.
+
+    Args:
+        stderr: True for standard error, False for standard output.
+    """
     place = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     place.soft_wrap = not place.is_terminal
     return place
 
 
 def living_place(*places: Console) -> Console | None:
-    """The first of them where a line that lives disturbs nothing."""
+    """Return the first console on which a live line disturbs no other output; None if there is none.
+
+    Args:
+        *places: the consoles, standard output first.
+    """
     for place in places:
-        # With output on the same terminal, the living line would stand in between.
+        # If standard output goes to the same terminal, a live line on standard error would get mixed into it.
         mixed = place is not places[0] and places[0].is_terminal
         if place.is_terminal and not place.is_dumb_terminal and not mixed:
             return place
@@ -53,7 +61,14 @@ def living_place(*places: Console) -> Console | None:
 
 
 def print_outcome(place: Console, outcome: Outcome, id_width: int, told: str | None = None) -> None:
-    """Print what became of a draft, with all there is to tell unless `told` is given."""
+    """Print the outcome of a draft.
+
+    Args:
+        place: the console.
+        outcome: the outcome.
+        id_width: the width of the drafts' column, in characters.
+        told: the text beside it; None for all details.
+    """
     status, draft = name_status(outcome.status), name_draft(outcome.draft)
     head = Text(status.ljust(_STATUS_WIDTH), style=STYLES[outcome.status])
     head.append(draft.ljust(id_width), style="default")
@@ -61,7 +76,13 @@ def print_outcome(place: Console, outcome: Outcome, id_width: int, told: str | N
 
 
 def print_hanging(place: Console, head: Text, told: str) -> None:
-    """Print a head and what there is to tell, on a terminal below it if there is no room beside it."""
+    """Print a head and a text beside it, or on a terminal below it if there is no room.
+
+    Args:
+        place: the console.
+        head: the head.
+        told: the text; may be empty.
+    """
     width = head.cell_len + 2 + len(told)
     if not place.is_terminal or width <= place.width:
         place.print(head + Text(f"  {told}" if told else ""), soft_wrap=True)
@@ -72,13 +93,18 @@ def print_hanging(place: Console, head: Text, told: str) -> None:
 
 
 class Screen:
-    """Shows outcomes as they come, and why the others wait.
+    """The output of a run: outcomes as they arrive, and the reason why the other drafts wait.
 
     Args:
-        total: drafts of the run; given, a progress bar counts them.
-        as_json: outcomes go to standard output as JSON, a line each, and nothing else goes there.
-        verbose: tells where errors came from.
-        shows: which outcomes to print; all unless given.
+        total: the number of drafts, for a progress bar; None for no bar.
+        as_json: print outcomes on standard output as JSON, one a line, and nothing else there.
+        verbose: the switch of verbose output; if on, tracebacks are printed.
+        shows: a function that returns whether to print an outcome; all are printed if not given.
+        id_width: the width of the drafts' column, in characters.
+
+    Attributes:
+        out: standard output.
+        err: standard error.
     """
 
     def __init__(
@@ -105,7 +131,7 @@ class Screen:
         if as_json and place is self.out:
             place = None
         if place is not None and not verbose.on:
-            # No thread of its own: it would look at the run while the loop changes it.
+            # No auto-refresh: its thread would read the run's state while the loop changes it.
             self._live = Live(console=place, auto_refresh=False, transient=True)
             if total is not None:
                 self._progress = Progress(
@@ -127,10 +153,14 @@ class Screen:
             self._live.stop()
 
     def outcome(self, outcome: Outcome) -> None:
-        """One more draft is done."""
+        """Show the outcome of a draft.
+
+        Args:
+            outcome: the outcome.
+        """
         if self._json:
-            # Flushed, because whoever reads the pipe acts on each line.
-            print(json.dumps(as_json(outcome)), flush=True)  # noqa: T201 - it is what the option is for
+            # Flushed, because the program that reads the pipe may act on each line.
+            print(json.dumps(as_json(outcome)), flush=True)  # noqa: T201 - the purpose of the option
         elif self._shows(outcome):
             print_outcome(self.out, outcome, self._id_width)
         if outcome.error is not None:
@@ -140,12 +170,20 @@ class Screen:
             self._refresh()
 
     def note(self, text: str) -> None:
-        """Tell something that is no outcome."""
+        """Print a message that is not an outcome.
+
+        Args:
+            text: the message.
+        """
         place = self._live.console if self._live is not None else self.err
         place.print(Text(text), style="dim")
 
     def waits(self, wait: Wait | None) -> None:
-        """Tell what the unfinished drafts wait for; without a terminal only once for each reason."""
+        """Show the reason why unfinished drafts wait; without a terminal only once for each kind of reason.
+
+        Args:
+            wait: the reason; None if there is nothing to show.
+        """
         if self._live is not None:
             self._wait = wait.text if wait is not None else ""
             self._refresh()
@@ -163,12 +201,17 @@ class Screen:
 
 
 def print_rows(place: Console, rows: Iterable[tuple[Text, str]]) -> None:
-    """Print rows of a name and what there is to tell, aligned; on a terminal wrapped under themselves."""
+    """Print rows of a name and a text in aligned columns; on a terminal, texts wrap within their column.
+
+    Args:
+        place: the console.
+        rows: (name, text) pairs.
+    """
     listed = list(rows)
     width = max((name.cell_len for name, _ in listed), default=0) + 4
     for name, told in listed:
         room = place.width - width if place.is_terminal else sys.maxsize
-        # What is set in has a head: the lines below it stand where its text begins.
+        # An indented text begins with a number like "3: ". Its further lines are aligned with the text after it.
         inset = " " * (len(told) - len(told.lstrip()) + 3) if told.startswith(" ") else ""
         lines = textwrap.wrap(told, max(room, 20), subsequent_indent=inset) or [""]
         for number, line in enumerate(lines):

@@ -1,4 +1,7 @@
-"""How long it takes: reckoned from the limit and the calls made, never from how fast it went so far."""
+"""Estimates of the time left, computed from the limit and the calls made, never from the speed so far.
+
+Calls may go in bursts: fast while permits are free, then not at all. An average would be wrong in both phases.
+"""
 
 import math
 from collections import deque
@@ -15,22 +18,31 @@ _MINUTE: Final = 60.0
 
 
 def name_limit(limit: RateLimit) -> str:
-    """The limit as a person says it: "20 calls a minute"."""
+    """Return the limit in words: "20 calls a minute".
+
+    Args:
+        limit: the limit.
+    """
     window = " a minute" if limit.per == _MINUTE else f" in {limit.per:g} s"
     return f"{count(limit.calls, 'call')}{window}"
 
 
 def duration(calls: int, limit: RateLimit) -> float:
-    """Seconds for so many calls: those of a window at once, then the next window's."""
+    """Return the duration of a number of calls in seconds: those of a window at once, then those of the next.
+
+    Args:
+        calls: the number of calls.
+        limit: the limit.
+    """
     windows, rest = divmod(max(0, calls - 1), limit.calls)
     return windows * (limit.per + limit.margin) + rest * limit.spacing
 
 
 class Pace:
-    """How the calls of a run stand in the limit's window.
+    """The calls of a run in the limit's window.
 
     Args:
-        limit: the limit that is kept.
+        limit: the limit.
     """
 
     def __init__(self, limit: RateLimit) -> None:
@@ -38,20 +50,33 @@ class Pace:
         self._ends: deque[float] = deque()
 
     def ended(self, now: float) -> None:
-        """A call has ended."""
+        """Record the end of a call.
+
+        Args:
+            now: the time, in seconds of the loop's clock.
+        """
         self._ends.append(now)
         while self._ends and self._ends[0] <= now - max(self._window, _MINUTE):
             self._ends.popleft()
 
     def last_minute(self, now: float) -> int:
-        """Calls that ended within the minute before `now`."""
+        """Return the number of calls that ended within the last minute.
+
+        Args:
+            now: the time, in seconds of the loop's clock.
+        """
         return sum(end > now - _MINUTE for end in self._ends)
 
     def left(self, snapshot: Snapshot, calls: int, now: float) -> float:
-        """Seconds until the last of so many calls can be made.
+        """Return the seconds until the last of a number of calls can be made.
 
-        Each permit goes to one of them when it is free: now, or a window after the end of the call that has it;
-        and after that once in each window.
+        Each permit serves one of them when it is free: now, or one window after the end of the call that holds it.
+        After that it serves one in each window.
+
+        Args:
+            snapshot: the scheduler's state.
+            calls: the number of calls still to be made.
+            now: the time, in seconds of the loop's clock.
         """
         start = snapshot.paused or 0.0
         limit, free = snapshot.limit, snapshot.permits
@@ -61,11 +86,11 @@ class Pace:
         return max(start, self._returns(snapshot, now)[place]) + windows * self._window
 
     def _returns(self, snapshot: Snapshot, now: float) -> list[float]:
-        """In how many seconds each permit comes back, the free ones after they have been used once more."""
+        """Return the seconds until each permit returns, sorted; free permits count as used once more from now."""
         taken = max(0, snapshot.limit.calls - snapshot.permits - snapshot.in_flight)
         ends = list(self._ends)[-taken:] if taken else []
         back = [max(0.0, end + self._window - now) for end in ends]
-        # Calls of other processes that share the limit are not among the ends.
+        # Permits held by other processes that share the limit have no recorded end.
         first = snapshot.next_permit if snapshot.next_permit and math.isfinite(snapshot.next_permit) else 0.0
         back += [first] * (taken - len(back))
         back += [self._window] * (snapshot.limit.calls - len(back))

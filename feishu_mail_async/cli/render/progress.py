@@ -1,4 +1,4 @@
-"""Where a bulk run is watched: a bar and what waits for what, with what went wrong in lines above it."""
+"""The progress display of a bulk run: a bar and the reason for waiting, with failures in lines above it."""
 
 import asyncio
 from types import TracebackType
@@ -37,13 +37,20 @@ _TOLD: Final = frozenset({OutcomeStatus.FAILED, OutcomeStatus.UNKNOWN})
 
 
 class Board:
-    """Shows how a run goes. On a terminal a bar lives; elsewhere there is a line now and then.
+    """The progress display of a run: on a terminal a live bar, elsewhere a line now and then.
+
+    A line is printed at each twentieth of the drafts, and at least once a minute.
 
     Args:
-        total: drafts of the run.
-        limit: the limit that is kept.
-        id_width: of the column of drafts.
-        lines: show lines even on a terminal, because others are written between them.
+        total: the number of drafts.
+        limit: the rate limit.
+        id_width: the width of the drafts' column, in characters.
+        lines: print lines even on a terminal, because other output is written between them.
+
+    Attributes:
+        out: standard output.
+        err: standard error.
+        tally: the counts of outcomes.
     """
 
     def __init__(self, total: int, limit: RateLimit, id_width: int, *, lines: bool = False) -> None:
@@ -59,7 +66,7 @@ class Board:
         self._rest = ""
         self._ending = False
         place = living_place(self.out, self.err)
-        # No thread of its own: it would look at the run while the loop changes it.
+        # No auto-refresh: its thread would read the run's state while the loop changes it.
         self._live = Live(console=place, auto_refresh=False, transient=True) if place and not lines else None
 
     def __enter__(self) -> Self:
@@ -77,18 +84,26 @@ class Board:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """Tell something that is no outcome."""
+        """Print a message that is not an outcome.
+
+        Args:
+            text: the message.
+        """
         place = self._live.console if self._live is not None else self.err
         place.print(Text(text), style="dim")
 
     def ending(self) -> None:
-        """From now on no calls are made."""
+        """Switch to the display of a run that stops: no calls are made from now on."""
         self._ending = True
 
-    # -- what happens ----------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------
 
     def hear(self, event: Event) -> None:
-        """Show what has happened; to be subscribed to the client's events."""
+        """Show an event; to be subscribed to the client's events.
+
+        Args:
+            event: the event.
+        """
         if isinstance(event, DraftDone) and event.draft is not None:
             self._outcome(Outcome(event.draft, event.status, event.result, event.error))
         elif isinstance(event, AttemptEnded) and event.end is not CallEnd.NEVER_LEFT:
@@ -110,13 +125,13 @@ class Board:
         return self.tally.total * _STEPS // self._total
 
     def _tell(self, outcome: Outcome, error: FeishuMailError) -> None:
-        """Print what went wrong; what a suspended subject has already explained is said briefly."""
+        """Print a failure, briefly if a suspension has already explained its cause."""
         known = str(error) in self._explained
         print_outcome(self.out, outcome, self._id_width, brief(error) if known else None)
         self._explained = [*self._explained[-_STEPS:], str(error)]
 
     def _skip(self, error: Suspended) -> None:
-        """A draft was not tried: the first of its subject is told, the others are counted."""
+        """Print the first skipped draft of a suspended subject, and count the others."""
         cause = root_cause(error)
         if error.subject not in self._skipped:
             self._skipped[error.subject] = f"{name_subject(error.subject)}: {short(cause)}", 0
@@ -128,14 +143,14 @@ class Board:
         text, number = self._skipped[error.subject]
         self._skipped[error.subject] = text, number + 1
 
-    # -- how it goes -----------------------------------------------------------------------------------
+    # -- progress --------------------------------------------------------------------------------------
 
     def look(self, snapshot: Snapshot, unfinished: int) -> None:
-        """Show how things stand; to be called again and again.
+        """Update the display; to be called periodically.
 
         Args:
-            snapshot: how the calls stand.
-            unfinished: drafts without an outcome.
+            snapshot: the scheduler's state.
+            unfinished: the number of drafts without an outcome.
         """
         wait = why_waiting(snapshot, unfinished)
         self._note_stops(wait)
@@ -146,7 +161,7 @@ class Board:
             self._progress(self._waits(wait) if self._stop is not None else "")
 
     def _reckon(self, snapshot: Snapshot, unfinished: int, wait: Wait | None) -> str:
-        """How fast it goes, and how long it will take."""
+        """Return the rate and the time left, in words."""
         rate = f"{count(self._pace.last_minute(_now()), 'call')} in the last minute"
         if self._ending:
             return f"{rate}, stopping"
@@ -163,7 +178,7 @@ class Board:
         return wait.text
 
     def _note_stops(self, wait: Wait | None) -> None:
-        """Say when the whole app begins to wait, and when it goes on."""
+        """Print a note when the whole app begins to wait, and when it goes on."""
         kind = wait.kind if wait is not None and wait.kind in _STOPS else None
         if self._stop is not None and kind != self._stop[0]:
             name, since = self._stop

@@ -1,4 +1,4 @@
-"""What became of a run's drafts, counted by status and by why."""
+"""The summary of a run: outcomes counted by status and reason."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _MOST_SCOPES: Final = 3
 
 @dataclass(slots=True)
 class _Group:
-    """Outcomes that ended the same way for the same reason."""
+    """The outcomes of one status with the same reason."""
 
     error: FeishuMailError
     number: int = 0
@@ -30,10 +30,10 @@ class _Group:
 
 
 class Tally:
-    """Counts outcomes.
+    """The counts of a run's outcomes.
 
     Attributes:
-        statuses: by status.
+        statuses: status -> number of outcomes.
     """
 
     def __init__(self) -> None:
@@ -42,23 +42,27 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Outcomes in all."""
+        """The number of outcomes."""
         return self.statuses.total()
 
     @property
     def all_sent(self) -> bool:
-        """Whether every draft is sent, by this run or before."""
+        """True if every draft is sent, by this run or before."""
         return all(status.good for status in self.statuses)
 
     def add(self, outcome: Outcome) -> None:
-        """Count one more."""
+        """Count an outcome.
+
+        Args:
+            outcome: the outcome.
+        """
         self.statuses[outcome.status] += 1
         error = outcome.error
         if error is None:
             return
         decided = root_cause(error)
         suspended = isinstance(error, Suspended)
-        # What the server says of one code may differ in detail; it is one reason all the same.
+        # Grouped by code: the server's messages for one code may differ in details.
         why = decided.code if isinstance(decided, ApiError) else brief(decided)
         group = self._groups[outcome.status].setdefault((suspended, why), _Group(error))
         group.number += 1
@@ -66,7 +70,7 @@ class Tally:
             group.subjects[error.subject] = None
 
     def rows(self) -> Iterator[tuple[Text, str]]:
-        """A table for `print_rows`; each advice is given once."""
+        """Yield the rows of a table for `print_rows`, with each advice given once."""
         told = {""}
         for status in OutcomeStatus:
             if not self.statuses[status]:
@@ -94,7 +98,8 @@ def _reasons(groups: dict[object, _Group], told: set[str]) -> Iterator[str]:
 
 def _advice(group: _Group) -> str:
     if isinstance(group.error, AutomatedSendDisabled):
-        return advise(AutomatedSendDisabled("", None))  # the link would be that of one draft among them
+        # Without the link, which would be that of one draft among them.
+        return advise(AutomatedSendDisabled("", None))
     return advise(group.error)
 
 

@@ -1,4 +1,4 @@
-"""Why nothing seems to happen, in words: what the drafts that are not done wait for."""
+"""The reason, in words, why unfinished drafts wait."""
 
 import math
 import re
@@ -18,12 +18,12 @@ _MINUTE: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What drafts wait for.
+    """A reason for waiting.
 
     Attributes:
-        kind: the same for the same reason, however the numbers change.
+        kind: the kind of reason, which stays the same while the numbers in the text change.
         text: the reason, for a person.
-        seconds: how long, as far as that is known.
+        seconds: the time left, in seconds; None if it is not known.
     """
 
     kind: str
@@ -32,12 +32,12 @@ class Wait:
 
 
 def why_waiting(snapshot: Snapshot, unfinished: int) -> Wait | None:
-    """The first reason that holds drafts up; None if there is nothing to tell.
+    """Return the most important reason why drafts wait; None if there is none.
 
     Args:
-        snapshot: how the calls stand.
-        unfinished: drafts without an outcome. Those that neither wait for a turn nor are under way wait for
-            their own retry.
+        snapshot: the scheduler's state.
+        unfinished: the number of drafts without an outcome. Those that neither wait for a turn nor are in flight
+            wait for their own retry.
     """
     waiting = sum(snapshot.waiting.values())
     retrying = max(0, unfinished - waiting - snapshot.in_flight)

@@ -1,4 +1,4 @@
-"""What became of a draft, in words for a person and as JSON for a program."""
+"""The wording of outcomes and errors: words for a person, JSON for a program."""
 
 import math
 from collections import Counter
@@ -65,22 +65,31 @@ _HOUR: Final = 3600
 
 
 def count(number: int, noun: str) -> str:
-    """The number and what it counts: one draft, two drafts."""
+    """Return a number with its noun, singular or plural: "1 draft", "2 drafts".
+
+    Args:
+        number: the number.
+        noun: the noun in the singular; its plural must end in s.
+    """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def name_status(status: OutcomeStatus) -> str:
-    """The status as a person reads it."""
+    """Return the status for a person."""
     return status.replace("_", " ")
 
 
 def name_draft(draft: Draft) -> str:
-    """The draft, with its mailbox where that is not the user's own."""
+    """Return the draft's id, with its mailbox if that is not the user's own; escaped."""
     return escape(draft.draft_id if draft.mailbox == "me" else f"{draft.draft_id} in {draft.mailbox}")
 
 
 def brief(error: BaseException) -> str:
-    """What went wrong, in a few words."""
+    """Return an error in a few words, escaped.
+
+    Args:
+        error: the error.
+    """
     match error:
         case ApiError():
             words = f"{error.msg} ({error.code})"
@@ -97,25 +106,33 @@ def brief(error: BaseException) -> str:
         case NotSent() if _was_stopped(error):
             words = _STOPPED
         case NotSent() if isinstance(error.__cause__, FeishuMailError):
-            words = str(error.__cause__)  # why there is no token
+            words = str(error.__cause__)  # the reason why there is no token
         case _:
             words = str(error)
     return escape(words)
 
 
 def _was_stopped(error: BaseException | None) -> bool:
-    """Whether it was not sent because somebody stopped it: here there are no deadlines."""
+    """Return whether the draft was not sent because of a stop (the command line sets no deadlines)."""
     other = isinstance(error, LoginRequired | LedgerError)
     return isinstance(error, NotSent) and not other and not isinstance(error.__cause__, FeishuMailError)
 
 
 def short(error: FeishuMailError) -> str:
-    """What suspended a subject, in as few words as stand beside a bar."""
+    """Return the cause of a suspension in as few words as fit beside a bar.
+
+    Args:
+        error: the cause.
+    """
     return next((words for kind, words in _SHORT.items() if isinstance(error, kind)), brief(error))
 
 
 def advise(error: BaseException | None) -> str:
-    """What to do about it on the command line; empty if there is nothing to say."""
+    """Return advice for a user of the command line, escaped; empty if there is none.
+
+    Args:
+        error: the error.
+    """
     match error:
         case ApiError():
             words = error.advice
@@ -124,7 +141,7 @@ def advise(error: BaseException | None) -> str:
         case AutomatedSendDisabled():
             words = "Send it by hand, or change the mailbox's setting."
         case Suspended(__cause__=AutomatedSendDisabled()):
-            words = advise(AutomatedSendDisabled("", None))  # the link is that of another draft
+            words = advise(AutomatedSendDisabled("", None))  # without the link, which is that of another draft
         case Suspended():
             words = advise(error.__cause__)
         case OutcomeUnknown() if error.__cause__ is not None:
@@ -135,12 +152,16 @@ def advise(error: BaseException | None) -> str:
 
 
 def log_id(error: FeishuMailError) -> str | None:
-    """The log id that support asks for."""
+    """Return the log id that Feishu's support needs; None if there is none."""
     return error.log_id or root_cause(error).log_id
 
 
 def explain(error: FeishuMailError) -> str:
-    """What went wrong and what to do about it, on one line; with the log id, which support asks for."""
+    """Return an error, its advice and its log id (which Feishu's support needs) in one line, escaped.
+
+    Args:
+        error: the error.
+    """
     match error:
         case Suspended():
             words = f"not tried, because of {name_subject(error.subject)}: {_because(error)}{_again(error)}"
@@ -157,11 +178,11 @@ def explain(error: FeishuMailError) -> str:
 
 
 def closing(error: Suspended, *, advice: bool) -> str:
-    """That a subject is suspended and why, once for all its drafts.
+    """Return the sentence that a subject is suspended and why, for all its drafts.
 
     Args:
-        error: of one of the drafts that are skipped.
-        advice: whether to say what to do.
+        error: the error of one of the skipped drafts.
+        advice: True to include the advice.
     """
     why = _because(error) if advice else _sentence(_why(root_cause(error)))
     whose = "All drafts" if error.subject == "app" else "Its drafts"
@@ -189,13 +210,17 @@ def _sentence(text: str) -> str:
 
 
 def name_subject(subject: str) -> str:
-    """Whom a suspension concerns."""
+    """Return a suspended subject in words, escaped.
+
+    Args:
+        subject: "app", "user:NAME" or "mailbox:ADDRESS".
+    """
     kind, _, name = escape(subject).partition(":")
     if kind == "app":
         return "the whole app"
     owner = name.removeprefix("me/")
     if "(" in name:
-        return f"this {kind}"  # a user without a name goes by a mark of the token, which tells a person nothing
+        return f"this {kind}"  # an unnamed user: the token fingerprint in its place means nothing to a person
     return f"{kind} {name}" if owner == name else f"the own mailbox of {owner}"
 
 
@@ -208,7 +233,11 @@ def _minutes(seconds: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time as a person says it: "42 s", "7 min", "4 h 10 min"; rounded up."""
+    """Return a duration for a person, rounded up: "42 s", "7 min", "4 h 10 min".
+
+    Args:
+        seconds: the duration, in seconds.
+    """
     if seconds <= 2 * _MINUTE:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / _MINUTE)
@@ -219,7 +248,11 @@ def span(seconds: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A time of the clock, in seconds since 1970, as a person here writes it."""
+    """Return a point in time for a person, in the local time zone.
+
+    Args:
+        seconds: the Unix time, in seconds.
+    """
     try:
         return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
     except (OverflowError, ValueError, OSError):
@@ -227,7 +260,11 @@ def moment(seconds: float) -> str:
 
 
 def detail(outcome: Outcome) -> str:
-    """What stands beside the status and the draft."""
+    """Return the details of an outcome, to be shown beside its status and draft; escaped.
+
+    Args:
+        outcome: the outcome.
+    """
     if outcome.error is not None:
         return explain(outcome.error)
     assert outcome.result is not None
@@ -239,18 +276,22 @@ def detail(outcome: Outcome) -> str:
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:
-    """All of them on one line: "12 drafts: 9 sent, 1 already sent, 2 failed"."""
+    """Return all outcomes in one line: "12 drafts: 9 sent, 1 already sent, 2 failed"."""
     counts = Counter(outcome.status for outcome in outcomes)
     return f"{count(counts.total(), 'draft')}: {tally(counts)}"
 
 
 def tally(counts: Mapping[OutcomeStatus, int]) -> str:
-    """How many ended how: "9 sent, 1 already sent, 2 failed"."""
+    """Return the numbers of outcomes by status: "9 sent, 1 already sent, 2 failed"."""
     return ", ".join(f"{counts[status]} {name_status(status)}" for status in OutcomeStatus if counts.get(status))
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as `--json` prints it; `code` and `advice` are those of the cause where the error has none."""
+    """Return the outcome as `--json` prints it.
+
+    Args:
+        outcome: the outcome. If its error has no code or advice of its own, those of its cause are given.
+    """
     draft, result, error = outcome.draft, outcome.result, outcome.error
     told: dict[str, Any] = {
         "draft_id": draft.draft_id,
