@@ -18,7 +18,7 @@ def load_fleet() -> ModuleType:
         CannotStart: a package of the extra `fleet` is missing.
     """
     try:
-        from feishu_mail_async import fleet  # noqa: PLC0415 - what it imports may be missing
+        from feishu_mail_async import fleet  # noqa: PLC0415 - its imports may be missing
     except ImportError as error:
         # psycopg without libpq is installed and cannot be imported: that ImportError has no name.
         if (error.name or "psycopg").partition(".")[0] not in _PACKAGES:

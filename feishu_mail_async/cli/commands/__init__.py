@@ -1,1 +1,4 @@
-"""The commands, a module each: parse, call, print."""
+"""The commands, one module each: parse, call, print.
+
+The docstring of a command is its `--help` text.
+"""

@@ -1,4 +1,4 @@
-"""`feishu-mail-async bulk`: many drafts, from a file or all of a mailbox."""
+"""`feishu-mail-async bulk`: send many drafts, from a file or all of a mailbox."""
 
 from collections.abc import Sequence
 from typing import Annotated, Final
@@ -120,10 +120,16 @@ def bulk(
 
 
 def read_drafts(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
-    """The drafts of a file, if there is nothing wrong with it; "-" is standard input.
+    """Return the drafts of a file, and print notes about assumptions made in reading it.
+
+    Args:
+        path: the file's path; "-" for standard input.
+        mailbox: the mailbox of drafts that name none.
+        account: the account, which knows the users with tokens.
 
     Raises:
-        WrongUsage, CannotStart: there is; the sentence lists the rows.
+        WrongUsage: the file has bad rows, which the message lists, or none.
+        CannotStart: the file cannot be read.
     """
     rows = read_rows(path, mailbox, account.user_of)
     name = name_file(path)

@@ -1,4 +1,4 @@
-"""A bulk run: one client sends, the board shows, the results are written, and Ctrl-C is heard."""
+"""A bulk run: sends with one client, shows progress, writes results, and handles Ctrl-C."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,12 @@ _TICK: Final = 0.2
 
 @dataclass(slots=True)
 class BulkEnd:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
-        calls: calls made.
-        seconds: how long it took.
-        interrupts: how often somebody asked for an end.
+        calls: the number of calls made.
+        seconds: the duration, in seconds.
+        interrupts: the number of interrupts (Ctrl-C).
     """
 
     calls: int = 0
@@ -38,7 +38,11 @@ class BulkEnd:
     interrupts: int = 0
 
     def exit_code(self, *, all_sent: bool) -> int:
-        """0: all are sent; 1: some are not; 130: it was ended at once."""
+        """Return the exit code: 0 all are sent; 1 some are not; 130 the calls in flight were cancelled.
+
+        Args:
+            all_sent: True if every draft is sent.
+        """
         if self.interrupts > 1:
             return INTERRUPTED
         return 0 if all_sent else SOME_NOT
@@ -55,16 +59,16 @@ async def run_bulk(
 ) -> BulkEnd:
     """Send these drafts, and close the client.
 
-    Args:
-        client: sends them.
-        drafts: the drafts.
-        board: shows the client's events, and how it goes.
-        results: where each outcome is written.
-        verbose: tells where errors came from.
-        kept: a ledger keeps the outcomes, too.
+    The first Ctrl-C stops new calls and finishes those in flight; the second cancels those too. Either way, and
+    also when the results cannot be written any more (a full disk), every draft has its true outcome.
 
-    Ctrl-C once: no new calls, those under way are finished. Twice: those are broken off too. Either way, and also
-    when there is no place for the results any more, every draft has its true outcome.
+    Args:
+        client: the client, not yet opened.
+        drafts: the drafts.
+        board: the progress display.
+        results: the file of results; None for none.
+        verbose: the switch of verbose output.
+        kept: True if a ledger records the outcomes, too.
     """
     end = BulkEnd()
     clock = asyncio.get_running_loop().time
@@ -75,7 +79,7 @@ async def run_bulk(
 
         def hear(event: Event) -> None:
             if isinstance(event, DraftDone) and results is not None:
-                # First: what has been shown is in the file, whatever happens next.
+                # Written before it is shown, so that every outcome a person has seen is in the file.
                 _write(results, event, run, board, kept=kept)
             board.hear(event)
             if isinstance(event, AppPaused | AppResumed):
@@ -106,7 +110,7 @@ async def run_bulk(
 
 
 def _write(results: Results, done: DraftDone, run: BulkRun, board: Board, *, kept: bool) -> None:
-    """Write down what became of a draft. If that cannot be done, and nothing else keeps it, stop the run."""
+    """Write an outcome to the results. If that fails and no ledger records it, stop the run."""
     assert done.draft is not None
     if results.write(Outcome(done.draft, done.status, done.result, done.error)):
         return
@@ -118,7 +122,7 @@ def _write(results: Results, done: DraftDone, run: BulkRun, board: Board, *, kep
 
 
 async def _tick(client: FeishuMailClient, run: BulkRun, board: Board) -> None:
-    """Say again and again how it goes, until the client closes."""
+    """Update the progress display periodically, until the client closes."""
     with contextlib.suppress(FeishuMailError):
         while True:
             await asyncio.sleep(_TICK)

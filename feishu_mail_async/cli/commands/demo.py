@@ -1,4 +1,4 @@
-"""`feishu-mail-async demo`: a whole run without an account, with all that can go wrong, under a sped-up limit."""
+"""`feishu-mail-async demo`: show a whole run without an account, with many faults, under a sped-up limit."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ def demo(
 
 
 def _sped_up(limit: RateLimit) -> tuple[RateLimit, RetryPolicy, float]:
-    """Everything that takes time, scaled as the window is."""
+    """Return the limit, the retry policy and the scale, with all times scaled like the window."""
     scale = min(1.0, limit.per / _REAL.per)
     policy = RetryPolicy()
     return (
@@ -88,7 +88,7 @@ async def _demo(number: int, wanted: RateLimit, seed: int, verbose: Verbose) -> 
 
 
 def _is_told(outcome: Outcome) -> bool:
-    """Whether there is anything to tell: of a draft that was simply sent, or stopped, there is not."""
+    """Return whether an outcome is worth a line: not one simply sent at the first attempt, or stopped."""
     if isinstance(outcome.error, ClientClosed):
         return False
     plain = outcome.result is not None and outcome.result.attempts == 1 and not outcome.result.already_sent

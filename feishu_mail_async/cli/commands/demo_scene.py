@@ -1,4 +1,4 @@
-"""What the demo is about: made-up users, drafts, what goes wrong on purpose, and how each must end."""
+"""The scene of the demo: users, drafts, scripted faults, and the outcome that each draft must have."""
 
 import random
 from collections import Counter
@@ -13,7 +13,7 @@ from feishu_mail_async.sandbox import CallLog, Fault, Sandbox
 __all__ = ["FEWEST", "Scene", "mistakes", "set_scene"]
 
 FEWEST: Final = 20
-"""Drafts that the demo needs for all its stories."""
+"""The number of drafts that the demo needs for all its stories."""
 
 _SENT, _ALREADY, _FAILED = OutcomeStatus.SENT, OutcomeStatus.ALREADY_SENT, OutcomeStatus.FAILED
 _UNKNOWN, _SKIPPED = OutcomeStatus.UNKNOWN, OutcomeStatus.SKIPPED
@@ -25,12 +25,12 @@ _QUOTA: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Something that happens to some drafts.
+    """A scripted event and its drafts.
 
     Attributes:
-        what: in a few words.
-        drafts: to which.
-        ends: how many of them must end how.
+        what: the event, in a few words.
+        drafts: the drafts that it happens to.
+        ends: the number of these drafts that must have each status.
     """
 
     what: str
@@ -40,32 +40,38 @@ class Story:
 
 @dataclass(slots=True)
 class Scene:
-    """All of the demo.
+    """The drafts and stories of the demo.
 
     Attributes:
-        drafts: in the order in which they are given to the client.
-        stories: every draft is in one of them.
+        drafts: the drafts, in the order in which the client gets them.
+        stories: the stories; every draft is in exactly one.
     """
 
     drafts: list[Draft] = field(default_factory=list)
     stories: list[Story] = field(default_factory=list)
 
     def tell(self, what: str, drafts: Iterable[Draft], *ends: OutcomeStatus) -> None:
-        """Add a story; `ends` has one status, or one for each draft in any order."""
+        """Add a story.
+
+        Args:
+            what: the event, in a few words.
+            drafts: its drafts.
+            *ends: the status of all of them, or one status for each draft in any order.
+        """
         told = tuple(drafts)
         self.drafts += told
         self.stories.append(Story(what, told, Counter(ends if len(ends) == len(told) else ends * len(told))))
 
 
 def set_scene(sandbox: Sandbox, count: int, *, seed: int, attempts: int, pause: int) -> Scene:
-    """Fill the sandbox, script what goes wrong, and say how it must end.
+    """Add users and drafts to the sandbox, script the faults, and return the scene with the outcomes to expect.
 
     Args:
-        sandbox: an empty one.
-        count: drafts, `FEWEST` or more.
-        seed: of who gets what, and of the order.
-        attempts: calls after which the client gives a failing draft up.
-        pause: seconds for which the server is told to ask for a pause.
+        sandbox: an empty sandbox.
+        count: the number of drafts, at least `FEWEST`.
+        seed: the seed of the assignment of stories, and of the order.
+        attempts: the number of calls after which the client gives a failing draft up.
+        pause: the pause that the server demands in one of the faults, in seconds.
     """
     chance = random.Random(seed)
     for name in (*_WORKING, "dora", "erik"):
@@ -101,7 +107,7 @@ def set_scene(sandbox: Sandbox, count: int, *, seed: int, attempts: int, pause: 
     scene.tell("a mailbox without automated sending", news, _FAILED, _SKIPPED, _SKIPPED)
     scene.tell("nothing special", [draft() for _ in range(count - len(scene.drafts))], _SENT)
     chance.shuffle(scene.drafts)
-    # Late, so that the limit itself is seen at work first.
+    # Placed late, so that a viewer sees the limit itself at work before the scripted pause.
     scene.drafts.remove(disturbed)
     scene.drafts.insert(count * 3 // 4, disturbed)
     return scene
@@ -110,14 +116,14 @@ def set_scene(sandbox: Sandbox, count: int, *, seed: int, attempts: int, pause: 
 def mistakes(
     scene: Scene, outcomes: Iterable[Outcome], ledger: CallLog, limit: RateLimit, *, whole: bool
 ) -> list[str]:
-    """What did not go as it should, by the sandbox's own record; nothing is taken from what the client says.
+    """Return a sentence for each deviation of the client's outcomes from the sandbox's own record and the scene.
 
     Args:
-        scene: what was to happen.
-        outcomes: what the client said became of the drafts.
-        ledger: what really happened.
-        limit: what the client was told to keep.
-        whole: the run was not stopped, so that every story came to its end.
+        scene: the scene, with the expected outcomes.
+        outcomes: the outcomes that the client reported.
+        ledger: the sandbox's call log.
+        limit: the rate limit that the client had to keep.
+        whole: True if the run was not stopped, so that every story must be complete.
     """
     ends = {outcome.draft: outcome.status for outcome in outcomes}
     found = []

@@ -1,4 +1,7 @@
-"""`feishu-mail-async doctor`: what is missing to send a draft. It sends none."""
+"""`feishu-mail-async doctor`: find out whether drafts could be sent, without sending one.
+
+Each check has a name and a status. Checks that an earlier problem makes impossible count as not checked.
+"""
 
 import json
 import time
@@ -60,7 +63,7 @@ __all__ = ["doctor"]
 
 _TIMEOUT: Final = 15.0
 _WIDEST_GAP: Final = 60.0
-"""Seconds that two clocks may be apart: tokens are renewed five minutes before they end."""
+"""The tolerated difference of two clocks, in seconds: tokens are refreshed five minutes before they expire."""
 _SEND, _READ, _MODIFY, _OFFLINE = SCOPES
 _AGAIN: Final = "feishu-mail-async login"
 
@@ -78,10 +81,10 @@ _NAMES: Final = ("ledger", "login", "host", "clock", "token", "scopes", "mailbox
 
 @dataclass(slots=True)
 class _Findings:
-    """What was found, by check.
+    """The results of the checks.
 
     Attributes:
-        found: name of the check -> how it stands, and a sentence.
+        found: name of the check -> its status, and a sentence.
     """
 
     found: dict[str, tuple[_Status, str]] = field(default_factory=dict)
@@ -161,7 +164,7 @@ async def _examine(
             await _look_at_ledger(findings, home, account, mailbox)
         try:
             transport = Transport(host, _TIMEOUT, None)
-        except ValueError as error:  # the environment's proxy
+        except ValueError as error:  # the proxy in the environment is malformed
             findings.problem("host", error)
             if account is not None and account.logins is None:
                 _look_at_given(findings, account)
@@ -218,7 +221,7 @@ def _look_at_permits(findings: _Findings, overview: Overview, account: Account, 
 
 
 async def _reach(findings: _Findings, transport: Transport) -> bool:
-    """Call the API without a token: that it refuses is all that is wanted."""
+    """Check the host with a call without a token: a refusal by the API is the good result."""
     began, clock = time.monotonic(), wall_clock()
     answer = await transport.exchange("GET", list_path("me", None, 1), None)
     took = time.monotonic() - began
@@ -241,7 +244,7 @@ def _compare_clocks(findings: _Findings, answer: Reply, now: float) -> None:
     except (ValueError, OverflowError):
         findings.unknown("clock", "the host does not say what time it is")
         return
-    gap = now - theirs - 0.5  # on average half of the second that Date leaves out
+    gap = now - theirs - 0.5  # Date has whole seconds, so on average it is half a second behind
     if abs(gap) <= _WIDEST_GAP:
         findings.ok("clock", "it agrees with the host's")
         return
@@ -270,9 +273,9 @@ async def _try_token(
         await _use(findings, transport, account.tokens[account.user], mailbox)
         return
     assert account.user is not None
-    assert home is not None  # the logins were read from it
+    assert home is not None  # the logins come from this ledger
     findings.ok("login", f"{account.user}, to app {logins.app}")
-    tokens = logins.tokens(home, margin=0.0)  # what has not ended is not renewed for our sake
+    tokens = logins.tokens(home, margin=0.0)  # no refresh of a token that is still valid, only for a check
     try:
         await _use_login(findings, transport, tokens, account.user, mailbox)
         kept = await tokens.store.load(account.user)
@@ -290,7 +293,7 @@ async def _use_login(
     try:
         token = await tokens.token(user)
         if await _use(findings, transport, token, mailbox):
-            await tokens.refused(user, token)  # as a send would do then
+            await tokens.refused(user, token)  # a send would do the same: refresh and try once more
             await _use(findings, transport, await tokens.token(user), mailbox)
     except LedgerError:
         raise
@@ -299,7 +302,7 @@ async def _use_login(
 
 
 async def _use(findings: _Findings, transport: Transport, token: str, mailbox: str) -> bool:
-    """List one draft of the mailbox; whether the token was refused."""
+    """Check a token by listing one draft of the mailbox, and return whether the token was refused."""
     answer = await transport.exchange("GET", list_path(mailbox, None, 1), token)
     if isinstance(answer, Failure):
         findings.problem("host", f"it answered, and then it did not ({answer.reason}): try again")
@@ -329,7 +332,7 @@ def _look_at_login(findings: _Findings, kept: StoredToken, *, renewable: bool) -
     granted = kept.scope.split()
     missing = [scope for scope in (_SEND, _READ) if scope not in granted]
     if "scopes" in findings.found:
-        return  # the host has said more of them
+        return  # the host's own answer about scopes is more precise
     if not granted:
         findings.unknown("scopes", "the server did not say what was granted")
     elif missing:
@@ -351,7 +354,7 @@ def _renewal(kept: StoredToken, renewable: bool) -> str:
     return f"it is renewed{until}"
 
 
-# -- what is told ----------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------------
 
 
 def _tell(findings: _Findings, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`feishu-mail-async enqueue`: drafts of a file go into the queue that workers on any machine take them from."""
+"""`feishu-mail-async enqueue`: put the drafts of a file into the queue of the workers."""
 
 import json
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`feishu-mail-async list`: the drafts of a mailbox."""
+"""`feishu-mail-async list`: list the drafts of a mailbox."""
 
 import asyncio
 import json
@@ -67,8 +67,8 @@ def list_drafts(
         named = {"draft_id": draft.draft_id, "mailbox": draft.mailbox}
         if draft.user is not None:
             named["user"] = draft.user
-        # Flushed, because whoever reads the pipe may have seen enough.
-        print(json.dumps(named) if as_json else draft.draft_id, flush=True)  # noqa: T201 - it is what it is for
+        # Flushed, so that a closed pipe is noticed at once and the listing ends.
+        print(json.dumps(named) if as_json else draft.draft_id, flush=True)  # noqa: T201 - the command's purpose
         return output_trouble() is None
 
     number = run_loop(_list(account, mailbox, tell))
@@ -78,10 +78,14 @@ def list_drafts(
 
 
 def collect(account: Account, mailbox: str) -> list[Draft]:
-    """All drafts of a mailbox.
+    """Return all drafts of a mailbox.
+
+    Args:
+        account: the account.
+        mailbox: the mailbox's address, or `me`.
 
     Raises:
-        Problem: they cannot be listed.
+        Problem: the drafts cannot be listed.
     """
     drafts: list[Draft] = []
 
@@ -94,7 +98,14 @@ def collect(account: Account, mailbox: str) -> list[Draft]:
 
 
 def check_mailbox(mailbox: str) -> None:
-    """Raise WrongUsage unless `--mailbox` can be a mailbox."""
+    """Check the value of `--mailbox`.
+
+    Args:
+        mailbox: the value.
+
+    Raises:
+        WrongUsage: it cannot be a mailbox.
+    """
     try:
         Draft("any", check_spelling("mailbox", mailbox))
     except ValueError as error:
@@ -102,7 +113,7 @@ def check_mailbox(mailbox: str) -> None:
 
 
 async def _list(account: Account, mailbox: str, tell: Callable[[Draft], bool]) -> int:
-    """Tell each draft, until that returns False; how many there were."""
+    """Pass each draft to `tell` until that returns False, and return the number of drafts."""
     number = 0
     async with account.client(_RETRY) as client:
         try:
@@ -113,6 +124,6 @@ async def _list(account: Account, mailbox: str, tell: Callable[[Draft], bool]) -
         except FeishuMailError as error:
             raise Problem(f"the drafts of the mailbox {mailbox} cannot be listed: {explain(error)}") from error
         except asyncio.CancelledError:
-            await client.close(0.0)  # nobody misses an answer that nobody waits for
+            await client.close(0.0)  # at once: a listing has no effect, so its answer is not needed
             raise
     return number

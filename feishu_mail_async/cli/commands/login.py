@@ -1,4 +1,4 @@
-"""`feishu-mail-async login`: a user lets the app act, in a browser, and the tokens are kept."""
+"""`feishu-mail-async login`: authorize the app in a browser, and store the user's tokens in the ledger."""
 
 import asyncio
 import getpass
@@ -59,14 +59,14 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _App:
-    """What logs its users in.
+    """The app that a user logs in to.
 
     Attributes:
-        base_url: the API's host.
-        app_id: its id.
-        secret: its secret.
-        source: where that came from.
-        keep: keep it.
+        base_url: the API's base URL.
+        app_id: the app's id.
+        secret: the app's secret.
+        source: the source of the secret, for messages.
+        keep: True if the secret is to be stored on this machine.
     """
 
     base_url: str
@@ -77,13 +77,13 @@ class _App:
 
     @property
     def lasting(self) -> bool:
-        """Whether later commands will have the secret too."""
+        """True if later commands will have the secret too."""
         return self.keep or self.source != _TYPED
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What a login has brought: tokens, and who else has logged in to the app."""
+    """The result of a login: the tokens, and the other users who have logged in to the app."""
 
     token: StoredToken
     others: list[str]
@@ -162,11 +162,11 @@ def login(
 
 
 def _read_app(base_url: str, app: str | None, *, keep: bool) -> _App:
-    """The app's id and secret: given, kept, or asked for.
+    """Return the app's id and secret: given, stored, or typed at the terminal.
 
     Raises:
-        WrongUsage: one of them cannot be.
-        CannotStart: one of them is missing, and nobody can be asked.
+        WrongUsage: the id is not valid.
+        CannotStart: one of them is missing, and there is no terminal, or an invalid value was typed.
     """
     app_id = app or _ask("--app", "App id: ", f"put the app's id into {APP_ID}, or give --app ID")
     try:
@@ -194,7 +194,7 @@ def _ask(name: str, question: str, otherwise: str, *, hidden: bool = False) -> s
             sys.stderr.write(question)
             sys.stderr.flush()
             answer = sys.stdin.readline()
-    except (EOFError, OSError):  # the terminal may have gone
+    except (EOFError, OSError):  # the terminal may be gone
         answer = ""
     try:
         return check_text(name, answer.strip())
@@ -203,12 +203,12 @@ def _ask(name: str, question: str, otherwise: str, *, hidden: bool = False) -> s
 
 
 def _ask_whether(question: str) -> bool:
-    """Ask; anything but a clear yes is a no."""
+    """Ask a question, and return whether the answer is yes; any unclear answer is a no."""
     sys.stderr.write(question)
     sys.stderr.flush()
     try:
         return sys.stdin.readline().strip().lower() in _YES
-    except OSError:  # the terminal has gone
+    except OSError:  # the terminal is gone
         return False
 
 
@@ -220,11 +220,11 @@ async def _log_in(app: _App, user: str, ledger: str, *, port: int, patience: flo
     store = home.tokens(app.base_url, app.app_id)
     try:
         tokens = RefreshingTokens(app.app_id, app.secret, store, base_url=app.base_url)
-    except ValueError as error:  # the environment's proxy: all else was looked at before
+    except ValueError as error:  # the proxy in the environment: all other values were checked before
         raise CannotStart(str(error)) from None
     callback = Callback(port, _note)
     try:
-        users = await tokens.store.users()  # a ledger that cannot be used is told before anybody agrees
+        users = await tokens.store.users()  # fails before the user authorizes if the ledger cannot be used
         try:
             await callback.open()
         except OSError as error:
@@ -253,12 +253,12 @@ def _port_taken(port: int, error: OSError) -> CannotStart:
 
 
 def _invite(app: _App, user: str, attempt: Login, *, browse: bool) -> None:
-    """Tell how to go on, and open the browser."""
+    """Print the instructions, and open the browser."""
     address = attempt.url(app.base_url, app.app_id)
     opened = browse and _open(address)
 
     def line(text: str = "", style: str = "") -> None:
-        out.print(Text(escape(text), style=style), soft_wrap=True)  # these lines are there to be copied
+        out.print(Text(escape(text), style=style), soft_wrap=True)  # not wrapped, so that they can be copied
 
     out = console()
     line(f"Log in {user} to app {app.app_id} at {app.base_url}", "bold")
@@ -304,11 +304,11 @@ async def _redeem(tokens: RefreshingTokens, app: _App, user: str, code: str, att
 
 
 def _open(address: str) -> bool:
-    """Open a browser, which may take as long as it likes; whether there can be one."""
+    """Open a browser in a thread, which may block, and return whether there can be one."""
     if sys.platform.startswith("linux") and not any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     ):
-        return False  # what is found then draws on this terminal
+        return False  # without a display, webbrowser would start a text browser on this terminal
     threading.Thread(target=_browse, args=(address,), name="feishu-mail-browser", daemon=True).start()
     return True
 
@@ -328,7 +328,7 @@ def _note(text: str) -> None:
     err.file.flush()
 
 
-# -- what came of it -------------------------------------------------------------------------------------
+# -- result ----------------------------------------------------------------------------------------------
 
 
 def _report(app: _App, user: str, done: _Done) -> None:

@@ -1,4 +1,4 @@
-"""`feishu-mail-async sandbox`: a Feishu to try against, until Ctrl-C."""
+"""`feishu-mail-async sandbox`: run a local Feishu server for tests, until Ctrl-C."""
 
 import asyncio
 import json
@@ -135,7 +135,7 @@ def _print_start(
     latency: str,
 ) -> None:
     def line(text: str = "", style: str = "") -> None:
-        # Never wrapped by us: these lines are there to be copied.
+        # Not wrapped, so that they can be copied.
         out.print(Text(text, style=style), soft_wrap=True)
 
     line(f"A Feishu to try against, at {server.base_url}", "bold")
@@ -168,12 +168,17 @@ def _print_start(
     line(f"  {TOKEN_HEADER}: {server.control_token}")
     line()
     line("Ctrl-C ends it.", "dim")
-    # Whoever started it may wait for these lines.
+    # A program that started this one may wait for these lines.
     sys.stdout.flush()
 
 
 def describe_ledger(ledger: CallLog, limit: RateLimit) -> list[tuple[Text, str]]:
-    """What the sandbox saw, in the words of a person: rows of what and how much."""
+    """Return the counts of a call log as rows of a label and a value.
+
+    Args:
+        ledger: the sandbox's call log.
+        limit: the rate limit of the sandbox.
+    """
     rows = {
         "send calls": len(ledger.sends),
         "mails sent": ledger.sent.total(),

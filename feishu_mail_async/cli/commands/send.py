@@ -1,4 +1,4 @@
-"""`feishu-mail-async send`: some drafts, named by their ids."""
+"""`feishu-mail-async send`: send some drafts by their ids."""
 
 from typing import Annotated
 
@@ -88,7 +88,7 @@ def send(
     if account.user is not None:
         drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
     kept = find_ledger(ledger, none=no_ledger)
-    sent_before(account, kept, drafts)  # a ledger that cannot be used is told once, before anything is sent
+    sent_before(account, kept, drafts)  # fails before anything is sent if the ledger cannot be used
     client = account.client(retry, kept)
     screen = Screen(
         as_json=as_json,

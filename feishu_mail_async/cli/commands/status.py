@@ -1,4 +1,4 @@
-"""`feishu-mail-async status`: how the drafts stand in a ledger, and in the queue if it has one."""
+"""`feishu-mail-async status`: show the state of drafts in a ledger, and in its queue if it has one."""
 
 import json
 import logging
@@ -40,14 +40,14 @@ _IN_FLIGHT: Final = "in_flight"
 
 @dataclass(frozen=True, slots=True)
 class _App:
-    """How an app stands.
+    """The state of an app.
 
     Attributes:
-        base_url: the API's host.
-        app: its name.
-        queued: drafts that no program has begun with.
-        running: drafts that some program has begun with.
-        overview: what the ledger knows; None if no call was ever made.
+        base_url: the API's base URL.
+        app: the name of the app's budget.
+        queued: the number of drafts that no program has taken up.
+        running: the number of drafts that some program has taken up.
+        overview: the ledger's overview; None if no call was ever made.
     """
 
     base_url: str
@@ -58,7 +58,7 @@ class _App:
 
     @property
     def left(self) -> float | None:
-        """Seconds until the last of its drafts can be sent; None if there is none, or nothing is known."""
+        """The seconds until the last draft can be sent; None if there is no draft, or no overview."""
         drafts = self.queued + self.running
         if not drafts or self.overview is None:
             return None
@@ -92,7 +92,7 @@ def status(
     out = console()
     if as_json:
         for told in apps:
-            print(json.dumps(_as_json(told)), flush=True)  # noqa: T201 - it is what the option is for
+            print(json.dumps(_as_json(told)), flush=True)  # noqa: T201 - the purpose of the option
     elif apps:
         for place, told in enumerate(apps):
             if place:
@@ -126,7 +126,7 @@ async def _look(url: str) -> list[_App]:
 
 
 def _app(key: tuple[str, str], overview: Overview | None, left: Any) -> _App:
-    """With a queue its jobs tell what is left; without one the drafts that some program has begun with."""
+    """Return an app's state: drafts left are the jobs of its queue, or without a queue those in the ledger."""
     if left is not None:
         return _App(*key, left.queued, left.running, overview)
     drafts = overview.drafts if overview is not None else {}

@@ -1,4 +1,4 @@
-"""`feishu-mail-async whoami` and `logout`: who has logged in, and forgetting it."""
+"""`feishu-mail-async whoami` and `logout`: show logins, and delete them."""
 
 import json
 import os

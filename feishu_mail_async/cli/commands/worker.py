@@ -1,4 +1,4 @@
-"""`feishu-mail-async worker`: takes drafts out of the queue and sends them, until it is stopped."""
+"""`feishu-mail-async worker`: send drafts from the queue, until it is stopped."""
 
 import asyncio
 import errno
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 __all__ = ["worker"]
 
 _OFTEN: Final = 600.0
-"""Seconds after which it is said once more that a subject is suspended."""
+"""The time after which a suspension is reported once more, in seconds."""
 _BEATS: Final = 3
-"""Signs of life that a worker must miss to count as dead."""
+"""The number of heartbeats that a worker must miss to count as dead."""
 
 
 def worker(
@@ -119,7 +119,7 @@ def worker(
     )
     fleet = load_fleet()
     told = Verbose(on=verbose)
-    # What matters of their troubles is said here, in plain words.
+    # The worker reports their errors itself, in plain words.
     logging.getLogger("psycopg").setLevel(logging.WARNING if verbose else logging.CRITICAL)
     logging.getLogger("procrastinate").setLevel(logging.WARNING if verbose else logging.CRITICAL)
     client = account.client(RetryPolicy(outage=None), database, call_timeout)
@@ -185,12 +185,15 @@ async def _run(
 
 
 class _Report:
-    """What a worker says: at the start, when something goes wrong, and at the end.
+    """The output of a worker: at the start, at each failure, and at the end.
 
     Args:
-        account: whose mail it is.
-        verbose: tells where errors came from.
-        as_json: outcomes go to standard output as JSON, a line each, and nothing else goes there.
+        account: the account that sends.
+        verbose: the switch of verbose output.
+        as_json: print outcomes on standard output as JSON, one a line, and nothing else there.
+
+    Attributes:
+        tally: the counts of outcomes.
     """
 
     def __init__(self, account: Account, verbose: Verbose, *, as_json: bool) -> None:
@@ -203,20 +206,24 @@ class _Report:
         self._closed: dict[str, float] = {}
 
     def started(self, at_once: int) -> None:
-        """It begins."""
+        """Print the start of the worker.
+
+        Args:
+            at_once: the number of drafts held at once.
+        """
         limit, account = name_limit(self._account.rate_limit), self._account
         self._say(f"worker for {account.base_url}, app {account.app}: {limit}, {count(at_once, 'draft')} at once")
 
     def note(self, text: str) -> None:
-        """Tell something that is no outcome."""
+        """Print a message that is not an outcome."""
         self._say(f"note: {text}")
 
     def outcome(self, outcome: Outcome) -> None:
-        """One more draft is done."""
+        """Print the outcome of a draft if it is worth a line, and count it."""
         self.tally.add(outcome)
         self._calls += (outcome.result or outcome.error).attempts  # type: ignore[union-attr]  # one of them is set
         if self._json:
-            # Flushed, because whoever reads the pipe acts on each line.
+            # Flushed, because the program that reads the pipe may act on each line.
             print(json.dumps(make_row(outcome)), flush=True)  # noqa: T201 - it is asked for
         if outcome.error is None:
             return
@@ -227,12 +234,16 @@ class _Report:
         self._verbose.traceback(outcome.error)
 
     def reader_has_left(self) -> bool:
-        """Whether the outcomes go to a program that has ended: then the worker is no use to it any more."""
+        """Return whether the program that reads the outcomes has ended, so that the worker should stop."""
         trouble = output_trouble()
         return self._json and trouble is not None and trouble.errno == errno.EPIPE
 
     def ended(self, seconds: float) -> None:
-        """It is over; so many seconds after it began."""
+        """Print the summary at the end.
+
+        Args:
+            seconds: the duration of the work, in seconds.
+        """
         out = self._out
         if self.tally.total and not self._json:
             out.print(Text("What became of the drafts"), style="bold")
@@ -246,7 +257,7 @@ class _Report:
         out.file.flush()
 
     def _skipped(self, error: Suspended) -> None:
-        """A draft was not tried: that is said of the first of its subject, and again after a while."""
+        """Print the first skipped draft of a suspended subject, and another one after a while."""
         now = asyncio.get_running_loop().time()
         if now >= self._closed.get(error.subject, now):
             self._closed = {subject: until for subject, until in self._closed.items() if until > now}
