@@ -117,6 +117,7 @@ def instrument(
         RuntimeError: this is not the client's event loop.
     """
     client.snapshot()  # binds the client to this loop, or raises the reason why that is impossible
+    # Loops that ended without closing their clients have left entries behind.
     for ended in [key for key in tuple(_live) if key[0].is_closed()]:
         _live.pop(ended).close()
     key = asyncio.get_running_loop(), client._key, tracer_provider, meter_provider  # noqa: SLF001 - our package
@@ -378,6 +379,7 @@ class _Instruments:
 
     def _callback(self, read: Callable[[Snapshot], Iterable[Observation]]) -> CallbackT:
         def observe(options: CallbackOptions) -> Iterator[Observation]:
+            # A copy, because readers collect in threads of their own while the loop changes the dict.
             for one in tuple(_live.values()):
                 if one.instruments.provider is self.provider:
                     now = one.standing(min(_PATIENCE, options.timeout_millis / 1000))

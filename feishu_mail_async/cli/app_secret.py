@@ -136,6 +136,7 @@ def _variable(name: str, what: str) -> str | None:
 
 
 def _path(base_url: str, app_id: str) -> Path:
+    # Hashed, because base URLs contain characters that are not allowed in file names.
     mark = hashlib.sha256(f"{base_url}\n{app_id}".encode()).hexdigest()[:24]
     return own_directory() / f"{_PREFIX}{mark}.json"
 

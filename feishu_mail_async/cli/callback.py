@@ -172,5 +172,6 @@ def _page(status: int, told: str, **headers: Any) -> web.Response:
     response = web.Response(
         status=status, text=page, content_type="text/html", charset="utf-8", headers=_HEADERS | headers
     )
+    # No keep-alive, so that an idle connection of the browser does not delay `close`.
     response.force_close()
     return response

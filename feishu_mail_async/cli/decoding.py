@@ -47,6 +47,8 @@ def _decode(content: bytes) -> tuple[str, str]:
     encoding = marked_encoding(content) or _unmarked(content)
     if encoding is not None:
         return content.decode(encoding, errors="replace"), encoding.upper()
+    # UTF-8 is tried before GB18030: a text in GB18030 is hardly ever valid UTF-8, but many texts in UTF-8 are also
+    # valid GB18030.
     try:
         return content.decode("utf-8"), ""
     except UnicodeDecodeError:

@@ -9,6 +9,7 @@ from feishu_mail_async._text import name_character
 __all__ = ["check_spelling", "is_rounded", "unwrap"]
 
 _AS_TEXT: Final = "make the column text, and put the ids in anew"
+# In this order: scientific notation, a decimal, thousands separators, an error value.
 _REWRITTEN: Final = (
     (re.compile(r"[+-]?\d+([.,]\d+)?[eE][+-]\d+"), "its last digits are lost"),
     (re.compile(r"\d+[.,]0+"), "its last digits may be lost"),

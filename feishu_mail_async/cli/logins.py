@@ -53,6 +53,8 @@ class Logins:
 
 
 class _HiddenTokens(RefreshingTokens):
+    """Refreshing tokens that are registered with `hide`, because a refresh makes new secrets during a run."""
+
     async def token(self, user: str | None) -> str:
         token = await super().token(user)
         hide(token)

@@ -36,8 +36,10 @@ STANDARD_INPUT: Final = "-"
 _ID: Final = "draft_id"
 _KEYS: Final = (_ID, "mailbox", "user")
 _JSON_NAMES: Final = frozenset({".jsonl", ".ndjson", ".json"})
+# The last two are the full-width comma and semicolon, which Chinese input methods type.
 _DELIMITERS: Final = (",", ";", "\t", "|", "\uff0c", "\uff1b")
 _NAMES: Final = {"\t": "tabs"}
+# A line like `sep=;` before the header tells Excel the delimiter; some programs write it.
 _SEPARATOR: Final = re.compile(r'"?sep=([^\r\n"])"?[ ,;]*[\r\n]*', re.IGNORECASE)
 _HEADER: Final = (
     "it has no header: the first line must name the columns, draft_id and if you like mailbox and user, "
@@ -293,6 +295,7 @@ def _told(error: csv.Error) -> str:
 
 
 def _normal(name: str) -> str:
+    # Invisible format characters (a zero-width space, say) come with headers copied from web pages.
     seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
     return seen.strip().lower().replace(" ", "_")
 

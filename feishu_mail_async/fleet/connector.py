@@ -97,22 +97,28 @@ class Connector(procrastinate.PsycopgConnector):
         self._until = loop_time() + (_FAREWELL_AT_ONCE if at_once else _FAREWELL)
 
     async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
+        """Run a query without a result, as procrastinate's connector does, waiting while the database is away."""
         await self._patiently(lambda: super(Connector, self).execute_query_async(query, **arguments))
 
     async def execute_query_one_async(self, query: LiteralString, **arguments: Any) -> dict[str, Any]:
+        """Run a query and return its only row, waiting while the database is away."""
         return await self._patiently(lambda: super(Connector, self).execute_query_one_async(query, **arguments))
 
     async def execute_query_all_async(self, query: LiteralString, **arguments: Any) -> list[dict[str, Any]]:
+        """Run a query and return its rows, waiting while the database is away."""
         return await self._patiently(lambda: super(Connector, self).execute_query_all_async(query, **arguments))
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
+        """Listen for notifications of new jobs, and connect again whenever the connection is lost."""
         while True:
             with contextlib.suppress(ConnectorException, TimeoutError):
+                # Without an end, until `_give_up_connections` sets it to now in order to reconnect.
                 async with asyncio.timeout(None) as self._listening:
                     await super().listen_notify(on_notification=on_notification, channels=channels)
             await asyncio.sleep(PAUSE)  # meanwhile the worker finds jobs by polling
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        # Stands for this query in `_failing` as long as its latest try has failed.
         failing = object()
         try:
             while not self.given_up():
@@ -202,6 +208,7 @@ class Jobs(JobManager):
         return []
 
     async def finish_job_by_id_async(self, job_id: int, status: Status, delete_job: bool) -> None:
+        """End a job, unless another worker has taken it."""
         with self._settled():
             await super().finish_job_by_id_async(job_id, status, delete_job)
 
@@ -213,6 +220,7 @@ class Jobs(JobManager):
         queue: str | None = None,
         lock: str | None = None,
     ) -> None:
+        """Put a job back into the queue, unless another worker has taken it."""
         # Sent as a delay, because the database's clock decides when a job is due, and ours may differ from it.
         wait = max(0.0, (retry_at - utcnow()).total_seconds())
         with self._settled():

@@ -122,6 +122,7 @@ class CallLog:
             per: the window's length in seconds; None for the sandbox's own.
             accepted_only: count only sends that passed the rate limit.
         """
+        # Half-open: an arrival exactly `per` later begins a new window, even if rounding makes it a hair early.
         length = (self._per if per is None else per) - TOLERANCE
         times = [send.time for send in self.sends if send.accepted or not accepted_only]
         most = first = 0

@@ -223,27 +223,47 @@ class Fault:
 
     @classmethod
     def broken(cls, *, accepted: bool = False) -> Self:
-        """Answer with HTTP 200 and truncated JSON."""
+        """Answer with HTTP 200 and truncated JSON.
+
+        Args:
+            accepted: True if the mail goes out.
+        """
         return cls._answer(Reply(_OK, b'{"code": 0, "msg": "succ'), accepted)
 
     @classmethod
     def empty(cls, *, accepted: bool = False) -> Self:
-        """Answer with HTTP 200 and no body."""
+        """Answer with HTTP 200 and no body.
+
+        Args:
+            accepted: True if the mail goes out.
+        """
         return cls._answer(Reply(_OK, b""), accepted)
 
     @classmethod
     def null(cls, *, accepted: bool = False) -> Self:
-        """Answer with HTTP 200 and the body `null`."""
+        """Answer with HTTP 200 and the body `null`.
+
+        Args:
+            accepted: True if the mail goes out.
+        """
         return cls._answer(Reply(_OK, b"null"), accepted)
 
     @classmethod
     def array(cls, *, accepted: bool = False) -> Self:
-        """Answer with HTTP 200 and a JSON array."""
+        """Answer with HTTP 200 and a JSON array.
+
+        Args:
+            accepted: True if the mail goes out.
+        """
         return cls._answer(Reply(_OK, b"[]"), accepted)
 
     @classmethod
     def nulls(cls, *, accepted: bool = False) -> Self:
-        """HTTP 200 with the right fields, all of them null."""
+        """Answer with HTTP 200 and the right fields, all of them null.
+
+        Args:
+            accepted: True if the mail goes out.
+        """
         return cls._answer(Reply(_OK, b'{"code": null, "msg": null, "data": null}'), accepted)
 
     @classmethod

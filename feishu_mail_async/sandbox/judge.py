@@ -159,6 +159,7 @@ class Judge:
         plan = Plan(log_id, _NOTHING, delay, call.mailbox)
         case = None
         try:
+            # First of all, so that calls with a bad token count against the limit too: the strictest reading.
             self._limit(call, time)
             plan.accepted = True
             case = self._identify(call, authorization, body, time, plan)

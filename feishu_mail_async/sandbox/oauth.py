@@ -229,6 +229,7 @@ class OAuth:
         # Spent even if the answer is lost. The previous access token stays valid until it expires.
         grant.used = True
         self.refreshes[grant.user] += 1
+        # A refresh may narrow the scopes, never widen them (RFC 6749, section 6).
         scopes = grant.scopes
         if wanted := frozenset(form.get("scope", "").split()):
             scopes &= wanted

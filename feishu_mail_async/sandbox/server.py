@@ -316,6 +316,7 @@ class Sandbox(Stage):
         try:
             if plan.locks:
                 await pass_time(self.processing)
+            # Before the way back: an answer that is lost does not undo its effect.
             if plan.effect is not None:
                 plan.effect()
             if not self._lock_until_answered:
@@ -334,6 +335,7 @@ class Sandbox(Stage):
         if fault is not None and fault.kind is Kind.DELAY:
             there, back = fault.there, fault.back
         await pass_time(there)
+        # Stays empty for a fault without `accepted`: such a call grants nothing and spends nothing.
         reply = Reply(200, b"")
         if isinstance(scripted, str):
             reply = refuse(scripted)

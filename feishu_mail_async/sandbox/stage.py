@@ -178,11 +178,19 @@ class Stage:
         return self._oauth.issue(user, frozenset(scopes), now())
 
     def expire_token(self, user: str) -> None:
-        """Let every access token of a user expire; refresh tokens stay valid."""
+        """Let every access token of a user expire; refresh tokens stay valid.
+
+        Args:
+            user: the user's name.
+        """
         self._oauth.expire(self._world.user(user).name, now())
 
     def revoke(self, user: str) -> None:
-        """Revoke every access token and refresh token of a user."""
+        """Revoke every access token and refresh token of a user.
+
+        Args:
+            user: the user's name.
+        """
         self._oauth.revoke(self._world.user(user).name)
 
     def add_draft(self, user: str, draft_id: str | None = None, mailbox: str = "me") -> str:
@@ -201,19 +209,38 @@ class Stage:
         return self._world.add_draft(box, draft_id).draft_id
 
     def add_drafts(self, user: str, count: int, *, mailbox: str = "me") -> list[str]:
-        """Add `count` drafts to a mailbox, and return their ids; see `add_draft`."""
+        """Add several drafts to a mailbox, and return their ids.
+
+        Args:
+            user: the user whose mailbox "me" is.
+            count: the number of drafts.
+            mailbox: "me", or the address of a mailbox that the user may use (not checked here).
+        """
         return [self.add_draft(user, mailbox=mailbox) for _ in range(count)]
 
     def share_mailbox(self, address: str, *users: str) -> None:
-        """Let these users use a mailbox, which is created if there is none at this address."""
+        """Let users use a mailbox, which is created if there is none at this address.
+
+        Args:
+            address: the mailbox's address.
+            *users: the names of the users.
+        """
         self._world.share(address, *users)
 
     def close_mailbox(self, address: str) -> None:
-        """Deactivate a mailbox: every call of it is answered with "not found or not active"."""
+        """Deactivate a mailbox: every call of it is answered with "not found or not active".
+
+        Args:
+            address: the mailbox's address.
+        """
         self._world.mailbox(address).closed = True
 
     def open_mailbox(self, address: str) -> None:
-        """Undo `close_mailbox` and `disable_automation`."""
+        """Undo `close_mailbox` and `disable_automation`.
+
+        Args:
+            address: the mailbox's address.
+        """
         mailbox = self._world.mailbox(address)
         mailbox.closed, mailbox.automation = False, None
 
@@ -274,6 +301,7 @@ class Stage:
         """
         for fault in faults:
             if isinstance(fault, str):
+                # Only for its KeyError: a wrong name fails here, not when the call comes.
                 refuse(fault)
         self._token_script.extend(faults)
 

@@ -176,6 +176,9 @@ class World:
     def user(self, name: str) -> User:
         """Return the user of that name.
 
+        Args:
+            name: the user's name.
+
         Raises:
             ValueError: there is no such user.
         """
@@ -184,7 +187,12 @@ class World:
         return self.users[name]
 
     def share(self, address: str, *users: str) -> None:
-        """Let these users use a mailbox, which is created if there is none at this address."""
+        """Let users use a mailbox, which is created if there is none at this address.
+
+        Args:
+            address: the mailbox's address.
+            *users: the names of the users.
+        """
         for name in users:
             self.user(name)
         self.mailboxes.setdefault(address.lower(), Mailbox(address)).members.update(users)
@@ -200,6 +208,9 @@ class World:
 
     def mailbox(self, address: str) -> Mailbox:
         """Return the mailbox at that address.
+
+        Args:
+            address: the address, in any case.
 
         Raises:
             ValueError: there is no such mailbox.
@@ -228,7 +239,12 @@ class World:
         return draft
 
     def find_draft(self, mailbox: Mailbox, draft_id: str) -> StoredDraft | None:
-        """Return the draft of that id in that mailbox, sent or not; None if there is none or it was deleted."""
+        """Return a draft, sent or not; None if it is not in this mailbox or was deleted.
+
+        Args:
+            mailbox: the mailbox.
+            draft_id: the draft's id.
+        """
         draft = self.drafts.get(draft_id)
         if draft is None or draft.deleted or draft.mailbox != mailbox.address:
             return None

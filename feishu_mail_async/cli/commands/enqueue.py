@@ -82,6 +82,7 @@ def enqueue(
     drafts = read_drafts(file, mailbox, account)
     if not yes:
         check_askable(from_input=file == STANDARD_INPUT)
+    # With --json, standard output gets nothing but the JSON.
     out = console(stderr=as_json)
     print_plan(out, drafts, account, len(drafts) - len(set(drafts)))
     if not (yes or agreed()):

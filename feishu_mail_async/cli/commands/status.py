@@ -64,6 +64,7 @@ class _App:
             return None
         limit, free = self.overview.limit, self.overview.limit.calls - self.overview.in_use
         start = max(self.overview.paused or 0.0, 0.0 if free > 0 else self.overview.next_permit)
+        # Permits in use count as calls at the head of the window, so that the drafts come after them.
         return start + duration(drafts + (limit.calls - free if free > 0 else 0), limit)
 
 

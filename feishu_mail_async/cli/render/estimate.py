@@ -55,6 +55,7 @@ class Pace:
         Args:
             now: the time, in seconds of the loop's clock.
         """
+        # Kept for the longer of the two: `left` needs a window's calls, `last_minute` a minute's.
         self._ends.append(now)
         while self._ends and self._ends[0] <= now - max(self._window, _MINUTE):
             self._ends.popleft()

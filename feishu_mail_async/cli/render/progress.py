@@ -118,6 +118,7 @@ class Board:
             self._tell(outcome, outcome.error)
         if self._live is not None or self._ending:
             return
+        # A run of fewer drafts than steps would get a progress line for each draft, which says nothing new.
         if self._step() > before and self.tally.total < self._total >= _STEPS:
             self._progress()
 

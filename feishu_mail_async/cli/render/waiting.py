@@ -39,6 +39,7 @@ def why_waiting(snapshot: Snapshot, unfinished: int) -> Wait | None:
         unfinished: the number of drafts without an outcome. Those that neither wait for a turn nor are in flight
             wait for their own retry.
     """
+    # By reach: a pause stops the whole app, a full window all its calls, a backoff one user, a retry one draft.
     waiting = sum(snapshot.waiting.values())
     retrying = max(0, unfinished - waiting - snapshot.in_flight)
     if snapshot.paused is not None:
@@ -55,6 +56,7 @@ def why_waiting(snapshot: Snapshot, unfinished: int) -> Wait | None:
         )
     if waiting and snapshot.cooling:
         user, seconds = min(snapshot.cooling.items(), key=lambda item: item[1])
+        # An unnamed user goes by a token fingerprint in parentheses, which means nothing to a person.
         who = "the user" if user.startswith("(") else user
         return Wait(
             "cooling", f"{waiting} waiting: the server slows {who} down, next try in {_s(seconds)}", seconds
