@@ -8,12 +8,11 @@ Theory of operation. Every command has the same three steps, and one way out:
 
 - `commands/` has one file a command. The modules beside this one read: options, account, rows, state_dir.
   `render/` has all output.
-- Everything that can be wrong with options, tokens and files is found before the first call, so exit codes 2 and 3
-  mean that nothing was sent.
+- Errors in options, tokens and files are found before the first send, so exit code 2 means that nothing was sent.
 - The first Ctrl-C stops new calls and finishes those in flight, the second cancels those in flight, the third ends
   the process at once; so does a stop that takes longer than FEISHU_MAIL_STOP_SECONDS.
-- No token or secret is ever printed: each is registered with `logs.hide` as soon as it is read. Text of others
-  (ids, server messages) is escaped before it goes to a terminal.
+- No token or secret of an account is ever printed: each is registered with `logs.hide` as soon as it is read. Text
+  from outside (ids, server messages) is escaped before it goes to a terminal.
 - With a ledger, the same command again is safe: it skips drafts already sent and settles those in doubt.
 """
 

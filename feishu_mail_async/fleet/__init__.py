@@ -7,7 +7,7 @@ Theory of operation. The queue is procrastinate's; its states of a job are used 
                 fetch                      sent
     todo ----------------------> doing -----------> removed
      ^                             | |
-     |   put back (worker stops,   | |  refused, unreadable, in doubt
+     |   put back (worker stops,   | |  refused, skipped, in doubt, unreadable
      +-- no token, ledger away,  --+ +------------> failed (stays, visible to procrastinate's own tools)
          worker dead)
 

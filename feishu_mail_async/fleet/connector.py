@@ -1,8 +1,8 @@
 """procrastinate's connector and job manager, changed so that workers wait while the database is away.
 
-procrastinate itself ends a worker at the first error of its database. Here every query is repeated until the
-database answers, or until the worker stops and has waited long enough (`Connector.give_up`). Errors that waiting
-cannot cure are raised.
+procrastinate's own connector raises an error when the database is away, which would end the worker. Here every
+query is repeated until the database answers, or until the worker stops and has waited long enough
+(`Connector.give_up`). Errors that waiting cannot cure are raised.
 """
 
 import asyncio

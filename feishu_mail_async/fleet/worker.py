@@ -56,7 +56,7 @@ class Times:
 
 
 class _PutBack(Exception):
-    """Raised to put the job back into the queue, to be due in `seconds`."""
+    """A request to put the job back into the queue, due in `seconds`."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         super().__init__(f"put back for {seconds:.1f} s")
@@ -64,7 +64,7 @@ class _PutBack(Exception):
 
 
 class _Failed(Exception):
-    """Raised to end the job as failed, after the reason has been reported."""
+    """The end of a job as failed, after the reason has been reported."""
 
 
 class _Retry(BaseRetryStrategy):

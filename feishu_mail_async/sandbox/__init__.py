@@ -15,8 +15,9 @@ Theory of operation. Every call of a mail endpoint takes the same path:
 
 - `server.py` owns the path and all waiting. `judge.py` decides about a call at the instant it arrives, and
   awaits nothing, so that no other call can come between a check and the lock that follows from it.
-- A call that is refused at one step never reaches the next. So only calls that hold their locks meet a scripted
-  fault; the one exception is a delay, which has to begin before the call arrives.
+- A call refused by limit, token, mailbox or locks ends there. Only sends that hold their locks meet a scripted
+  fault, which replaces the endpoint's answer (even a refusal) and effect. The one exception is a delay, which has
+  to begin before the call arrives.
 - A mail never goes out twice, whatever is scripted: the effect of a send looks at the draft again.
 - Time is the running loop's, throughout, so a test with a virtual clock runs hours in milliseconds.
 - The call log records what arrived and nothing that a client reports. For the same reason the sandbox has its own

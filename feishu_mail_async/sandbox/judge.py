@@ -39,7 +39,7 @@ _AS_USUAL: Final = frozenset({Kind.DELAY, Kind.NORMAL, Kind.GRANT})
 
 
 class _RefusedError(Exception):
-    """Ends the judgement of a call, with the answer that the table of codes has for it."""
+    """A refusal, which ends the judgement of a call, with the answer from the table of codes."""
 
     def __init__(self, row: codes.Code, *headers: tuple[str, str], paused: bool = False) -> None:
         super().__init__(row.name)
