@@ -1,4 +1,15 @@
-"""The face: checks what it is given, and wires the rooms together."""
+"""The public client: validates arguments, and connects tokens, transport, scheduler and ledger.
+
+Clients do not own the rate limit. All clients of one event loop with the same `AppKey` (base_url, app, ledger)
+share one `_App`: the schedulers, the events and the ledger. Beneath the `_App` lies a store of permits and locks,
+kept by the process or by a database, so calls still count after their loop has ended.
+
+    FeishuMailClient --1:2--> Sender (send, list) --n:1--> Scheduler --n:1--> store (memory of the process, or SQL)
+                    `--n:1--> _App (one for each loop and AppKey): both schedulers, the event hub, the ledger
+
+A client may be built outside a loop. It binds to the loop in which it is first used, and to the process: neither
+another loop nor a forked child can use it.
+"""
 
 import asyncio
 import itertools
@@ -42,31 +53,31 @@ __all__ = ["FeishuMailClient"]
 _CLOSED: Final = "the client is closed; open a new one"
 
 _LEAST_WRITING: Final = 2.0
-"""Seconds that a client which closes at once gives its ledger to write down what has ended."""
+"""Least seconds that a client which closes at once leaves its ledger to record the calls that have ended."""
 
 _LOOKED_UP: Final = 1000
-"""Drafts that are looked up in the ledger in one go."""
+"""Drafts per query of the ledger in `records`."""
 
 
 class FeishuMailClient:
-    """Sends mail drafts: within the app's rate limit, one call at a time for each user.
+    """A client that sends mail drafts within the app's rate limit, one call at a time for each user.
 
     Args:
-        tokens: where a user_access_token comes from: a string (one user), a mapping of users to tokens, an
-            async callable that takes the user, or a `TokenSource`.
-        app: names the budget, for example the app id. All clients of one `base_url` and `app` in this process
-            share one limit, in whatever event loops and threads. Required with a ledger on a database.
+        tokens: the source of user_access_tokens: a string (one user), a mapping of users to tokens, an async
+            callable that takes the user, or a `TokenSource`.
+        app: a name for the budget, for example the app id. All clients of one `base_url` and `app` in this process
+            share one limit, in all event loops and threads. Required with a ledger on a database.
         base_url: the API's host; https, or http on a loopback host.
-        rate_limit: what the server allows.
-        retry: when to try again.
+        rate_limit: the limit that the server sets.
+        retry: the retry policy.
         attempt_timeout: seconds for one call.
-        ledger: where permits, locks and drafts are kept. None: in memory, for this process alone;
-            "sqlite:///PATH": for the processes of one host; "postgresql://…": for many hosts; or what
+        ledger: the place where permits, locks and drafts are kept. None: in memory, for this process alone;
+            "sqlite:///PATH": for the processes of one host; "postgresql://…": for many hosts; or a ledger that
             `open_ledger` returned, which the caller closes.
         session: an aiohttp session of the caller's own, which the client does not close; None: it opens one.
 
     Raises:
-        ValueError, TypeError: a parameter is wrong; the sentence names it.
+        ValueError, TypeError: a parameter is wrong; the message names it.
 
     Source: "发送草稿".
     """
@@ -109,7 +120,7 @@ class FeishuMailClient:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return  # built outside a loop: bound on first use
+            return  # built outside a loop: it is bound on first use
         self._bound()
 
     async def send_draft(
@@ -121,30 +132,31 @@ class FeishuMailClient:
         priority: Priority = Priority.NORMAL,
         deadline: float | None = None,
     ) -> SendResult:
-        """Send one draft and wait until it is sent, or certain not to be.
+        """Send one draft, and wait until it is sent or is certain not to be.
 
-        The same draft sent twice at once is one send: the second waits for the first. Cancelling a send that
-        waits costs nothing; one whose call is under way returns at once, and the client finishes the call.
+        The same draft sent twice at once is one send: the second caller waits for the first one's call. Cancelling
+        a send that is waiting for its turn costs nothing. Cancelling one whose call is in flight returns at once,
+        and the client finishes the call in the background.
 
         Args:
             draft: the draft's id, or a Draft, which then brings its own mailbox and user.
-            mailbox: the address of the mailbox it lies in; `me` is the user's own.
-            user: whose token sends it; None: the only user there is.
-            priority: who goes first among those that wait.
-            deadline: seconds for the whole send, waiting included (0 or less: it has passed already); None:
-                as long as it takes.
+            mailbox: the address of the mailbox that holds the draft; `me` is the user's own.
+            user: the user whose token sends it; None: the client's only user.
+            priority: the order among waiting sends.
+            deadline: seconds for the whole send, waiting included (0 or less: it has passed already); None: no
+                limit.
 
         Returns:
-            what the server said; `already_sent` if an earlier call had sent it.
+            the server's answer; `already_sent` if an earlier call had sent the draft.
 
         Raises:
-            ApiError: the server refused it; the class tells why.
+            ApiError: the server refused it; the class says why.
             AutomatedSendDisabled: the mailbox does not allow automated sending; nothing was sent.
             OutcomeUnknown: it may have been sent, and no answer settled it; or an earlier call may have sent it,
                 and its record in the ledger could not be read in time.
             NotSent: certainly not sent: the deadline passed first, or there is no token.
-            TransportError: nothing was reachable for `RetryPolicy.outage` seconds.
-            Misconfigured: nothing will be reachable before a setting is changed; the message names it.
+            TransportError: the server could not be reached for `RetryPolicy.outage` seconds.
+            Misconfigured: the server will not be reachable before a setting is changed; the message names it.
             Suspended: not attempted: its user, mailbox or app is suspended.
             UnknownUser: there is no such user.
             ClientClosed: the client is closed.
@@ -162,17 +174,16 @@ class FeishuMailClient:
     def send_drafts(
         self, drafts: DraftSource, *, priority: Priority = Priority.BULK, read_ahead: int = 10_000
     ) -> BulkRun:
-        """Send many drafts; the run hands out each one's outcome as soon as it is known.
+        """Send many drafts; the run yields the outcome of each as soon as it is known.
 
-        A draft that fails does not stop the others. Nothing is read or sent before the run is iterated or
-        entered.
+        A draft that fails does not stop the others. Nothing is read or sent before the run is iterated or entered.
 
         Args:
-            drafts: an iterable or async iterable of ids or Drafts. What it raises is raised by the run, after
-                the outcomes of all that was read before.
-            priority: who goes first among those that wait.
-            read_ahead: drafts read, and not fetched as outcomes, at most. Fairness among users holds for
-                these, and memory grows with them.
+            drafts: an iterable or async iterable of ids or Drafts. An exception that it raises is raised by the
+                run, after the outcomes of all drafts that were read before.
+            priority: the order among waiting sends.
+            read_ahead: the most drafts that are read and not yet fetched as outcomes. Fairness among users holds
+                for these, and memory grows with them.
 
         Returns:
             the run: an async iterator of Outcome and an async context manager.
@@ -196,13 +207,14 @@ class FeishuMailClient:
         return run
 
     async def records(self, drafts: Iterable[str | Draft]) -> list[Record | None]:
-        """What the ledger knows of drafts, without a call.
+        """Return the ledger's records of drafts, without a call.
 
         Args:
             drafts: ids or Drafts, as `send_drafts` takes them.
 
         Returns:
-            a record for each; None for one of which nothing is known or can be, and without a ledger for all.
+            one record for each draft; None for a draft of which nothing is known or can be known. Without a ledger
+            all are None.
 
         Raises:
             LedgerError: the ledger cannot be read.
@@ -213,7 +225,7 @@ class FeishuMailClient:
         found: list[Record | None] = []
         while some := [sender.sending(*self._resolved(item)) for item in itertools.islice(items, _LOOKED_UP)]:
             records = await sender.records(some)
-            await asyncio.sleep(0)  # memory answers at once
+            await asyncio.sleep(0)  # without a ledger nothing above suspends, and the loop would be blocked
             known = [records.get(call.key) for call in some]
             found += [record if isinstance(record, Record) else None for record in known]
         return found
@@ -223,14 +235,14 @@ class FeishuMailClient:
 
         Args:
             mailbox: the address of the mailbox; `me` is the user's own.
-            user: whose token lists it; None: the only user there is.
+            user: the user whose token lists it; None: the client's only user.
 
         Yields:
-            the drafts, in the server's order, as they can be given to `send_drafts`.
+            the drafts, in the server's order, ready to be passed to `send_drafts`.
 
         Raises:
-            ApiError: the server refused it; the class tells why.
-            BadReply: no readable answer came, also after retries.
+            ApiError: the server refused it; the class says why.
+            BadReply: no readable answer came, also after retries; or the pages of the list repeat.
             TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
 
         Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
@@ -257,23 +269,27 @@ class FeishuMailClient:
             self._bound()
 
     def snapshot(self) -> Snapshot:
-        """How the app's calls stand: what waits, which permits are free, what is paused or suspended."""
+        """Return the state of the app's calls: waiters, free permits, pauses and suspensions.
+
+        Raises:
+            ClientClosed: the client is closed.
+        """
         self._bound()
         return self._engine.snapshot()
 
     def subscribe(
         self, callback: Callable[[Event], object], *, closed: Callable[[], object] | None = None
     ) -> Callable[[], None]:
-        """Have a function called at each event of the app, until the client is closed.
+        """Call a function at each event of the app, until the client is closed.
 
-        It hears of all clients of the app in this loop, as `snapshot` does. It is called synchronously, in the
-        order in which things happen, and must be quick: the next call is made after it has returned. What it
-        raises is logged once and harms nobody. Of a draft it is told in the context (contextvars) of whoever gave
-        the draft.
+        It receives the events of all clients of the app in this loop, as `snapshot` does. It is called
+        synchronously, in the order in which things happen, and must be quick: the next call is made after it has
+        returned. An exception that it raises is logged once and affects nothing else. The events of a draft are
+        delivered in the contextvars context of the code that submitted the draft.
 
         Args:
-            callback: takes an event (see `feishu_mail_async.events`).
-            closed: called when the client has been closed: there will be no more events.
+            callback: a plain function that takes an event (see `feishu_mail_async.events`).
+            closed: a function called when the client has been closed: there will be no more events.
 
         Returns:
             a function that ends the subscription.
@@ -285,15 +301,15 @@ class FeishuMailClient:
         return self._subscribe(Subscription(callback, closed))
 
     def events(self, *, buffer: int = 10_000) -> AsyncIterator[Event]:
-        """The events of the app from now on, for those who want to take their time.
+        """Return an iterator over the app's events from now on, for consumers that may be slow.
 
         Args:
-            buffer: events that may wait to be read. Beyond that the oldest are dropped, and an `EventsLost` that
-                counts them is read in their place.
+            buffer: the most events that wait to be read. Beyond that the oldest are dropped, and an `EventsLost`
+                that counts them is read in their place.
 
         Returns:
-            an async iterator of events; it ends when the client is closed and all has been read. An iterator that
-            is dropped hears no more.
+            an async iterator of events; it ends when the client is closed and all have been read. Dropping the
+            iterator ends its subscription.
 
         Raises:
             ValueError, TypeError: `buffer` is no whole number of 1 or more.
@@ -325,11 +341,13 @@ class FeishuMailClient:
         """Let the drafts of a suspended subject go again.
 
         Args:
-            subject: "app", "user:NAME" or "mailbox:ADDRESS", as `Suspended.subject` and `snapshot` name it;
-                "mailbox:me" is the own mailbox of the only user. One that is not suspended stays as it is.
+            subject: "app", "user:NAME" or "mailbox:ADDRESS", as in `Suspended.subject` and `snapshot`;
+                "mailbox:me" is the own mailbox of the client's only user. Resuming a subject that is not suspended
+                does nothing.
 
         Raises:
             ValueError: it is none of the three forms.
+            ClientClosed: the client is closed.
         """
         check_text("subject", subject, longest=2048)
         self._bound()
@@ -339,19 +357,30 @@ class FeishuMailClient:
         self._engine.resume(subject)
 
     def set_rate_limit(self, rate_limit: RateLimit) -> None:
-        """Change the limit at once, for all clients of the app; calls already made count against it."""
+        """Change the limit at once, for all clients of the app; calls already made count against it.
+
+        Args:
+            rate_limit: the new limit of the send endpoint.
+
+        Raises:
+            TypeError: it is no RateLimit.
+            ClientClosed: the client is closed.
+        """
         limit = _check_type("rate_limit", rate_limit, RateLimit)
         self._bound()
         self._limit = limit
         self._engine.scheduler.set_limit(limit)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a promised name
-        """Close the client: what waits ends with ClientClosed, calls in flight are finished.
+        """Close the client: waiting sends end with ClientClosed, calls in flight are finished.
 
-        Cancelling it does not break it off: it goes on by itself, and soon ends.
+        Cancelling `close` does not undo it: the clean-up goes on in the background, and hurries.
 
         Args:
-            timeout: seconds to wait for the calls in flight, which are broken off then; None: until they end.
+            timeout: seconds to wait for the calls in flight, which are cancelled then; None: until they end.
+
+        Raises:
+            ValueError, TypeError: `timeout` is not a number of seconds, 0 or more.
         """
         if timeout is not None:
             check_number("timeout", timeout, lambda value: value >= 0, "seconds, 0 or more, or None")
@@ -361,13 +390,13 @@ class FeishuMailClient:
         try:
             await carry_through(self._close(timeout), "feishu-mail-close")
         except asyncio.CancelledError:
-            # Whoever closes does not wait any longer: calls in flight have a moment more, and then are broken off.
+            # The caller has given up waiting: calls in flight get a moment more, and are cancelled then.
             hurried = _LEAST_WRITING if timeout is None else min(timeout, _LEAST_WRITING)
             carry_through(self._close(hurried), "feishu-mail-close")
             raise
 
     async def _close(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """End what waits, let calls in flight finish, and give back all that is held."""
+        """End all waiting sends, let calls in flight finish, and release everything the client holds."""
         for run in list(self._runs):
             run.stop()
         for sender in self._senders():
@@ -386,13 +415,13 @@ class FeishuMailClient:
                 await self._leave(self._shared, timeout)
             await self._transport.close()
             self._unsubscribe()
-            await asyncio.sleep(0)  # a dispatcher for which nobody waits any more ends in this step
+            await asyncio.sleep(0)  # a dispatcher without waiters ends in this step, and not as a pending task
 
     def _senders(self) -> list[Sender]:
         return [sender for sender in (self._lister, self._sender) if sender is not None]
 
     async def _leave(self, engine: Engine, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Have on record what has ended; the last client of a ledger of our own closes it."""
+        """Wait until the ended calls are on record; the last client of a ledger that was opened here closes it."""
         patience = None if timeout is None else max(timeout, _LEAST_WRITING)
         writing = start_task(engine.scheduler.written(), "feishu-mail-written")
         await asyncio.wait([writing], timeout=patience)
@@ -428,7 +457,7 @@ class FeishuMailClient:
         return self._shared
 
     def _bound(self) -> Sender:
-        """The sends of this client, bound to the running loop."""
+        """Return the sender of this client, bound to the running loop."""
         if self._closed:
             raise ClientClosed(_CLOSED)
         if self._origin.elsewhere:
@@ -449,6 +478,7 @@ class FeishuMailClient:
         return self._sender
 
     def _join(self, engine: Engine) -> None:
+        """Share the engine; refuse if another open client has set a different limit."""
         in_force = engine.scheduler.limit
         if self._limit != in_force:
             if is_open(self._key):
@@ -463,7 +493,7 @@ class FeishuMailClient:
         self._tokens.on_change = engine.token_changed
 
     def _user(self, draft: Draft) -> str | None:
-        """The user that is meant; UnknownUser, with the draft, if there is none such."""
+        """Return the resolved user of a draft; an UnknownUser error carries the draft."""
         try:
             return self._tokens.resolve(draft.user)
         except UnknownUser as error:

@@ -1,11 +1,15 @@
-"""Every answer code the platform gives, in one table.
+"""The table of all answer codes that the platform gives.
 
-Exceptions, retries, the scheduler, the sandbox and the documentation read this table; no code number
-stands anywhere else in the package. A reply is classified by the code in its body, never by its HTTP
-status: a 429 alone means seven different things here.
+Exceptions, retries, the scheduler, the sandbox and the documentation read this table; no code number stands
+anywhere else in the package. A reply is classified by the code in its body, never by its HTTP status: a 429 alone
+means seven different things here.
+
+Three questions decide what happens after an answer, and each row answers them: the `verdict` (done, retry or
+fatal), the `subject` (the draft, user, mailbox or app that waits or is suspended) and `conclusive` (whether the
+attempt certainly sent nothing).
 
 Sources: the endpoint's table of error codes ("发送草稿", 错误码) for the 17 codes of sending a draft; the
-platform's generic codes for the gateway's, the tokens' and the scopes'; the OAuth endpoint's own for `OAUTH`.
+platform's generic codes for those of the gateway, of tokens and of scopes; the OAuth endpoint's own for `OAUTH`.
 """
 
 from dataclasses import dataclass
@@ -26,7 +30,7 @@ __all__ = [
 
 
 class Verdict(StrEnum):
-    """What a reply means for the draft that was sent."""
+    """The meaning of a reply for the draft that was sent."""
 
     SENT = "sent"
     ALREADY_SENT = "already sent"
@@ -35,7 +39,7 @@ class Verdict(StrEnum):
 
 
 class Subject(StrEnum):
-    """Whom a verdict concerns: who waits after a RETRY, who is suspended after a FATAL."""
+    """The draft, user, mailbox or app concerned: it waits after a RETRY, and is suspended after a FATAL."""
 
     DRAFT = "draft"
     USER = "user"
@@ -44,7 +48,7 @@ class Subject(StrEnum):
 
 
 class ResumeWhen(StrEnum):
-    """What ends a suspension that a FATAL verdict has brought about."""
+    """The condition that ends a suspension after a FATAL verdict."""
 
     HOUR = "an hour, then one probe"
     TOKEN = "the token changes"  # noqa: S105 - a condition, not a secret
@@ -53,20 +57,20 @@ class ResumeWhen(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """One row of the table.
+    """A row of the table.
 
     Attributes:
         number: the `code` of the reply's body.
         name: a name of its own, which the sandbox and the tests use.
-        error: the name of the exception class in `errors`.
+        error: the name of the exception class in `errors`; empty where the draft was sent.
         http_status: the HTTP status the platform sends with it.
         message: the English message the platform sends with it.
-        verdict: what it means for the draft.
-        subject: whom it concerns.
-        conclusive: whether this answer proves that the attempt sent nothing.
-        until: what ends the suspension, where a FATAL verdict suspends more than its draft.
-        advice: what a person can do, in English.
-        advice_zh: the same in Chinese.
+        verdict: the meaning for the draft.
+        subject: the draft, user, mailbox or app concerned.
+        conclusive: true if this answer proves that the attempt sent nothing. False only for server errors.
+        until: the condition that ends the suspension, where a FATAL verdict suspends more than its draft.
+        advice: the remedy, in English.
+        advice_zh: the remedy, in Chinese.
     """
 
     number: int
@@ -260,22 +264,30 @@ _NAMED: Final = MappingProxyType({row.name: row for row in _ROWS})
 
 
 def named(name: str) -> Code:
-    """The row of that name; KeyError where there is none."""
+    """Return the row of that name.
+
+    Args:
+        name: the row's `name`.
+
+    Raises:
+        KeyError: there is none.
+    """
     return _NAMED[name]
 
 
 def lookup(number: int, http_status: int, message: str = "") -> Code:
-    """The row for an answer, also for a code that the table does not know.
+    """Return the row for an answer, also for a code that the table does not know.
 
     Args:
         number: the `code` of the body.
-        http_status: the reply's HTTP status. It decides only for a code that the table does not know:
-            429 slows the user down, 5xx is the server's failure, anything else ends the draft alone.
+        http_status: the reply's HTTP status. It decides only for a code that the table does not know: 429 slows
+            the user down, 5xx is the server's failure, anything else ends the draft alone.
         message: the `msg` of the body, kept in a row made up for an unknown code.
     """
     row = CODES.get(number)
     if row is not None:
         return row
+    # A 4xx refuses before anything is done, so an unknown one is taken as proof that nothing was sent; 5xx is not.
     verdict, subject, conclusive = _FATAL, _DRAFT, True
     advice = "The platform's list of error codes may explain it; otherwise ask support, with the log id."
     advice_zh = "请查阅开放平台通用错误码，或携带 log id 联系技术支持。"
@@ -299,7 +311,16 @@ def lookup(number: int, http_status: int, message: str = "") -> Code:
 
 @dataclass(frozen=True, slots=True)
 class OAuthCode:
-    """One row of the token endpoint's own codes, which are a space apart from the API's."""
+    """A row of the token endpoint's codes, which are numbered apart from the API's.
+
+    Attributes:
+        number: the `code` of the answer's body.
+        name: a name of its own.
+        http_status: the HTTP status sent with it.
+        error: the `error` of the body (RFC 6749, section 5.2).
+        description: the meaning, in English.
+        verdict: RETRY if asking once more may help, else FATAL.
+    """
 
     number: int
     name: str

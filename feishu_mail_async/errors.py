@@ -1,6 +1,18 @@
 """The exceptions, each tied to its codes in the table of `codes`.
 
-Every error says what happened and, where it can, what to do; none holds a token. All of them pickle.
+Every message says what happened and, where possible, how to fix it; none contains a token. All of them pickle.
+
+    FeishuMailError
+      ApiError               the API answered with an error code: one class for each group of codes
+      AutomatedSendDisabled  code 0, and still nothing was sent
+      BadReply               a call was made, and no answer of the API came back
+      TransportError         the server could not be reached (Misconfigured: nor will it be, as things are set)
+      OutcomeUnknown         in doubt: the mail may have gone out
+      NotSent                certainly not sent: deadline, cancellation, no token, client closed, ledger
+      Suspended              not attempted: its user, mailbox or app is suspended
+      UnknownUser            not attempted: the client has no token for its user
+
+The class attribute `status` is the outcome that a draft gets when it ends with the error.
 """
 
 import copy
@@ -59,20 +71,32 @@ __all__ = [
 
 
 def sentence(text: object) -> str:
-    """The text with a full stop at its end, so that another sentence can follow."""
+    """Return the text with a full stop at its end, so that another sentence can follow.
+
+    Args:
+        text: the text; an exception is taken by its message.
+    """
     said = str(text)
     return said if said.endswith((".", "!", "?", "。")) else f"{said}."
 
 
 def root_cause(error: "FeishuMailError") -> "FeishuMailError":
-    """Return the root cause: the error behind an `OutcomeUnknown` or a `Suspended`, or else the error itself."""
+    """Return the root cause: the error behind an `OutcomeUnknown` or a `Suspended`, or else the error itself.
+
+    Args:
+        error: the error that a draft ended with.
+    """
     while isinstance(error, OutcomeUnknown | Suspended) and isinstance(error.__cause__, FeishuMailError):
         error = error.__cause__
     return error
 
 
 def without_traceback(error: "FeishuMailError") -> "FeishuMailError":
-    """A copy that can be kept: without the traceback, and so without its caller's frames."""
+    """Return a copy that can be kept: without the traceback, which would keep the caller's frames alive.
+
+    Args:
+        error: the error; its causes of this package are copied in the same way.
+    """
     kept = copy.copy(error)
     cause = kept.__cause__
     kept.__cause__ = without_traceback(cause) if isinstance(cause, FeishuMailError) else None
@@ -90,12 +114,13 @@ def _rebuild(
 
 
 class FeishuMailError(Exception):
-    """Base of everything this package raises for a send that did not end well.
+    """Base of all errors that this package raises for a send that did not end well.
 
     Attributes:
         draft: the draft concerned, where there is one.
         log_id: the `X-Tt-Logid` of the last answer, which support asks for; None without one.
-        attempts: calls made for the draft before this.
+        attempts: calls made for the draft before the error.
+        status: the outcome of a draft that ends with this error (set by class).
     """
 
     status: ClassVar[OutcomeStatus] = OutcomeStatus.FAILED
@@ -103,21 +128,21 @@ class FeishuMailError(Exception):
     def __init__(
         self, message: str, *, draft: Draft | None = None, log_id: str | None = None, attempts: int = 0
     ) -> None:
-        # Whoever has said it: a server, a proxy, a database, a caller's source of tokens.
+        # Escaped because it may quote a stranger: a server, a proxy, a database, a caller's source of tokens.
         super().__init__(escape(message))
         self.draft = draft
         self.log_id = log_id
         self.attempts = attempts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default calls the class with `args`, which keyword-only parameters do not survive; the cause
-        # is kept where it is one of ours, because it says why (Suspended, OutcomeUnknown).
+        # The default calls the class with `args`, which fails for keyword-only parameters. The cause is kept if it
+        # is an error of this package, because it says why (Suspended, OutcomeUnknown); any other may not pickle.
         cause = self.__cause__ if isinstance(self.__cause__, FeishuMailError) else None
         state = dict(self.__dict__)
         if self.draft is not None:
             try:
                 pickle.dumps(self.draft.tag)
-            except Exception:  # noqa: BLE001 - the tag is anything of the caller's; the error pickles all the same
+            except Exception:  # noqa: BLE001 - the tag may be any object; without it the error pickles
                 state["draft"] = replace(self.draft, tag=None)
         return _rebuild, (type(self), self.args, state, cause)
 
@@ -128,14 +153,16 @@ class FeishuMailError(Exception):
 
 
 class ApiError(FeishuMailError):
-    """The API answered with an error code.
+    """An error code in the API's answer.
 
     Attributes:
         code: the `code` of the body.
         msg: the `msg` of the body.
         http_status: the HTTP status.
-        advice: what to do about it, in English.
-        advice_zh: the same in Chinese.
+        advice: the remedy, in English.
+        advice_zh: the remedy, in Chinese.
+
+    Source: the table `codes.CODES`.
     """
 
     def __init__(
@@ -160,107 +187,109 @@ class ApiError(FeishuMailError):
 
 
 class DraftRejected(ApiError):
-    """The draft itself cannot be sent as it is."""
+    """A draft that cannot be sent as it is. Base of the errors that only a change of the draft can cure."""
 
 
 class InvalidRequest(DraftRejected):
-    """The draft id or the mailbox is malformed."""
+    """A malformed draft id or mailbox (1234008)."""
 
 
 class TooManyRecipients(DraftRejected):
-    """The draft has more recipients than allowed."""
+    """A draft with more recipients than allowed (1236003)."""
 
 
 class TooManyAttachments(DraftRejected):
-    """The draft has more attachments than allowed."""
+    """A draft with more attachments than allowed (1236004)."""
 
 
 class ContentRisk(DraftRejected):
-    """The content was judged risky."""
+    """Content that was judged risky (1236014)."""
 
 
 class SenderCheckFailed(DraftRejected):
-    """The sender is not acceptable."""
+    """A sender that is not acceptable (1236017)."""
 
 
 class ReceiverCheckFailed(DraftRejected):
-    """A recipient is not acceptable."""
+    """A recipient that is not acceptable (1236018)."""
 
 
 class DraftNotFound(DraftRejected):
-    """There is no such draft in this mailbox."""
+    """A draft that is not in this mailbox (1234050)."""
 
 
 class AccessDenied(ApiError):
-    """The app or the user may not do this."""
+    """A call that the app or the user may not make. Base of the errors of permissions, scopes and tokens."""
 
 
 class PermissionDenied(AccessDenied):
-    """No right to use this mailbox."""
+    """A mailbox that the app or the user has no right to use (1234017)."""
 
 
 class MailboxNotFound(AccessDenied):
-    """The mailbox does not exist or is not active."""
+    """A mailbox that does not exist or is not active (1234013)."""
 
 
 class ScopeMissing(AccessDenied):
-    """The app lacks the scope, or the user did not grant it."""
+    """An OAuth scope that the app lacks (99991672) or the user did not grant (99991679)."""
 
 
 class InvalidToken(AccessDenied):
-    """The user_access_token is missing, malformed, wrong or expired."""
+    """A user_access_token that is missing, malformed, wrong or expired (99991661, …63, …68, …71, …77)."""
 
 
 class QuotaSpent(ApiError):
-    """A quota is used up; trying again soon is useless."""
+    """A quota that is used up; retrying soon is useless."""
 
 
 class UserDailyQuota(QuotaSpent):
-    """The user has sent all the mail a day allows."""
+    """The user has sent as many mails as a day allows (1236007)."""
 
 
 class UserExternalQuota(QuotaSpent):
-    """The user has reached all the external recipients a day allows."""
+    """The user has reached as many external recipients as a day allows (1236008)."""
 
 
 class TenantExternalQuota(QuotaSpent):
-    """The tenant has reached all the external recipients a day allows."""
+    """The tenant has reached as many external recipients as a day allows (1236009)."""
 
 
 class TenantStorageFull(QuotaSpent):
-    """The tenant's storage is full."""
+    """The storage of the tenant is full (1236013)."""
 
 
 class AppQuotaSpent(QuotaSpent):
-    """The app has used up its API calls of the month."""
+    """The app has used up its API calls of the month (99991403)."""
 
 
 class Throttled(ApiError):
-    """Refused for now, and still refused when the retries were used up."""
+    """A refusal for now, which lasted until the retries were used up."""
 
 
 class ConcurrentWrite(Throttled):
-    """Something else was writing to the mailbox."""
+    """Another program was writing to the mailbox (1236006)."""
 
 
 class MailThrottled(Throttled):
-    """The system slows this user's mail down."""
+    """The system slows down the mail of this user (1236010)."""
 
 
 class FrequencyLimited(Throttled):
-    """The app calls more often than it may."""
+    """The app calls more often than it may (99991400, or a 429 without a JSON body)."""
 
 
 class ServerError(ApiError):
-    """The server failed."""
+    """A failure of the server (1236019)."""
 
 
 class AutomatedSendDisabled(FeishuMailError):
-    """The reply said code 0, and nothing was sent: the mailbox's own setting blocks automated sending.
+    """A reply with code 0 after which nothing was sent: the mailbox's own setting blocks automated sending.
 
     Attributes:
-        reason: why, in the server's words.
-        reference: a link where a person can open the draft and send it.
+        reason: the reason, in the server's words; it may be empty.
+        reference: a link where a person can open the draft and send it; None if the server gave none.
+
+    Source: `automation_send_disable` in the reply's `data`.
     """
 
     def __init__(
@@ -287,7 +316,7 @@ class AutomatedSendDisabled(FeishuMailError):
 class OutcomeUnknown(FeishuMailError):
     """The draft may have been sent: an attempt got no answer that settles it, or its record could not be read.
 
-    `__cause__` says what came last. Where `attempts` is 0, it is an earlier call that may have sent it.
+    `__cause__` is the last error. Where `attempts` is 0, it is an earlier call that may have sent the draft.
     Sending it again is safe: a draft that went out is answered with "already sent".
     """
 
@@ -295,9 +324,9 @@ class OutcomeUnknown(FeishuMailError):
 
 
 class NotSent(FeishuMailError):
-    """Certainly not sent: the deadline or a stop came first, or no token was to be had.
+    """Certainly not sent: the deadline or a cancellation came first, or no token could be had.
 
-    With a ledger: and its record, read before that, says that no earlier call may have sent it.
+    With a ledger, the draft's record was read before, and it says that no earlier call may have sent the draft.
     """
 
     status = OutcomeStatus.SKIPPED
@@ -312,31 +341,31 @@ class LoginRequired(NotSent):
 
 
 class LedgerError(NotSent):
-    """The ledger cannot be used, and without a record no call is made. The message says what to do.
+    """The ledger cannot be used, and without a record no call is made. The message gives the remedy.
 
-    If the draft's own record could not be read, it is the cause of an `OutcomeUnknown`.
+    If the draft's own record could not be read, this is the cause of an `OutcomeUnknown`.
     """
 
 
 class RecordRefused(LedgerError):
-    """The ledger's database takes no record of this draft, so no call is made for it. Other drafts go on."""
+    """The ledger's database refuses a record of this draft, so no call is made for it. Other drafts go on."""
 
     status = OutcomeStatus.FAILED
 
 
 class TransportError(FeishuMailError):
-    """Nothing reached the server: the name did not resolve, or no connection came about."""
+    """The server could not be reached: the name did not resolve, or no connection came about."""
 
 
 class Misconfigured(TransportError):
-    """Nothing reached the API, and nothing will until a setting is changed; the message names which.
+    """The API cannot be reached, and will not be until a setting is changed; the message names the setting.
 
-    A certificate that is not trusted, a proxy that refuses, an address that is not the API's.
+    Examples: a certificate that is not trusted, a proxy that refuses, an address that is not the API's.
     """
 
 
 class BadReply(FeishuMailError):
-    """The call was made, and no answer of the API's came back: lost, unreadable, or somebody else's.
+    """A call that brought no answer of the API: the answer was lost, unreadable, or from something else.
 
     Attributes:
         http_status: the HTTP status; None where there was no answer at all.
@@ -356,10 +385,10 @@ class BadReply(FeishuMailError):
 
 
 class UnknownUser(FeishuMailError):
-    """The draft names a user that the client has no token for, or none where there are several.
+    """A user that the client has no token for, or no user named where the client has several.
 
     Attributes:
-        users: those that are known.
+        users: the known users.
     """
 
     status = OutcomeStatus.SKIPPED
@@ -370,10 +399,10 @@ class UnknownUser(FeishuMailError):
 
 
 class Suspended(FeishuMailError):
-    """Not attempted: the draft's user, mailbox or app is suspended. `__cause__` is what suspended it.
+    """Not attempted: the draft's user, mailbox or app is suspended. `__cause__` is the error that suspended it.
 
     Attributes:
-        subject: what is suspended, as `resume` takes it: "app", "user:NAME" or "mailbox:ADDRESS".
+        subject: the suspended subject, as `resume` takes it: "app", "user:NAME" or "mailbox:ADDRESS".
         until: seconds from now until one draft may try again; None if `resume` or a new token is needed.
     """
 
@@ -419,12 +448,20 @@ _CLASSES: Final[dict[str, type[ApiError]]] = {
         UserExternalQuota,
     )
 }
-# A row whose class is missing here must fail at import, not in the middle of a run.
+"""Name -> class of every exception that a row of the code table can name."""
+# A row whose class is missing above must fail at import, not in the middle of a run.
 assert all(row.error in _CLASSES for row in CODES.values() if row.error)
 
 
 def api_error(row: Code, msg: str, *, http_status: int, log_id: str | None) -> ApiError:
-    """The exception for a row of the table and the answer that named it."""
+    """Return the exception for a row of the code table and the answer that named it.
+
+    Args:
+        row: the row.
+        msg: the `msg` of the answer's body; if it is empty, the row's own message is used.
+        http_status: the HTTP status of the answer.
+        log_id: the `X-Tt-Logid` of the answer.
+    """
     return _CLASSES[row.error](
         row.number,
         msg or row.message or "no message",

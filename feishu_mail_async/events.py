@@ -1,9 +1,15 @@
-"""What happened, for logs, progress bars and metrics.
+"""Events of an app's calls, for logs, progress bars and metrics.
 
-Everything that happens to an app's calls is told once, as it happens, by a frozen `Event`: to the log
-(`feishu_mail_async.events`), and to whoever has subscribed. Subscribers are called synchronously, so they see the
-order in which things happened; one that wants to take its time reads `FeishuMailClient.events`, whose buffer is
-bounded.
+Each thing that happens is published once, as it happens, as a frozen `Event`: to the log
+(`feishu_mail_async.events`) and to all subscribers. Subscribers are called synchronously, so all of them see the
+same order. A consumer that may be slow reads `FeishuMailClient.events`, whose buffer is bounded.
+
+One draft on its way, with the events in brackets that may be missing or repeat:
+
+    DraftQueued -> [TurnGranted -> AttemptStarted -> AttemptEnded -> [RetryPlanned -> TurnGranted -> ...]] ->
+    DraftDone
+
+A draft that ends early (no token, suspended, on record as sent) has DraftDone alone, or after DraftQueued.
 """
 
 import asyncio
@@ -49,7 +55,7 @@ __all__ = [
 ]
 
 _log: Final = logging.getLogger("feishu_mail_async.events")
-# Quiet unless the program sets up logging: without a handler Python prints warnings by itself.
+# Without a handler Python prints warnings by itself; a library must be quiet until the program sets up logging.
 logging.getLogger("feishu_mail_async").addHandler(logging.NullHandler())
 
 
@@ -63,21 +69,28 @@ class Event:
     """Something that happened. `str()` of it is a sentence for people.
 
     Attributes:
-        time: when, in seconds of the running loop's clock.
+        time: the moment, in seconds of the running loop's clock.
+        level: the level at which it is logged (set by class).
     """
 
     level: ClassVar[int] = logging.INFO
-    """At which it is logged."""
+    """The level at which the event is logged."""
 
     time: float
 
     @property
     def name(self) -> str:
-        """What kind of event it is, as logs and metrics name it: "turn_granted"."""
+        """The kind of the event, as logs and metrics name it: "turn_granted"."""
         return _snake_case(type(self).__name__)
 
     def extra(self) -> dict[str, Any]:
-        """Its fields as a log record takes them: plain values, those that are None left out."""
+        """Return the fields as a log record takes them: plain values, without those that are None.
+
+        Returns:
+            values by name, with `event` and `at` (the event's name and time) beside the fields; a draft is given
+            as its `draft_id` and `mailbox`, an error as its `error` and `error_type`, a result as its
+            `message_id`.
+        """
         extra: dict[str, Any] = {"event": self.name, "at": self.time}
         for one in fields(self):
             value = getattr(self, one.name)
@@ -87,19 +100,19 @@ class Event:
                 extra |= {"error": str(value), "error_type": type(value).__name__}
             elif isinstance(value, SendResult):
                 extra |= {"message_id": value.message_id}
-            elif value is not None and one.name != "time":  # which formatters have for the clock on the wall
+            elif value is not None and one.name != "time":  # formatters use that name for the wall clock
                 extra[one.name] = value.value if isinstance(value, Enum) else value
         return extra
 
 
 @dataclass(frozen=True, slots=True)
 class DraftEvent(Event):
-    """Something that happened to a draft, or to a call that lists drafts.
+    """An event of a draft, or of a call that lists drafts.
 
     Attributes:
         job: a number, the same for all events of one draft on its way and for no other in this process.
         endpoint: "send" or "list".
-        user: the user's name, as `snapshot` has it.
+        user: the user's name, as in `snapshot`.
         draft: the draft; None for a call that lists drafts.
     """
 
@@ -126,13 +139,13 @@ class DraftQueued(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class TurnGranted(DraftEvent):
-    """The scheduler has granted the leave to make one call.
+    """The scheduler has granted a turn: the permission to make one call.
 
     Attributes:
-        attempt: which call of the draft it is for, from 1.
+        attempt: the number of the draft's call that the turn is for, from 1.
         waited: seconds it waited for this turn.
-        probe: the app is paused, and this call finds out whether it still has to be.
-        priority: with which it waited in the end; whoever joins a draft may raise it.
+        probe: true if the app is paused and this call finds out whether it can go on.
+        priority: the priority with which it waited in the end; a caller that joins a draft may raise it.
     """
 
     level: ClassVar[int] = logging.DEBUG
@@ -149,12 +162,12 @@ class TurnGranted(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted(DraftEvent):
-    """A call is made now.
+    """A call is being made.
 
     Attributes:
-        attempt: which call of the draft it is, from 1. One that provably never left is not counted: the next has
-            its number.
-        path: what it asks for, path and query, as it goes behind the client's `base_url`.
+        attempt: the number of the draft's call, from 1. A call that provably never left is not counted: the next
+            one has its number.
+        path: the path and query of the request, as appended to the client's `base_url`.
     """
 
     level: ClassVar[int] = logging.DEBUG
@@ -172,13 +185,13 @@ class AttemptEnded(DraftEvent):
 
     Attributes:
         attempt: as in its `AttemptStarted`.
-        seconds: how long it took.
-        end: ANSWERED, LOST (no answer: it may have arrived) or NEVER_LEFT.
-        verdict: what it means for the draft.
+        seconds: the duration of the call, in seconds.
+        end: ANSWERED, LOST (no answer: the call may have arrived) or NEVER_LEFT.
+        verdict: the meaning of the answer for the draft.
         code: the `code` of the answer; None without one.
-        http_status: of the answer; None without one.
-        log_id: its `X-Tt-Logid`.
-        error: what it would be told as if it were the last word; None for a success.
+        http_status: the HTTP status of the answer; None without one.
+        log_id: the `X-Tt-Logid` of the answer; None without one.
+        error: the exception that this attempt would raise if it were not retried; None on success.
     """
 
     level: ClassVar[int] = logging.DEBUG
@@ -199,13 +212,14 @@ class AttemptEnded(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class RetryPlanned(DraftEvent):
-    """There will be another attempt.
+    """Another attempt is planned.
 
     Attributes:
         attempts: calls made so far.
-        delay: seconds that the draft itself waits before it asks for its next turn; 0 where its user or app waits.
-        subject: whose fault it was, and so who waits.
-        error: why.
+        delay: seconds that the draft itself waits before it queues for its next turn; 0 where its user or app
+            waits.
+        subject: the draft, user or app at fault, which is the one that waits.
+        error: the reason.
     """
 
     attempts: int
@@ -220,16 +234,16 @@ class RetryPlanned(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class DraftDone(DraftEvent):
-    """What became of a draft: told once for each that was given, as far as somebody still wants to know.
+    """The outcome of a draft: published once for each caller that submitted it and still waits for the outcome.
 
     Attributes:
         status: sent, already_sent, failed, unknown or skipped.
         attempts: calls made for it.
         waited: seconds it waited for its turns, all together.
-        lasted: seconds from when it was given until now.
-        joined: the same draft was under way already: it shared that call, and counts as already sent.
-        result: what the server said, if it was sent.
-        error: why it was not, or may not have been.
+        lasted: seconds from the submission until now.
+        joined: true if the same draft was under way already: it shared that call, and counts as already sent.
+        result: the server's answer, if it was sent.
+        error: the reason why it was not sent, or may not have been.
     """
 
     status: OutcomeStatus
@@ -253,7 +267,7 @@ class DraftDone(DraftEvent):
         return None if told is None else told.log_id
 
     def extra(self) -> dict[str, Any]:
-        """Its fields as a log record takes them."""
+        """Return the fields as a log record takes them, with the deciding `code` and the `log_id`."""
         answer = {"code": self.code, "log_id": self.log_id}
         known = {name: value for name, value in answer.items() if value is not None}
         return DraftEvent.extra(self) | known  # noqa: S610 - Django is not here
@@ -266,12 +280,12 @@ class DraftDone(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class UserCooled(Event):
-    """The server slows a user down: the user's drafts wait, those of others do not.
+    """A user's backoff begins: the server slows the user down, so the user's drafts wait. Other users go on.
 
     Attributes:
         user: the user's name.
-        seconds: how long.
-        times: how often in a row this has happened.
+        seconds: the length of the backoff.
+        times: the number of consecutive refusals, this one included.
     """
 
     user: str
@@ -284,12 +298,12 @@ class UserCooled(Event):
 
 @dataclass(frozen=True, slots=True)
 class AppPaused(Event):
-    """All calls of the app wait, or wait longer than they did; then one call probes.
+    """A pause of the app's calls to one endpoint begins, or is extended; at its end one call probes.
 
     Attributes:
         endpoint: "send" or "list": each has a limit of its own.
-        seconds: until the probe.
-        reason: why.
+        seconds: seconds until the probe.
+        reason: the reason.
     """
 
     level: ClassVar[int] = logging.WARNING
@@ -304,11 +318,11 @@ class AppPaused(Event):
 
 @dataclass(frozen=True, slots=True)
 class AppResumed(Event):
-    """The app's calls go on after a pause: a probe was answered.
+    """The app's calls to an endpoint go on after a pause: a probe was answered.
 
     Attributes:
         endpoint: "send" or "list".
-        lasted: seconds of the pause.
+        lasted: the length of the pause, in seconds.
     """
 
     endpoint: str
@@ -323,11 +337,11 @@ class SuspensionStarted(Event):
     """A user, a mailbox or the app is suspended: its drafts are skipped, and no calls are made for them.
 
     Attributes:
-        endpoint: "send" or "list".
+        endpoint: "send" or "list": the endpoint whose answer has suspended it.
         subject: "app", "user:NAME" or "mailbox:ADDRESS", as `FeishuMailClient.resume` takes it.
-        seconds: until one draft may try again; None if it takes a new token or `resume`.
-        until: what ends it.
-        reason: what suspended it.
+        seconds: seconds until one draft may try again; None if it takes a new token or `resume`.
+        until: the condition that ends the suspension.
+        reason: the error that suspended it.
     """
 
     level: ClassVar[int] = logging.WARNING
@@ -345,7 +359,9 @@ class SuspensionStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class SuspensionEnded(Event):
-    """A subject is no longer suspended. That a suspension's time is over is noticed when its next draft comes.
+    """A subject is no longer suspended.
+
+    The end of a timed suspension is noticed, and published, when the subject's next draft comes.
 
     Attributes:
         endpoint: "send" or "list".
@@ -361,7 +377,7 @@ class SuspensionEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenRefreshed(Event):
-    """The source of tokens has given another token for a user.
+    """The token source has returned a new token for a user.
 
     Attributes:
         user: the user's name.
@@ -375,10 +391,10 @@ class TokenRefreshed(Event):
 
 @dataclass(frozen=True, slots=True)
 class EventsLost(Event):
-    """A reader of `FeishuMailClient.events` fell behind: here it has missed the oldest events.
+    """A gap: a reader of `FeishuMailClient.events` fell behind, and the oldest events were dropped here.
 
     Attributes:
-        number: how many.
+        number: the number of events dropped.
     """
 
     number: int
@@ -388,7 +404,15 @@ class EventsLost(Event):
 
 
 class Subscription:
-    """A subscriber, and whether it has failed before."""
+    """A subscriber, and the memory of whether it has failed before.
+
+    Args:
+        callback: a plain function that takes an event.
+        closed: a function called when the client has been closed; None: none.
+
+    Raises:
+        TypeError: `callback` cannot be called, or has to be awaited; or `closed` cannot be called.
+    """
 
     __slots__ = ("_callback", "_closed", "_failed")
 
@@ -404,16 +428,23 @@ class Subscription:
         self._failed = False
 
     def deliver(self, event: Event) -> None:
-        """Call the subscriber. What it raises is logged the first time, and harms nobody."""
+        """Call the subscriber with an event; its first exception is logged, and none is raised here.
+
+        Args:
+            event: the event.
+        """
         try:
             self._callback(event)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a stranger's code, in the midst of ours
+        # A subscriber is foreign code that runs inside the scheduler's and the jobs' steps. An exception that got
+        # through would end a call's task between "made" and "recorded". CancelledError is no Exception, so it is
+        # named: raised here by mistake, it would look as if the task itself had been cancelled.
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001
             if not self._failed:
                 self._failed = True
                 _log.exception("a subscriber failed at %s; it goes on being called", event.name)
 
     def close(self) -> None:
-        """The client is closed: tell the subscriber that it hears no more."""
+        """Notify the subscriber that the client is closed and no more events will come."""
         if self._closed is not None:
             try:
                 self._closed()
@@ -422,7 +453,7 @@ class Subscription:
 
 
 class EventHub:
-    """Where an app's events go: to the log and to the subscribers."""
+    """The distributor of an app's events: to the log and to the subscribers."""
 
     __slots__ = ("_nested", "_subscriptions", "_telling")
 
@@ -433,23 +464,36 @@ class EventHub:
 
     @property
     def has_listeners(self) -> bool:
-        """Whether anybody hears of the small events, so that it is worth making them."""
+        """True if a subscriber or the log takes DEBUG and INFO events, so that it is worth making them."""
         return bool(self._subscriptions) or _log.isEnabledFor(logging.INFO)
 
     def add(self, subscription: Subscription) -> None:
-        """From now on this one is told too."""
+        """Add a subscription; it receives the events from now on.
+
+        Args:
+            subscription: the subscription.
+        """
         self._subscriptions = *self._subscriptions, subscription
 
     def remove(self, subscription: Subscription) -> None:
-        """From now on this one is told no more. Nothing happens if it was not."""
+        """Remove a subscription; nothing happens if it was not there.
+
+        Args:
+            subscription: the subscription.
+        """
         self._subscriptions = tuple(one for one in self._subscriptions if one is not subscription)
 
     def publish(self, event: Event) -> None:
-        """Tell everybody.
+        """Deliver an event to the log and all subscribers.
 
-        What a subscriber brings about while it is told is told afterwards, so that all hear the same order.
+        An event that is published by a subscriber while it handles another is delivered after that one, so that
+        all subscribers see the same order.
+
+        Args:
+            event: the event.
         """
         if self._telling:
+            # With the context of its publisher: the loop below runs in that of the event being delivered.
             self._nested.append((event, contextvars.copy_context()))
             return
         self._telling = True
@@ -474,10 +518,10 @@ class EventHub:
 class EventReader:
     """An async iterator of events; it ends when its client is closed.
 
-    Whatever is not read in time is dropped, the oldest first, and an `EventsLost` stands in its place.
+    Events that are not read in time are dropped, the oldest first, and an `EventsLost` stands in their place.
 
     Args:
-        buffer: events that may wait to be read.
+        buffer: the most events that wait to be read.
     """
 
     def __init__(self, buffer: int) -> None:
@@ -489,8 +533,8 @@ class EventReader:
         self._origin.opened()
 
     def subscription(self) -> Subscription:
-        """What brings events here, for as long as somebody holds the reader."""
-        reader = weakref.ref(self)
+        """Return the subscription that puts events into this buffer for as long as the reader is alive."""
+        reader = weakref.ref(self)  # so that a reader dropped by its user is collected, and its subscription ends
 
         def put(event: Event) -> None:
             held = reader()
@@ -500,14 +544,18 @@ class EventReader:
         return Subscription(put)
 
     def put(self, event: Event) -> None:
-        """One more event."""
+        """Add an event to the buffer.
+
+        Args:
+            event: the event.
+        """
         if len(self._waiting) == self._waiting.maxlen:
             self._lost += 1
         self._waiting.append(event)
         self._wake()
 
     def end(self) -> None:
-        """There will be no more."""
+        """End the iteration once all buffered events have been read."""
         self._ended = True
         self._wake()
 

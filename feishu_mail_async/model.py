@@ -1,4 +1,8 @@
-"""The values that pass between the rooms: what to send, how, and what became of it."""
+"""Public value types: a draft, the settings of the client, and the result of a send. No I/O, no asyncio.
+
+They check their values when they are made, so that a mistake is found where it was made and not in the middle of
+a run. Times are durations in seconds.
+"""
 
 import math
 import unicodedata
@@ -23,11 +27,18 @@ __all__ = [
 ]
 
 _LONGEST: Final = 512
+"""Characters of an id, an address or a name, at most (the limit of `draft_id` in "发送草稿")."""
 _FORBIDDEN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories that no text may hold: controls, lone surrogates, line and paragraph separators."""
 
 
 def check_text(name: str, value: object, *, longest: int = _LONGEST) -> str:
-    """Return `value` if it can stand in a path; otherwise say what is wrong with parameter `name`.
+    """Return `value` if it can stand in a path; otherwise raise an error that names the parameter.
+
+    Args:
+        name: the name of the parameter, for the message.
+        value: the value to check.
+        longest: the most characters allowed.
 
     Raises:
         TypeError: it is not a string.
@@ -40,7 +51,7 @@ def check_text(name: str, value: object, *, longest: int = _LONGEST) -> str:
     if len(value) > longest:
         raise ValueError(f"{name}: {len(value)} characters are too many; {longest} are allowed")
     if value.isprintable():
-        return value  # nothing in it is forbidden, and looking at each character takes its time
+        return value  # the fast path: a printable text holds none of the forbidden categories
     for place, character in enumerate(value):
         if unicodedata.category(character) in _FORBIDDEN:
             raise ValueError(
@@ -50,12 +61,16 @@ def check_text(name: str, value: object, *, longest: int = _LONGEST) -> str:
 
 
 def check_id(name: str, value: object) -> str:
-    """Return `value` if it can be an id or an address; otherwise say what is wrong with parameter `name`.
+    """Return `value` if it can be an id or an address; otherwise raise an error that names the parameter.
+
+    Args:
+        name: the name of the parameter, for the message.
+        value: the value to check.
 
     Raises:
         TypeError: it is not a string.
-        ValueError: as `check_text`, or some of it cannot be seen: copying has added that, and the server would be
-            called for something else.
+        ValueError: as `check_text`, or it holds characters that cannot be seen. Copying adds them, and with them
+            the call would ask the server for something else.
     """
     text = check_text(name, value)
     place = unseen(text)
@@ -69,7 +84,15 @@ def check_id(name: str, value: object) -> str:
 def check_number(
     name: str, value: object, accepts: Callable[[float], bool], wanted: str, *, infinite: bool = False
 ) -> None:
-    """Raise TypeError or ValueError, with a sentence that names `name`, unless `value` is a number accepted."""
+    """Raise TypeError or ValueError, naming the parameter, unless `value` is an accepted number.
+
+    Args:
+        name: the name of the parameter, for the message.
+        value: the value to check.
+        accepts: returns whether a number is in range.
+        wanted: a description of the accepted values, for the message.
+        infinite: whether infinity and NaN are passed to `accepts` instead of being refused.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: give {wanted}, not {type(value).__name__}")
     if (not infinite and not math.isfinite(value)) or not accepts(value):
@@ -85,7 +108,14 @@ def _not_negative(value: float) -> bool:
 
 
 def check_count(name: str, value: object, least: int, wanted: str) -> None:
-    """Raise TypeError or ValueError, naming `name`, unless `value` is a whole number of at least `least`."""
+    """Raise TypeError or ValueError, naming the parameter, unless `value` is a whole number of at least `least`.
+
+    Args:
+        name: the name of the parameter, for the message.
+        value: the value to check.
+        least: the least number allowed.
+        wanted: a description of the accepted values, for the message.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: give {wanted}, not {type(value).__name__}")
     if value < least:
@@ -93,7 +123,7 @@ def check_count(name: str, value: object, least: int, wanted: str) -> None:
 
 
 class Priority(IntEnum):
-    """Who goes first. Served in this order; within one priority users take turns."""
+    """The order among waiting sends: INTERACTIVE first, BULK last. Within one priority users take turns."""
 
     INTERACTIVE = 0
     NORMAL = 1
@@ -106,14 +136,14 @@ class Draft:
 
     Args:
         draft_id: the draft's id, as creating or listing drafts returned it (1 to 512 characters).
-        mailbox: the mailbox address the draft lies in; `me` is the user's own.
-        user: whose token sends it; None where the client knows one user only.
-        tag: anything of the caller's. It is not compared or shown, and comes back in the outcome.
+        mailbox: the address of the mailbox that holds the draft; `me` is the user's own.
+        user: the user whose token sends it; None where the client knows one user only.
+        tag: any object of the caller's. It is neither compared nor shown, and comes back in the outcome.
 
     Raises:
         TypeError: a value is not a string.
-        ValueError: a value is empty, too long, or holds control characters; or the id or the mailbox holds others
-            that cannot be seen.
+        ValueError: a value is empty, too long, or holds control characters; or the id or the mailbox holds other
+            characters that cannot be seen.
 
     Source: "发送草稿", path parameters `draft_id` and `user_mailbox_id`.
     """
@@ -132,15 +162,21 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """What the server allows, and how carefully it is kept.
+    """The server's limit, and how carefully it is kept.
+
+    A permit comes back `per + margin` seconds after its call has ended, because only then the server has certainly
+    counted it; after a call without an answer it comes back `grace` seconds later still.
 
     Args:
-        calls: calls that one window of `per` seconds may hold.
+        calls: the most calls in one window of `per` seconds.
         per: the window, in seconds.
-        spacing: least seconds between two dispatches (0: none).
-        grace: seconds for which a call without an answer may still be on its way.
-        margin: seconds added to `per`, for clocks that run apart.
+        spacing: the least seconds between two dispatches (0: none).
+        grace: seconds for which a call without an answer may still be on its way to the server.
+        margin: seconds added to `per`, for clocks that run at different speeds.
         reserve: permits that only INTERACTIVE sends may take.
+
+    Raises:
+        TypeError, ValueError: a value is wrong; the message names it.
 
     Source: "发送草稿", 接口频率限制 (20 calls a minute, all users of one app together).
     """
@@ -172,24 +208,39 @@ class RateLimit:
         margin: float = 0.1,
         reserve: int = 0,
     ) -> Self:
-        """The same limit spread evenly: one call every `per / calls` seconds, never a burst."""
+        """Return the same limit spread evenly: one call every `per / calls` seconds, never a burst.
+
+        Args:
+            calls: the most calls in one window.
+            per: the window, in seconds.
+            grace: as in the class.
+            margin: as in the class.
+            reserve: as in the class.
+
+        Raises:
+            TypeError, ValueError: a value is wrong; the message names it.
+        """
+        # Made first to check the values, before one of them is divided by another.
         plain = cls(calls, per, grace=grace, margin=margin, reserve=reserve)
         return cls(calls, per, plain.per / plain.calls, grace, margin, reserve)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When to try again, and when to stop.
+    """The rules for retrying: how often, after which waits, and when to give up.
 
     Args:
-        attempts: calls that a draft may use up through failures of its own: server errors, lost replies. It
+        attempts: calls that a draft may use up through failures of its own: server errors, lost replies. The draft
             ends with the last of them.
-        refusals: refusals that it survives for the app's or its user's sake: too many calls, busy mailbox.
-            It ends with one more.
-        initial: seconds before the first retry; each further one waits twice as long, with jitter.
+        refusals: refusals on account of the app or the user that a draft survives: too many calls, busy mailbox.
+            The draft ends with the next one.
+        initial: seconds before the first retry; each further wait is twice as long, with jitter.
         maximum: the longest of these waits, in seconds.
-        outage: seconds for which nothing may be reachable before what waits ends in TransportError
-            (None: as long as it takes).
+        outage: seconds for which the server may be unreachable before waiting sends end in TransportError (None:
+            no limit).
+
+    Raises:
+        TypeError, ValueError: a value is wrong; the message names it.
     """
 
     attempts: int = 6
@@ -208,7 +259,7 @@ class RetryPolicy:
 
 
 class OutcomeStatus(StrEnum):
-    """What became of a draft."""
+    """The outcome of a draft."""
 
     SENT = "sent"
     ALREADY_SENT = "already_sent"
@@ -218,16 +269,16 @@ class OutcomeStatus(StrEnum):
 
     @property
     def good(self) -> bool:
-        """Whether the mail went out, by this call or an earlier one."""
+        """True if the mail went out, by this call or an earlier one."""
         return self in {OutcomeStatus.SENT, OutcomeStatus.ALREADY_SENT}
 
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """A draft that was sent.
+    """The result of a draft that was sent.
 
     Attributes:
-        draft: what was sent.
+        draft: the draft, as it was given.
         message_id: the sent mail's id; None where the server gave none (as with `already_sent`).
         thread_id: the conversation's id; None where the server gave none.
         already_sent: an earlier call had sent it (its reply may have been lost).

@@ -1,4 +1,4 @@
-"""How a user lets the app act, and how a login is renewed: what goes to the server and what its answers mean.
+"""The OAuth login of a user and its renewal: requests to the server, and the meaning of its answers.
 
 Pure: no I/O, no clock. Source: the platform's "get user_access_token", "refresh user_access_token" and
 "authorization code" pages, which are OAuth 2.0 (RFC 6749) with PKCE (RFC 7636).
@@ -34,25 +34,26 @@ __all__ = [
 ]
 
 TOKEN_PATH: Final = "/open-apis/authen/v2/oauth/token"  # noqa: S105 - a path, not a secret
+"""The path of the token endpoint."""
 SCOPES: Final = (
     "mail:user_mailbox.message:send",
     "mail:user_mailbox.message:readonly",
     "mail:user_mailbox.message:modify",
     "offline_access",
 )
-"""For sending, listing and creating drafts, and for a refresh token."""
+"""The OAuth scopes for sending, listing and creating drafts, and the one for a refresh token."""
 
 ASSUMED_LIFETIME: Final = 600.0
-"""Seconds that an access token is taken to live if the server says nothing usable of it, or that it has ended.
+"""Lifetime in seconds of an access token for which the server gives none that is usable, or one that has ended.
 
-Short, because a token that is renewed too early costs one call, and one that is used too long is refused; yet no
-reason to renew it all the time.
+It is short, because a token that is renewed too early costs one call, and one that is used too long is refused;
+and long enough that tokens are not renewed all the time.
 """
 
 T = TypeVar("T")
 
 _LONGEST_LIFETIME: Final = 366 * 24 * 3600
-"""Seconds; more is no lifetime, but a point in time or a mistake."""
+"""Seconds of a lifetime, at most; a larger number is a point in time or a mistake."""
 _AUTHORIZE_PATH: Final = "/open-apis/authen/v1/authorize"
 _ACCOUNTS: Final = {FEISHU: "https://accounts.feishu.cn", LARK: "https://accounts.larksuite.com"}
 _AGAIN: Final = frozenset(
@@ -64,23 +65,25 @@ _AGAIN: Final = frozenset(
         "RefreshDisabled",
     }
 )
+"""Codes after which the user must authorize again, because the refresh token is of no use any more."""
 _BY_NUMBER: Final = {row.number: row for row in OAUTH.values()}
 _SERVER_ERROR: Final = 500
 _LONGEST_TEXT: Final = 200
+"""Characters of a refusal's text, at most."""
 _SECRET: Final = re.compile(r"(?=[A-Za-z_~+/=.-]*[0-9])[\w~+/=.-]{20,}")
-"""What looks like a token or a code, whosever it is: long, in one piece, and with a digit in it."""
+"""Pattern of a possible token or code, known or not: long, in one piece, and with a digit in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenGrant:
-    """What the token endpoint granted: at least one of the two tokens. Neither is in its repr.
+    """The tokens that the token endpoint granted: at least one of the two. Neither is in the repr.
 
     Attributes:
         access_token: the user_access_token; None if there is none that could be kept.
         expires_in: seconds it lives.
-        refresh_token: brings the next one, once; None without offline_access.
+        refresh_token: the token for the next refresh, good for one use; None without offline_access.
         refresh_expires_in: seconds that one lives; None if the server did not say.
-        scope: the scopes granted, with spaces between them.
+        scope: the OAuth scopes granted, with spaces between them.
     """
 
     access_token: str | None = field(repr=False)
@@ -92,13 +95,13 @@ class TokenGrant:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the token endpoint granted nothing.
+    """A refusal of the token endpoint.
 
     Attributes:
-        text: what it said, without a token.
-        code: its code; None where the answer is not its own.
-        again: the user must authorize again.
-        retry: asking once more may help.
+        text: the endpoint's words, without a token.
+        code: the endpoint's code; None where the answer is not its own.
+        again: true if the user must authorize again.
+        retry: true if asking once more may help.
     """
 
     text: str
@@ -108,17 +111,17 @@ class Refusal:
 
 
 class WrongState(ValueError):
-    """An answer belongs to another login, or to none."""
+    """An answer that belongs to another login, or to none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """One user's way to the page where they agree, and back. The verifier is not in its repr.
+    """The login of one user: the way to the page where they agree, and back. The verifier is not in the repr.
 
     Attributes:
-        redirect_uri: where the page sends the user back to.
-        state: comes back with the user: it proves that the answer belongs to this login.
-        verifier: proves to the token endpoint that the code was asked for here (PKCE).
+        redirect_uri: the address to which the page sends the user back.
+        state: a random value that comes back with the user: it proves that the answer belongs to this login.
+        verifier: proves to the token endpoint that the code was requested here (PKCE).
     """
 
     redirect_uri: str
@@ -126,12 +129,12 @@ class Login:
     verifier: str = field(default_factory=lambda: secrets.token_urlsafe(48), repr=False)
 
     def url(self, base_url: str, app_id: str, scopes: Iterable[str] = SCOPES) -> str:
-        """The page's address.
+        """Return the address of the page where the user agrees.
 
         Args:
             base_url: the API's host; a host of neither Feishu nor Lark has the page itself.
             app_id: the app's id.
-            scopes: what the app asks for.
+            scopes: the OAuth scopes that the app requests.
         """
         digest = hashlib.sha256(self.verifier.encode()).digest()
         asked = {
@@ -146,7 +149,7 @@ class Login:
         return f"{_ACCOUNTS.get(base_url, base_url)}{_AUTHORIZE_PATH}?{urlencode(asked)}"
 
     def read_answer(self, answer: str) -> str:
-        """The authorization code in what came back.
+        """Return the authorization code in the address the user came back with.
 
         Args:
             answer: the address the user was sent back to, or its query.
@@ -157,6 +160,7 @@ class Login:
         """
         query = urlsplit(answer).query if "?" in answer else answer
         told = dict(parse_qsl(query))
+        # First of all: an answer with a foreign state may be forged (CSRF), so nothing else in it is believed.
         if not hmac.compare_digest(told.get("state", "").encode(), self.state.encode()):
             raise WrongState("the answer does not belong to this login: its state is another one; start again")
         if "error" in told:
@@ -169,7 +173,16 @@ class Login:
 
 
 def code_request(app_id: str, app_secret: str, code: str, login: Login) -> dict[str, str]:
-    """The body that turns an authorization code into tokens."""
+    """Return the body of the request that exchanges an authorization code for tokens.
+
+    Args:
+        app_id: the app's id.
+        app_secret: the app's secret.
+        code: the authorization code.
+        login: the login that the code belongs to.
+
+    Source: "get user_access_token".
+    """
     return {
         "grant_type": "authorization_code",
         "client_id": app_id,
@@ -181,7 +194,15 @@ def code_request(app_id: str, app_secret: str, code: str, login: Login) -> dict[
 
 
 def refresh_request(app_id: str, app_secret: str, refresh_token: str) -> dict[str, str]:
-    """The body that turns a refresh token into the next tokens."""
+    """Return the body of the request that exchanges a refresh token for the next tokens.
+
+    Args:
+        app_id: the app's id.
+        app_secret: the app's secret.
+        refresh_token: the refresh token, which the exchange uses up.
+
+    Source: "refresh user_access_token".
+    """
     return {
         "grant_type": "refresh_token",
         "client_id": app_id,
@@ -193,12 +214,12 @@ def refresh_request(app_id: str, app_secret: str, refresh_token: str) -> dict[st
 def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> TokenGrant | Refusal:
     """Read an answer of the token endpoint.
 
-    A refresh token works once, and so does a code: tokens that came are a grant, whatever else the answer says or
-    fails to say, because nobody can ask for them again.
+    A refresh token works once, and so does a code: tokens that came are a grant, even if the rest of the answer is
+    wrong or missing, because they cannot be requested again.
 
     Args:
         reply: the answer.
-        secrets: what is taken out of a refusal's text where the answer repeats it.
+        secrets: the request's secrets, which are taken out of a refusal's text where the answer repeats them.
     """
     levels = _levels(reply.body)
     access_token = _first(levels, "access_token", _token)
@@ -224,9 +245,9 @@ def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> TokenGrant | Refusa
 
 
 def _levels(body: bytes | None) -> list[Mapping[str, Any]]:
-    """List the JSON object in an answer and those that lie in it as its `data`, the outermost first."""
+    """List the JSON object in an answer and those nested in it as its `data`, the outermost first."""
     try:
-        # A bad byte, or a number that is too long, must not hide what stands beside it.
+        # A bad byte, or a number that is too long, must not hide the tokens beside it.
         text = (body or b"").decode("utf-8", "replace").removeprefix("\ufeff")
         level = json.loads(text, parse_int=_int)
     except (ValueError, RecursionError):
@@ -247,7 +268,7 @@ def _first(levels: Iterable[Mapping[str, Any]], name: str, read: Callable[[objec
 def _int(digits: str) -> float:
     try:
         return int(digits)
-    except ValueError:  # Python reads so many digits and no more
+    except ValueError:  # Python refuses integers of more than 4300 digits (sys.set_int_max_str_digits)
         return math.inf
 
 
@@ -256,20 +277,20 @@ def _text(value: object) -> str | None:
 
 
 def _token(value: object) -> str | None:
-    """Read a token that a store can keep: no database takes NUL, or halves of characters."""
+    """Read a token that a store can keep: no database takes NUL or lone surrogates."""
     text = _text(value)
     return None if text is None or "\0" in text or text != text.encode("utf-8", "ignore").decode() else text
 
 
 def _scope(value: object) -> str | None:
-    """Read scopes, from a text or a list; what cannot be the name of one is left out."""
+    """Read OAuth scopes from a text or a list; entries that cannot be the name of one are left out."""
     words = value.split() if isinstance(value, str) else value if isinstance(value, list) else []
     named = [word for word in words if isinstance(word, str) and word.isascii() and word.isprintable()]
     return " ".join(named) or None
 
 
 def _number(value: object) -> float | None:
-    """Read a number, or one that stands in a text."""
+    """Read a number, or a text that holds one."""
     if isinstance(value, str):
         try:
             return float(value)
