@@ -1,10 +1,20 @@
-"""A run over many drafts: it reads ahead, lets the scheduler choose, and hands out each outcome once it is known.
+"""A run over many drafts: it reads ahead, lets the scheduler choose, and yields each outcome once it is known.
 
-    input --read_ahead--> jobs waiting in the scheduler --> outcomes --> the consumer
+    input --read_ahead--> looked up --> token ready --> job in the scheduler --> outcomes --> the consumer
+              ^             (ledger)      (by user)            ^                     |
+              |                                                |                     |
+              `-- stops at read_ahead entries and outcomes     `-- held at a backlog of 100 outcomes
 
-Fairness among users holds for the drafts that have been read. A consumer that falls behind shuts the run's gate
-in the scheduler, so that no new calls are made for it; and reading stops when `read_ahead` drafts have been read
-whose outcomes have not been fetched. So memory stays bounded at both ends.
+Fairness among users holds for the drafts that have been read. A consumer that falls behind has the run's stream
+held in the scheduler, so that no new calls are made for it; and reading stops when `read_ahead` drafts have been
+read whose outcomes have not been fetched. So memory stays bounded at both ends.
+
+Each draft read is an `_Entry` in `_entries` until it has its outcome. Every way out of the pipeline passes through
+`_fail` (it never was a job) or `_finished` (its job has ended), which remove the entry and add the outcome: so
+every draft read ends in exactly one. Only `leave` drops outcomes, because no consumer is left to fetch them.
+
+Steps over many entries run as sweeps of the scheduler, a few in each pass of the loop: ending a run of a hundred
+thousand drafts must not block it.
 """
 
 import asyncio
@@ -45,26 +55,26 @@ from .sending import Call, Job, Sender, early
 __all__ = ["BulkRun", "DraftSource", "Outcome", "Summary"]
 
 DraftSource = Iterable[str | Draft] | AsyncIterable[str | Draft]
-"""What `send_drafts` takes."""
+"""The input of `send_drafts`."""
 
 _BACKLOG: Final = 100
 """Outcomes that may wait for the consumer before no new calls are made."""
 
 _LOOKED_UP: Final = 200
-"""Drafts that are looked up in the ledger in one go."""
+"""Drafts per query of the ledger."""
 
 _BREATH: Final = 50
-"""Items handled in one go before others in the loop have their chance."""
+"""Items handled in one step before the event loop runs its other tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one draft of a run: either `result` or `error` is set.
+    """The outcome of one draft of a run: either `result` or `error` is set.
 
     Attributes:
         draft: the draft as it was given.
-        status: sent, already_sent; failed (certainly not sent, and why is its own); unknown (it may have
-            been sent); skipped (not sent, for a reason that is not its own).
+        status: sent, already_sent; failed (certainly not sent, for a reason of its own); unknown (it may have been
+            sent); skipped (not sent, for a reason that is not its own).
         result: set if it was sent.
         error: set if it was not, or may not have been.
     """
@@ -77,13 +87,13 @@ class Outcome:
 
 @dataclass(slots=True)
 class Summary:
-    """What has become of the drafts of a run so far.
+    """The counts of a run so far.
 
     Attributes:
         statuses: outcomes by status.
         codes: outcomes that an answer of the API decided, by its code.
-        errors: outcomes that ended in an error, by the class of the one that decided it: of an unknown
-            outcome the last, of a skipped draft what suspended its subject.
+        errors: outcomes that ended in an error, by the class of the deciding one: for an unknown outcome the last
+            error, for a skipped draft the one that suspended its subject.
         calls: calls made for the drafts that have an outcome.
     """
 
@@ -94,11 +104,16 @@ class Summary:
 
     @property
     def total(self) -> int:
-        """Outcomes in all."""
+        """The number of outcomes."""
         return self.statuses.total()
 
     def count(self, outcome: Outcome, calls: int) -> None:
-        """Add one outcome, for which that many calls were made."""
+        """Add one outcome.
+
+        Args:
+            outcome: the outcome.
+            calls: calls made for its draft.
+        """
         self.statuses[outcome.status] += 1
         self.calls += calls
         if outcome.error is None:
@@ -132,14 +147,13 @@ class _Entry:
 class BulkRun:
     """A run over many drafts: an async iterator of outcomes, each as soon as it is known.
 
-    Every draft read ends in exactly one outcome. Of duplicates in the input the first is sent, and the others get
-    what the server would say of them: `already_sent`, without a call while the first is under way (or the same
-    error, if it failed).
+    Every draft read ends in exactly one outcome. Duplicates in the input are sent once; the others end as
+    `already_sent`, without a call while the first is under way, or with the first one's error.
 
     Use it as an async context manager: leaving it makes no new calls and waits for those in flight. After a plain
     `async for … break` the client's `close` does that.
 
-    Made by `FeishuMailClient.send_drafts`, which says what the parameters are.
+    Made by `FeishuMailClient.send_drafts`, which describes the parameters.
     """
 
     def __init__(
@@ -162,12 +176,12 @@ class BulkRun:
         self._looking_up: deque[_Entry] = deque()
         self._preparing: dict[str | None, deque[_Entry]] = {}
         self._lookup: asyncio.Task[None] | None = None
-        self._unreadable = False  # nobody waits for the ledger any more
+        self._unreadable = False  # the ledger has been given up: entries that it was to look up end at once
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque()
         self._fetched = 0
         self._failure: BaseException | None = None
-        self._reading = False  # the reader has begun; before that there is nothing to break off
+        self._reading = False  # the reader's task has taken its first step; before that it is not cancelled
         self._stopping = False
         self._left = False
         self._news = asyncio.Event()
@@ -186,14 +200,14 @@ class BulkRun:
 
     @property
     def waiting(self) -> int:
-        """Drafts that have been read and have no outcome yet."""
+        """The number of drafts that have been read and have no outcome yet."""
         return len(self._entries)
 
     def stop(self) -> None:
         """Make no new calls: those in flight are finished, and the rest is skipped.
 
-        Of an input that has a length the unread rest is skipped too; any other is not read further. What is
-        skipped is still looked up in the ledger, which may have it that it was sent.
+        If the input has a length, its unread rest is skipped too; any other input is not read further. Skipped
+        drafts are still looked up in the ledger, where they may be on record as sent.
         """
         if self._stopping:
             return
@@ -204,6 +218,7 @@ class BulkRun:
         self._changed()
 
     def _stop_waiting(self, preparing: Iterator[deque[_Entry]]) -> Iterator[None]:
+        """End the entries without a job, then have the jobs reconsider; one step for each."""
         for waiting in preparing:
             while waiting:
                 self._fail(waiting.popleft(), self._given_up())
@@ -221,6 +236,7 @@ class BulkRun:
             raise ClientClosed(NOT_THIS_CLIENT)
         self._begin()
         self._fetched += 1
+        # With outcomes at hand nothing below suspends, and a fast consumer would block the loop.
         if self._fetched % _BREATH == 0:
             await asyncio.sleep(0)
         while not self._outcomes:
@@ -245,9 +261,9 @@ class BulkRun:
         await self.leave()
 
     async def leave(self) -> None:
-        """End the run: what waits is given up, calls in flight are waited for, the outcomes left are dropped.
+        """End the run: give up all that waits, wait for the calls in flight, and drop the outcomes left.
 
-        Cancelling it does not break it off: it goes on by itself.
+        Cancelling it does not undo it: the run ends in the background.
         """
         if self._origin.elsewhere:
             return
@@ -261,9 +277,9 @@ class BulkRun:
             await asyncio.wait(tasks)
 
     def _leave_waiting(self, calls: list[asyncio.Task[None]]) -> Iterator[None]:
-        """Give up what waits, and let go of the outcomes; `calls` gets those under way that are ours alone."""
+        """Give up the waiting entries and drop the outcomes; `calls` gets the calls that only this run wants."""
         for entry in drain(self._entries):
-            if entry in self._entries:
+            if entry in self._entries:  # it may have ended since the sweep began
                 self._leave_to_others(entry, calls)
             yield
         while self._outcomes:
@@ -276,6 +292,7 @@ class BulkRun:
         self._changed()
 
     def _leave_to_others(self, entry: _Entry, calls: list[asyncio.Task[None]]) -> None:
+        """End an entry without an outcome; its job goes on if it has other listeners or is in flight."""
         job = self._entries[entry]
         if job is None:
             self._fail(entry, self._given_up())
@@ -287,7 +304,11 @@ class BulkRun:
             calls.append(job.task)
 
     async def finish(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
-        """After `stop`, wait until every draft has its outcome; the ledger is given up after `timeout` seconds."""
+        """Wait, after `stop`, until every draft has its outcome.
+
+        Args:
+            timeout: seconds after which the ledger is given up; None: no limit.
+        """
         for task in self._tasks:
             task.cancel()
         await _end_of(self._reader, timeout)
@@ -297,11 +318,12 @@ class BulkRun:
             self._lookup.cancel()
         for last in (self._reader, self._lookup, *self._tasks):
             await _end_of(last, None)
-        await self._sweep(iter(())).ended()  # behind those that tell what has ended
+        await self._sweep(iter(())).ended()  # sweeps run in order: this one ends after those that end entries
 
     # -- reading ---------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        """Start the reader, once."""
         if self._reader is None and not self._left:
             self._reader = start_task(self._read(), "feishu-mail-read")
             self._reader.add_done_callback(lambda _: self._changed())
@@ -310,7 +332,7 @@ class BulkRun:
         return self._left or (self._reader is not None and self._reader.done() and not self._entries)
 
     async def _read(self) -> None:
-        """Read the input; its exception is kept until everything read before it has its outcome."""
+        """Read the input; keep its exception until all drafts read before it have their outcome."""
         self._reading = True
         try:
             iterator = aiter(self._drafts) if isinstance(self._drafts, AsyncIterable) else iter(self._drafts)
@@ -325,7 +347,7 @@ class BulkRun:
             if not self._stopping:
                 self._failure = RuntimeError("drafts: reading it was cancelled")
                 self._failure.__cause__ = error
-        except BaseException as error:  # noqa: BLE001 - it is the caller's own, and reaches the caller
+        except BaseException as error:  # noqa: BLE001 - of the caller's own input: the run raises it to the caller
             self._failure = error
 
     async def _read_from(self, iterator: AsyncIterator[str | Draft] | Iterator[str | Draft]) -> None:
@@ -338,6 +360,8 @@ class BulkRun:
                     return
                 await self._admit(next(numbers), item)
             return
+        # A plain iterator survives the cancellation of this task, which an async one need not. So after a `stop`
+        # the rest of an input with a length can still be read, to skip it and look it up.
         try:
             await self._read_while(lambda: not self._stopping, iterator, numbers)
         except asyncio.CancelledError:
@@ -357,14 +381,14 @@ class BulkRun:
             await self._admit(next(numbers), item)
 
     async def _admit(self, number: int, item: str | Draft) -> None:
-        """Let one input go on its way, then wait until there is room for the next."""
+        """Start one input, then wait until there is room for the next."""
         try:
             draft, user = self._resolve(item)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"drafts: item {number}: {error}") from None
         except UnknownUser as error:
-            if error.draft is None:
+            if error.draft is None:  # for the type checker: `_resolve` sets it
                 raise
             self._sender.ended_early(error.draft, error.draft.user or "", error)
             self._add(Outcome(error.draft, error.status, None, error))
@@ -376,7 +400,7 @@ class BulkRun:
             await self._room.wait()
 
     def _start(self, draft: Draft, user: str | None) -> None:
-        """Let one draft go on its way, which begins with a look at what the ledger knows of it."""
+        """Start one draft: first its record is read, then its token made ready, then its job started."""
         call = self._sender.sending(draft, user)
         entry = _Entry(self, draft, call, self._sender.unread(call))
         self._entries[entry] = None
@@ -390,7 +414,7 @@ class BulkRun:
                 self._lookup = start_task(self._look_up(), "feishu-mail-look-up")
 
     async def _look_up(self) -> None:
-        """Look up what has been read: while the ledger is asked for some, the next ones gather."""
+        """Look up the drafts read so far; while a query of the ledger runs, the next ones gather."""
         broken_off: FeishuMailError = _broken_off()
         try:
             while self._looking_up:
@@ -403,7 +427,7 @@ class BulkRun:
                         await asyncio.sleep(0)
                 await asyncio.sleep(0)
         except FeishuMailError as error:
-            # Whatever has been read so far shares it: a ledger that is away is not waited for again and again.
+            # All drafts read so far share the error: one time-out for a ledger that is away, and not one each.
             broken_off = error
             self._unreadable = self._stopping
         finally:
@@ -412,8 +436,9 @@ class BulkRun:
             self._sweep(each(failed, lambda entry: self._fail(entry, *_another(broken_off))))
 
     def _looked_up(self, entry: _Entry, known: Record | RecordRefused | None) -> None:
+        """Continue with an entry whose record has been read."""
         if isinstance(known, RecordRefused):
-            entry.record = None  # nor can an earlier call have one
+            entry.record = None  # nor can an earlier call have had one, so nothing is in doubt
             self._fail(entry, RecordRefused(str(known)), known.__cause__)
             return
         entry.record = known
@@ -425,7 +450,7 @@ class BulkRun:
             self._await_token(entry)
 
     def _await_token(self, entry: _Entry) -> None:
-        """Let a draft wait for its turn, or for its user's token: that must not hold up the other users."""
+        """Start the job, or wait for the user's token first: that must not hold up the other users."""
         user = entry.call.user
         if self._stopping:
             self._fail(entry, self._given_up())
@@ -438,7 +463,7 @@ class BulkRun:
             start_task(self._prepare(user), "feishu-mail-prepare", self._tasks)
 
     async def _prepare(self, user: str | None) -> None:
-        """Fetch a user's token, then let the drafts go that wait for it."""
+        """Fetch a user's token, then start the jobs that wait for it."""
         error: FeishuMailError | None = None
         waiting = self._preparing[user]
         try:
@@ -455,7 +480,7 @@ class BulkRun:
                 else:
                     self._fail(entry, *_another(error))
                 if number % _BREATH == 0:
-                    await asyncio.sleep(0)  # who comes meanwhile goes behind the others
+                    await asyncio.sleep(0)  # entries that arrive meanwhile queue in `waiting`, in their order
         except asyncio.CancelledError:
             self._sweep(each(waiting, lambda entry: self._fail(entry, _broken_off())))
             raise
@@ -463,6 +488,7 @@ class BulkRun:
             del self._preparing[user]
 
     def _offer(self, entry: _Entry) -> None:
+        """Start the job of an entry, or join the one under way."""
         if entry not in self._entries:
             return  # stopped, or left, while it waited for its token
         try:
@@ -478,12 +504,12 @@ class BulkRun:
             self._entries[entry] = job
             entry.duplicate = job in self._jobs
             self._jobs[job] = None
-            if self._stopping:  # by a subscriber, while the job began
+            if self._stopping:  # a subscriber may have stopped the run while the job began
                 job.reconsider()
             self._changed()
 
     def _fail(self, entry: _Entry, error: FeishuMailError, cause: BaseException | None = None) -> None:
-        """A draft that never was a job has its outcome."""
+        """End an entry that never was a job."""
         if cause is not None:
             error.__cause__ = cause
         forget_frames(error)
@@ -498,6 +524,7 @@ class BulkRun:
     # -- outcomes --------------------------------------------------------------------------------------
 
     def _finished(self, entry: _Entry, job: Job) -> None:
+        """End an entry whose job has ended."""
         self._jobs.pop(job, None)
         del self._entries[entry]
         try:
@@ -505,6 +532,7 @@ class BulkRun:
         except FeishuMailError as error:
             outcome = Outcome(entry.draft, error.status, None, error)
         else:
+            # The server would have answered a second call with "already sent".
             if entry.duplicate and not result.already_sent:
                 result = replace(result, already_sent=True)
             outcome = Outcome(entry.draft, result.status, result, None)
@@ -518,7 +546,7 @@ class BulkRun:
         self._changed()
 
     def _changed(self) -> None:
-        """Let reading, calling and the consumer go on, or not, as things stand now."""
+        """Let reading, calls and the consumer go on, or hold them, according to the present counts."""
         if self._stopping or len(self._entries) + len(self._outcomes) < self._read_ahead:
             self._room.set()
         else:
@@ -542,5 +570,5 @@ def _broken_off() -> NotSent:
 
 
 def _another(error: FeishuMailError) -> tuple[FeishuMailError, BaseException | None]:
-    """An error of its own for one of many who share it, and its cause."""
+    """Return a copy of an error for one of many that share it, and its cause."""
     return type(error)(str(error)), error.__cause__

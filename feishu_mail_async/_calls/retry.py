@@ -1,8 +1,8 @@
-"""Whether another attempt is worth it. Every delay is computed here; the scheduler obeys.
+"""Retry decisions and delays. Every delay is computed here; the scheduler obeys.
 
-What is the draft's own fault uses up its `attempts`; what is the app's or its user's, its `refusals`; an outage
-uses up neither, until it has lasted `outage`. Only a draft's own fault makes the draft itself wait: for the
-others the scheduler holds the user or the app, and the next turn comes when they may go on.
+A failure of the draft's own uses up its `attempts`; a refusal on account of its app or user, its `refusals`; an
+outage uses up neither, until it has lasted `outage`. Only a failure of the draft's own makes the draft itself
+wait: for the others the scheduler holds the user or the app, and the next turn comes when they may go on.
 """
 
 import random
@@ -19,11 +19,17 @@ from feishu_mail_async.model import RetryPolicy
 __all__ = ["Again", "PolicyDelays", "Tries", "retrying"]
 
 _LARGEST_EXPONENT: Final = 60
+"""Exponent of the backoff, at most: a larger power could overflow a float."""
 _LEAST_PROBE: Final = 0.1
+"""Seconds between two probes of an outage, at least: a policy without delays must not probe in a busy loop."""
 
 
 class Again(Exception):
-    """An attempt that may be worth repeating."""
+    """An attempt that may be worth repeating.
+
+    Args:
+        judgement: the meaning of its answer.
+    """
 
     def __init__(self, judgement: Judgement) -> None:
         super().__init__(str(judgement.error))
@@ -32,14 +38,14 @@ class Again(Exception):
 
 @dataclass(slots=True)
 class Tries:
-    """What a draft has been through so far.
+    """The history of a draft's attempts.
 
     Attributes:
-        calls: calls that were made, as far as anyone can tell.
+        calls: calls made; one that provably never left does not count.
         faults: attempts that failed through the draft's own fault.
-        refusals: refusals for the app's or the user's sake.
-        conclusive: it is certain that no attempt so far has sent the mail.
-        renewed: the user's token has been renewed for this draft.
+        refusals: refusals on account of the app or the user.
+        conclusive: true while it is certain that no attempt so far has sent the mail.
+        renewed: true if the user's token has been renewed for this draft.
     """
 
     calls: int = 0
@@ -49,9 +55,13 @@ class Tries:
     renewed: bool = False
 
     def count(self, judgement: Judgement) -> None:
-        """Count an attempt."""
+        """Count an attempt.
+
+        Args:
+            judgement: the meaning of its answer.
+        """
         if judgement.end is CallEnd.NEVER_LEFT:
-            return
+            return  # an outage uses up neither attempts nor refusals; its own clock is the scheduler's
         self.calls += 1
         self.conclusive = self.conclusive and judgement.conclusive
         if judgement.verdict is not Verdict.RETRY:
@@ -63,10 +73,10 @@ class Tries:
 
 
 class PolicyDelays:
-    """The waits of a policy: twice as long each time, with jitter.
+    """The delays of a retry policy: twice as long each time, with jitter.
 
     Args:
-        policy: `initial` and `maximum` bound the waits.
+        policy: its `initial` and `maximum` bound the delays.
     """
 
     __slots__ = ("_policy",)
@@ -75,14 +85,19 @@ class PolicyDelays:
         self._policy = policy
 
     def backoff(self, times: int) -> float:
-        """Seconds to wait after the same thing went wrong `times` times in a row (1 or more)."""
+        """Return the seconds to wait after the same thing went wrong `times` times in a row (1 or more)."""
         policy = self._policy
         longest = min(policy.maximum, policy.initial * 2.0 ** min(times - 1, _LARGEST_EXPONENT))
-        # Half of it is jitter: programs that were refused together must not come back together.
+        # Half of the delay is jitter: programs that were refused together must not come back together.
         return longest * random.uniform(0.5, 1.0)
 
     def outage(self, times: int, lasted: float) -> float:
-        """Seconds to the next probe of an outage; the last probe falls on the end of `outage`."""
+        """Return the seconds until the next probe of an outage; the last probe falls on the end of `outage`.
+
+        Args:
+            times: the probes so far that reached nothing (1 or more).
+            lasted: seconds that the outage has lasted.
+        """
         wait = self.backoff(times)
         if self._policy.outage is not None and lasted < self._policy.outage:
             wait = min(wait, self._policy.outage - lasted)
@@ -90,19 +105,21 @@ class PolicyDelays:
 
 
 def retrying(policy: RetryPolicy, tries: Tries, planned: Callable[[Judgement, float], None]) -> AsyncRetrying:
-    """The loop around the attempts of one draft: each raises `Again` until one of them settles it.
+    """Return the retry loop for the attempts of a draft: each raises `Again` until one of them settles it.
 
     Args:
-        policy: when to try again.
-        tries: what the draft has been through; the attempts count in it.
-        planned: is told that there will be another attempt: after which one, and in how many seconds.
+        policy: the retry policy.
+        tries: the draft's history, in which the attempts count themselves.
+        planned: called before another attempt, with the judgement on the last one and the delay in seconds.
     """
     delays = PolicyDelays(policy)
 
     def wait(state: RetryCallState) -> float:
+        # Nothing for a user or an app: the scheduler makes them wait, and a sleep here would only add to it.
         return delays.backoff(tries.faults) if _judgement(state).subject is Subject.DRAFT else 0.0
 
     def spent(_: RetryCallState) -> bool:
+        # By the counts and not by tenacity's number of attempts, which would count outages, too.
         return tries.faults >= policy.attempts or tries.refusals > policy.refusals
 
     def before_sleep(state: RetryCallState) -> None:

@@ -1,9 +1,11 @@
-"""One call's way: turn -> attempt -> verdict -> outcome.
+"""The sending of one draft: requests, jobs, turns, attempts and their end.
 
-A `Job` is one call on its way, usually the sending of a draft. It waits without a task of its own, so that many
-can wait; its first turn starts the task that makes the attempts. Whoever wants its outcome is one of its
-listeners: the same draft asked for twice is one job with two listeners, and a job that has lost its last
-listener ends as soon as it may.
+The theory of operation, with the states of a job, is in `_calls/__init__`.
+
+`Sender` is one client's side of one endpoint: it reads records, fetches tokens and starts jobs. A `Job` is one
+call on its way, usually the sending of a draft. It waits without a task of its own, so that many can wait; its
+first turn starts the task that makes the attempts. Its listeners want the outcome: the same draft submitted twice
+is one job with two listeners, and a job that has lost its last listener ends as soon as it may.
 """
 
 import asyncio
@@ -67,17 +69,18 @@ __all__ = ["Call", "Job", "Listener", "Sender", "early"]
 _CLOSED: Final = "the client was closed before the draft was sent"
 _SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
 _BROKEN_OFF: Final = Failure(CallEnd.LOST, "the call was broken off")
-_numbers: Final = itertools.count(1)
+"""The end of a call whose task was cancelled before an answer was there: it may have arrived."""
+_numbers: Final = itertools.count(1)  # of jobs, as `DraftEvent.job` has them: one count for the whole process
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 
 
 class Call(NamedTuple):
-    """What one call asks of the server.
+    """The request of one call to the server.
 
     Attributes:
         method: the HTTP method.
         path: the path and query, encoded.
-        key: tells it apart from the others of the app; a call of the same key joins the one under way.
+        key: the identity of the call among those of the app; a call of the same key joins the one under way.
         user: the user, resolved; None: the only one.
         draft: the draft it sends; None for a call that changes nothing at the server.
     """
@@ -90,22 +93,22 @@ class Call(NamedTuple):
 
 
 class Listener(Protocol):
-    """Whoever wants the outcome of a job."""
+    """A party that wants the outcome of a job."""
 
     @property
     def draft(self) -> Draft | None:
-        """The draft as it was given here; None for a call that sends none."""
+        """The draft as this listener submitted it; None for a call that sends none."""
 
     @property
     def wants_calls(self) -> bool:
-        """Whether further calls are to be made for it; if none of a job's listeners wants any, it stops."""
+        """True if further calls are to be made for it; a job stops if none of its listeners wants any."""
 
     def ended(self, job: "Job") -> None:
-        """The job has ended. It must be quick and must not raise."""
+        """Handle the end of the job. It must be quick and must not raise."""
 
 
 class _Caller:
-    """A listener that waits."""
+    """A listener for a coroutine that waits in `Sender.request`."""
 
     def __init__(self, draft: Draft | None, record: Record | None) -> None:
         self.draft = draft
@@ -116,7 +119,8 @@ class _Caller:
 
     @property
     def wants_calls(self) -> bool:
-        # Its deadline has passed, or its task was cancelled: it leaves in the loop's next pass.
+        # `done` is cancelled when the deadline passes or the caller's task is cancelled. The caller itself leaves
+        # the job only in the loop's next pass; a turn that is granted in between must not become a call.
         return not self.done.cancelled()
 
     def ended(self, _: "Job") -> None:
@@ -125,13 +129,13 @@ class _Caller:
 
 
 class Sender:
-    """The calls of one client to one endpoint: its jobs, and what they need.
+    """The calls of one client to one endpoint: its jobs, and the parts they need.
 
     Args:
-        scheduler: gives the turns; shared with the other clients of the app.
+        scheduler: grants the turns; shared with the other clients of the app.
         transport: makes the calls.
-        tokens: where the tokens come from.
-        policy: when to try again.
+        tokens: the source of tokens.
+        policy: the retry policy.
     """
 
     def __init__(self, scheduler: Scheduler, transport: Transport, tokens: Tokens, policy: RetryPolicy) -> None:
@@ -144,24 +148,24 @@ class Sender:
         self.closing = False
         self._ending: Sweep | None = None
         self.jobs: dict[DraftKey, Job] = {}
-        # Calls in flight whose callers have all gone are in no one's hands but ours.
+        # Held here because asyncio holds tasks weakly, and the callers of a call in flight may all be gone.
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def send(self, draft: Draft, user: str | None, priority: Priority, deadline: float | None) -> SendResult:
-        """Send one draft and wait for what becomes of it.
+        """Send one draft and wait for its outcome.
 
         Args:
             draft: the draft.
             user: its user, resolved.
-            priority: who goes first.
-            deadline: seconds for all of it; None: as long as it takes.
+            priority: the order among waiting sends.
+            deadline: seconds for all of it; None: no limit.
         """
         job = await self.request(self.sending(draft, user), priority, deadline)
         return job.sent(draft)
 
     async def request(self, call: Call, priority: Priority, deadline: float | None = None) -> "Job":
         """Make a call and wait for its job to end; the parameters are those of `send`."""
-        check_stack()
+        check_stack()  # a RecursionError further on could fall between a turn and its end
         caller = _Caller(call.draft, self.unread(call))
         try:
             if deadline is None:
@@ -186,10 +190,11 @@ class Sender:
         return caller.job
 
     async def _fulfil(self, call: Call, priority: Priority, caller: _Caller) -> None:
+        """Go the way of one call: record, token, job. Return when the job has ended."""
         if caller.record is UNREAD:
             record = (await self.records([call])).get(call.key)
             if isinstance(record, RecordRefused):
-                caller.record = None  # nor can an earlier call have one
+                caller.record = None  # nor can an earlier call have had one, so nothing is in doubt
                 raise copy.copy(record) from record.__cause__
             caller.record = record
             if record is not None and record.state.settled:
@@ -204,6 +209,7 @@ class Sender:
             async with asyncio.timeout(deadline):
                 await self._fulfil(call, priority, caller)
         except TimeoutError:
+            # The job may have ended in the same pass of the loop as the deadline; then its outcome counts.
             waits = not caller.done.done() or caller.done.cancelled()
             if waits and (caller.job is None or caller.job.success is None):
                 why = self.scheduler.obstacle(call.key.user)
@@ -213,12 +219,12 @@ class Sender:
                 raise _late(caller, deadline) from None
 
     def ended_early(self, draft: Draft | None, user: str, error: FeishuMailError) -> None:
-        """Tell of a draft that has ended before it could wait for a turn.
+        """Publish the outcome of a draft that ended before it could wait for a turn.
 
         Args:
-            draft: the draft; of a call that sends none nothing is told.
+            draft: the draft; nothing is published of a call that sends none.
             user: its user's key.
-            error: why.
+            error: the reason.
         """
         events = self.scheduler.events
         if draft is not None and events.has_listeners:
@@ -238,11 +244,11 @@ class Sender:
             )
 
     def sending(self, draft: Draft, user: str | None) -> Call:
-        """The call that sends a draft for a resolved user."""
+        """Return the call that sends a draft for a resolved user."""
         return Call("POST", send_path(draft), self._key(user, draft.mailbox, draft.draft_id), user, draft)
 
     def listing(self, mailbox: str, page_token: str | None, user: str | None) -> Call:
-        """The call that lists a page of a mailbox's drafts for a resolved user."""
+        """Return the call that lists a page of a mailbox's drafts for a resolved user."""
         path = list_path(mailbox, page_token)
         return Call("GET", path, self._key(user, mailbox, path), user)
 
@@ -251,11 +257,11 @@ class Sender:
         return DraftKey(key, mailbox_key(key, mailbox), name)
 
     def unread(self, call: Call) -> Record | None:
-        """What is known of a call's draft before its record is read; None where there are no records."""
+        """Return the record to assume for a call before its own is read; None where there are no records."""
         return UNREAD if self.scheduler.store.shared and call.draft is not None else None
 
     async def records(self, calls: Sequence[Call]) -> Mapping[DraftKey, Record | RecordRefused]:
-        """What the ledger knows of the drafts that these calls send, or why it can know nothing of one.
+        """Return the ledger's records of the drafts that these calls send, or the reason why one has none.
 
         Raises:
             LedgerError: it cannot be read.
@@ -264,23 +270,23 @@ class Sender:
         try:
             return await of(self.scheduler.store.records(keys))
         except LedgerError as error:
-            raise copy.copy(error) from error.__cause__  # others may have asked in the same go
+            raise copy.copy(error) from error.__cause__  # other callers may share the query and its error
 
     def recorded(self, call: Call, record: Record, listener: Listener) -> "Job":
-        """The job of a call that is not needed, because the ledger has it that the draft was sent."""
+        """Return the job of a call that is not needed, because the draft is on record as sent."""
         job = Job(self, call, listener)
         job.recorded(record)
         return job
 
     async def prepare(self, call: Call) -> None:
-        """Have a token ready for the call's user, before a turn is asked for.
+        """Wait until a token of the call's user is at hand, before a turn is requested.
 
         Raises:
             NotSent: there is none. Each call gets an error of its own, though all may wait for one token.
         """
         try:
             if self.scheduler.refused_fingerprint(call.key.user) is not None:
-                self.tokens.outdate(call.user)
+                self.tokens.outdate(call.user)  # the cached one may be the refused one
             if self.tokens.at_hand(call.user):
                 self.tokens.current(call.user)
             else:
@@ -291,10 +297,11 @@ class Sender:
             failed.__cause__ = error.__cause__
         else:
             return
+        # Raised here and not in the `except` block: there it would carry the first error as its context.
         raise forget_frames(failed)
 
     def resume_for(self, call: Call) -> None:
-        """Reopen the call's user if it was closed because of another token than there is now."""
+        """Resume the call's user if it was suspended because of another token than there is now."""
         refused = self.scheduler.refused_fingerprint(call.key.user)
         if refused is not None and refused != self.tokens.fingerprint(self.tokens.current(call.user)):
             self.scheduler.resume(f"user:{call.key.user}")
@@ -307,14 +314,14 @@ class Sender:
         stream: Stream | None = None,
         record: Record | None = None,
     ) -> "Job":
-        """Let a call wait for its turn, or join the job of the same call.
+        """Queue a call for its turn, or join the job of the same call.
 
         Args:
             call: the call.
-            priority: who goes first.
-            listener: is told of its end.
+            priority: the order among waiting sends.
+            listener: notified of its end.
             stream: the run it belongs to.
-            record: what the ledger knows of its draft.
+            record: the ledger's record of its draft.
 
         Raises:
             ClientClosed: the client, or the caller's own session, is closed.
@@ -347,16 +354,16 @@ class Sender:
         return job
 
     def end_waiting(self, error: Misconfigured) -> None:
-        """End all calls that wait: what kept one from the API would keep each of them from it."""
+        """End all waiting calls: what kept one from the API would keep each of them from it."""
         self.scheduler.sweep(each(self.jobs.values(), lambda job: job.give_up(error)))
 
     def close(self) -> None:
-        """Begin to end what waits. Calls in flight go on."""
+        """Begin to end all waiting calls. Calls in flight go on."""
         if self._ending is None:
             self._ending = self.scheduler.sweep(self._closing())
 
     async def wait_closed(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
-        """Let calls in flight finish, for `timeout` seconds at most; then break them off."""
+        """Let calls in flight finish, for `timeout` seconds at most; then cancel them."""
         if self._ending is not None:
             await self._ending.ended()
         if self.tasks:
@@ -366,17 +373,18 @@ class Sender:
             await asyncio.wait(self.tasks)
 
     def _closing(self) -> Iterator[None]:
-        # In its turn: what is being ended by others keeps its reason.
+        # Set within the sweep and not before it: sweeps run one after another, and jobs that an earlier one is
+        # ending (an outage, a suspension) must keep their own reason and not end as "client closed".
         self.closing = True
         yield from each(self.jobs.values(), Job.stop)
 
 
 class Job:
-    """One call on its way.
+    """A call on its way; the states it passes through are drawn in `_calls/__init__`.
 
     Attributes:
-        call: the call, as it was asked for first.
-        listeners: told once, when it has ended.
+        call: the call, as it was submitted first.
+        listeners: notified once, when it has ended.
         task: makes the attempts; None before the first turn.
         success: set when it succeeded.
         error: set when it did not, or may not have.
@@ -407,8 +415,9 @@ class Job:
     def __init__(self, sender: Sender, call: Call, listener: Listener) -> None:
         self._sender = sender
         self._events = sender.scheduler.events
-        self._waiter: Waiter | None = None  # from its beginning to its end; an ask holds its job, too
-        self._context = contextvars.copy_context()
+        # From the job's beginning to its end. The waiter holds the job, too: `_end` cuts the cycle.
+        self._waiter: Waiter | None = None
+        self._context = contextvars.copy_context()  # of the submitting code: events are delivered in it
         self._granted: asyncio.Future[Turn] | None = None
         self._in_flight = False
         self._stopping = False
@@ -425,24 +434,24 @@ class Job:
         self.success: Judgement | None = None
         self.error: FeishuMailError | None = None
 
-    # -- whoever wants the outcome ---------------------------------------------------------------------
+    # -- the listeners' side ---------------------------------------------------------------------------
 
     def join(self, listener: Listener, priority: Priority, stream: Stream | None) -> None:
         """Add a listener; a more urgent one makes the call more urgent."""
         assert self._waiter is not None
         self._sender.scheduler.move(self._waiter, priority, stream)
         self.listeners.append(listener)
-        self._stopping = False
+        self._stopping = False  # it may have lost its last listener while in flight, and is wanted again
 
     def leave(self, listener: Listener, reason: str = "its run was left") -> None:
-        """Take a listener away, before the end or after it; `reason` says why, if it is the last one."""
+        """Remove a listener, before the end or after it; `reason` says why, if it is the last one."""
         if listener in self.listeners:
             self.listeners.remove(listener)
             self._reason = reason
             self.reconsider()
 
     def reconsider(self) -> None:
-        """Stop if no listener wants further calls: what waits is given up, and a call in flight is the last."""
+        """Stop if no listener wants further calls: a waiting job is given up, and a call in flight is the last."""
         if not any(listener.wants_calls for listener in self.listeners):
             self.stop()
 
@@ -451,11 +460,12 @@ class Job:
         self._stopping = True
         if self._waiter is None or self._in_flight:
             return
-        # Before the task hears of it: a turn granted in between would be nobody's.
+        # Before the task is cancelled, which takes effect in the loop's next pass: a turn granted in between would
+        # have no owner, and its permit would be lost.
         self._sender.scheduler.cancel(self._waiter)
         if self.task is not None:
             self.task.cancel()
-            self._forget()
+            self._forget()  # at once: the same draft submitted now must start a job, and not join a dying one
         else:
             self._end(self._stopped())
 
@@ -465,11 +475,11 @@ class Job:
             self._sender.scheduler.refuse(self._waiter, error)
 
     def condemned(self) -> bool:
-        """Tell whether an error was about to end it, which has ended it now: nobody can join it any more."""
+        """Return whether an error was about to end the job and has ended it now: it cannot be joined any more."""
         return self._waiter is not None and self._sender.scheduler.refuse_condemned(self._waiter)
 
     def sent(self, draft: Draft) -> SendResult:
-        """The result for one who asked for `draft` (its tag may differ), or the error raised."""
+        """Return the result for a listener's own `draft` (its tag may differ), or raise the job's error."""
         if self.error is not None:
             raise self._error_for(draft)
         assert self.success is not None
@@ -483,7 +493,7 @@ class Job:
         )
 
     def _error_for(self, draft: Draft | None) -> FeishuMailError:
-        """The error, one for each who asked: it names their draft, and carries their traceback."""
+        """Return the error, a copy for each listener, with the listener's draft and a traceback of its own."""
         assert self.error is not None
         if not self._handed_out:
             self._handed_out = True
@@ -494,7 +504,7 @@ class Job:
         return error
 
     def page(self) -> Page:
-        """The page of drafts this call has listed, or the error raised."""
+        """Return the page of drafts that the call has listed, or raise the job's error."""
         if self.error is not None:
             raise self._error_for(None)
         assert self.success is not None
@@ -502,38 +512,39 @@ class Job:
 
     @property
     def calls(self) -> int:
-        """Calls made so far."""
+        """The number of calls made so far."""
         return self._tries.calls
 
     @property
     def in_doubt(self) -> bool:
-        """Whether a call may have sent the mail without our knowing."""
+        """True if a call may have sent the mail without our knowing."""
         return self.call.draft is not None and (self._in_flight or not self._tries.conclusive)
 
     def put_in_doubt(self) -> None:
-        """An earlier process may have sent the mail."""
+        """Note that an earlier process may have sent the mail."""
         self._tries.conclusive = False
 
     # -- the scheduler's side --------------------------------------------------------------------------
 
     def begin(self, waiter: Waiter) -> None:
-        """Ask for the first turn."""
+        """Queue for the first turn."""
         self._waiter = waiter
         self._sender.jobs[self.call.key] = self
         if self.call.draft is not None and self._events.has_listeners:
             self._events.publish(DraftQueued(self._began, *self._about))
-            self.reconsider()  # whoever has heard of it may have stopped its run
+            self.reconsider()  # a subscriber may have stopped its run just now
         if self._stopping:
             return
         alone = self._sender.scheduler.idle
         self._submit()
         if alone and self._sender.jobs.get(self.call.key) is self:
-            # Its turn comes in the loop's next pass, most likely, and a task that begins in it saves another pass.
-            # Not for all: those that wait do so without a task.
+            # Its turn most likely comes in the loop's next pass, and a task that begins in the same pass saves
+            # another one. Not for all jobs: those that really wait do so without a task.
             self._granted = asyncio.get_running_loop().create_future()
             self._start(None)
 
     def _submit(self) -> None:
+        """Submit the waiter; unless it is cancelled, `granted`, `refused` or `recorded` is called once."""
         assert self._waiter is not None
         self._asked = self._sender.time()
         self._sender.scheduler.submit(self._waiter)
@@ -542,7 +553,8 @@ class Job:
         """Make the call of this turn; the first one starts the job's task."""
         if turn.permit.in_doubt:
             self.put_in_doubt()
-        if self._granted is not None and self._granted.done():  # cancelled in this very pass of the loop
+        if self._granted is not None and self._granted.done():
+            # The task was cancelled in this very pass of the loop and will not look at the turn.
             self._sender.scheduler.give_back(turn)
             return
         waited = self._waited_enough()
@@ -555,11 +567,12 @@ class Job:
             self._tell(TurnGranted(self._sender.time(), *self._about, attempt, waited, probe, priority))
 
     def _start(self, turn: Turn | None) -> None:
+        """Start the job's task, with its turn or to wait for one."""
         self.task = start_task(self._run(turn), "feishu-mail-call", context=self._context)
         self._sender.tasks.add(self.task)
 
     def refused(self, error: FeishuMailError) -> None:
-        """There will be no turn."""
+        """End without a turn: the subject is suspended, or the server or the ledger cannot be reached."""
         if self._granted is not None:
             if not self._granted.done():
                 self._granted.set_exception(error)
@@ -567,7 +580,7 @@ class Job:
             self._end(self._final(error))
 
     def recorded(self, record: Record) -> None:
-        """The draft was sent before: no call is needed."""
+        """End without a call: the draft is on record as sent."""
         data = {"message_id": record.message_id, "thread_id": record.thread_id}
         self.success = Judgement(Verdict.ALREADY_SENT, data=data, log_id=record.log_id)
         if self._granted is None:
@@ -576,21 +589,24 @@ class Job:
             self._granted.set_exception(_Recorded())
 
     async def _next_turn(self) -> Turn:
+        """Queue again, and wait for the turn."""
         self._granted = asyncio.get_running_loop().create_future()
         self._submit()
         return await self._turn()
 
     async def _turn(self) -> Turn:
-        """The turn that has been asked for."""
+        """Wait for the turn that has been requested; give it back if this task is cancelled."""
         granted, scheduler, waiter = self._granted, self._sender.scheduler, self._waiter
         assert granted is not None
         assert waiter is not None
         try:
+            # An unwanted job does not wait for its turn; one that has its turn already is checked in `_attempt`.
             if not granted.done():
                 self._check_wanted()
             return await granted
         except BaseException:
             scheduler.cancel(waiter)
+            # Granted and cancelled in one pass of the loop: the turn is ours to give back.
             if granted.done() and not granted.cancelled() and granted.exception() is None:
                 scheduler.give_back(granted.result())
             raise
@@ -600,6 +616,7 @@ class Job:
     # -- the attempts ----------------------------------------------------------------------------------
 
     async def _run(self, turn: Turn | None) -> None:
+        """Make the attempts, and end the job, whichever way they end."""
         try:
             self.success = await self._attempts(await self._turn() if turn is None else turn)
             self._end(None)
@@ -610,18 +627,19 @@ class Job:
         except asyncio.CancelledError:
             self._end(self._stopped())
         except Exception as error:
-            # A mistake of ours must not leave the caller waiting, nor claim that nothing was sent.
+            # A bug in this package must not leave the callers waiting, nor claim that nothing was sent.
             note_frames(error)
             unknown = OutcomeUnknown(f"an internal error: {type(error).__name__}", draft=self.call.draft)
             unknown.__cause__ = error
             self._end(unknown)
             raise
         finally:
-            # Here and not in a callback, which would cost another one of the loop's for every send.
+            # Here and not in a done callback, which would cost another callback of the loop for every send.
             assert self.task is not None
             self._sender.tasks.discard(self.task)
 
     async def _attempts(self, turn: Turn) -> Judgement:
+        """Make attempts until one settles the call, the first of them in this turn."""
         try:
             return await self._attempt(turn)
         except Again as again:
@@ -630,7 +648,9 @@ class Job:
         async def attempt() -> Judgement:
             nonlocal first
             if first is not None:
-                # Most calls succeed at the first attempt: only one that failed is worth the loop's cost.
+                # Most calls succeed at the first attempt, and tenacity's loop costs more than the rest of a call.
+                # So the first attempt is made outside of it, and its failure is replayed here as that of the
+                # loop's first round.
                 failed, first = first, None
                 raise failed
             return await self._attempt(await self._next_turn())
@@ -649,7 +669,8 @@ class Job:
         """
         sender = self._sender
         while turn.permit.good_until < math.inf and self._sender.time() > turn.permit.good_until:
-            # The process stood still: the turn's locks may not outlast the call any more.
+            # The process stood still (a suspended laptop, SIGSTOP): the lease in the ledger may end before the
+            # call does, and another process would make a call for the same user meanwhile.
             sender.scheduler.give_back(turn)
             turn = await self._next_turn()
         try:
@@ -686,7 +707,8 @@ class Job:
         try:
             answer = await sender.transport.exchange(self.call.method, self.call.path, token)
         finally:
-            # Also when this task is cancelled: the call may be on its way.
+            # Also when this task is cancelled: the call may be on its way, and then counts as lost, not as never
+            # made.
             judgement = self._judged(answer, token)
             self._tries.count(judgement)
             if self._events.has_listeners:
@@ -695,7 +717,8 @@ class Job:
             written = sender.scheduler.settle(turn, judgement, sender.delays, renewing=renewing)
             self._in_flight = written is not None
         if written is not None:
-            # What a call has done is told once it is on record; a client that closes at once does not wait for it.
+            # The outcome is reported once it is on record. Shielded, because the permit and the locks have to come
+            # back even if this task is cancelled; when a client closes at once, the task does not wait for it.
             try:
                 await asyncio.shield(written)
             except asyncio.CancelledError:
@@ -706,21 +729,23 @@ class Job:
         return judgement
 
     def _judged(self, answer: Reply | Failure, token: str) -> Judgement:
+        """Return the meaning of an answer, or of its absence."""
         if isinstance(answer, Reply):
             judgement = judge(answer, token, self._sender.transport.base_url)
         elif answer.end is CallEnd.NEVER_LEFT and self._sender.transport.closed:
-            # Closed by the caller while the call was to connect: that is no outage, and concerns nobody else.
+            # Closed by the caller while the call was connecting: that is no outage, and must not pause the app.
             judgement = Judgement(Verdict.RETRY, answer.end, error=ClientClosed(_SESSION_CLOSED))
         elif answer.end is CallEnd.LOST:
             judgement = lost(answer.reason)
         else:
             judgement = never_left(answer.reason, lasting=answer.lasting)
         if self.call.draft is None and not judgement.conclusive:
-            # Where nothing can have been changed, nothing is left open.
+            # A call that only reads can have changed nothing, even if its answer was lost.
             judgement = judgement._replace(conclusive=True)
         return judgement
 
     def _check_wanted(self) -> None:
+        """Raise the error of a stopped job unless a listener wants further calls."""
         if not self._stopping and not self._sender.closing:
             for listener in self.listeners:
                 if listener.wants_calls:
@@ -728,15 +753,16 @@ class Job:
         raise self._stopped()
 
     def _outage_over(self, judgement: Judgement) -> bool:
+        """Return whether the server was unreachable again, and for as long as the policy allows."""
         outage = self._sender.policy.outage
         unreachable = judgement.end is CallEnd.NEVER_LEFT
         return unreachable and outage is not None and self._sender.scheduler.unreachable_for() >= outage
 
     async def _renew(self, refused: str, judgement: Judgement) -> bool:
-        """Have the user's refused token replaced; the user's other calls are held meanwhile.
+        """Replace the user's refused token, and return whether to try again; the user's other calls are held.
 
-        A second refusal, or none but the same token, closes the user until the token changes. So does a
-        source that keeps failing, though not at its first failure.
+        A second refusal, or a source with no token but the refused one, suspends the user until the token changes.
+        So does a source that keeps failing, though not at its first failure.
         """
         sender = self._sender
         suspended_by = None
@@ -755,34 +781,35 @@ class Job:
         return suspended_by is None
 
     async def _another_token(self, refused: str) -> bool:
-        """Whether there is a token other than the refused one; a source that fails is asked again for a while."""
+        """Return whether there is a token other than the refused one; retry a source that fails."""
         sender, failures = self._sender, 0
         while True:
             try:
                 return await sender.tokens.renew(self.call.user, refused) is not None
             except NotSent as error:
                 failures += 1
+                # Neither passes by itself: retrying would only hold the user's other calls for longer.
                 hopeless = isinstance(error, ClientClosed | LoginRequired)
                 if failures >= sender.policy.attempts or hopeless:
                     raise
             await asyncio.sleep(sender.delays.backoff(failures))
 
-    # -- what is told of it ----------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------
 
     @property
     def _about(self) -> tuple[int, str, str, Draft | None]:
-        """What all events of this job have."""
+        """The fields that all events of this job have."""
         return self._number, self._sender.scheduler.endpoint, self.call.key.user, self.call.draft
 
     def _tell(self, event: Event) -> None:
-        """Tell from outside the job's task, but as part of what its caller was doing.
+        """Publish an event from outside the job's task, in the context of the code that submitted the draft.
 
-        In a copy of its context: one context cannot be entered twice.
+        In a copy of that context, because a context cannot be entered twice.
         """
         self._context.copy().run(self._events.publish, event)
 
     def _waited_enough(self) -> float:
-        """The wait for a turn is over: how many seconds it took."""
+        """Note that the wait for a turn is over; return its length in seconds."""
         if self._asked is None:
             return 0.0
         waited, self._asked = self._sender.time() - self._asked, None
@@ -811,12 +838,12 @@ class Job:
             self._events.publish(RetryPlanned(self._sender.time(), *self._about, calls, delay, subject, error))
 
     def _tell_end(self) -> None:
-        """Tell what became of the draft, once for each who wants to know, or else once."""
+        """Publish the outcome of the draft, once for each listener, or once if there is none."""
         now = self._sender.time()
         number, endpoint, user, own = self._about
         for place, draft in enumerate([one.draft for one in self.listeners] or [own]):
             if draft is None:
-                continue
+                continue  # a call that sends no draft has no DraftDone
             result, error = None, self.error
             if error is None:
                 result = self.sent(draft)
@@ -844,6 +871,7 @@ class Job:
     # -- the end ---------------------------------------------------------------------------------------
 
     def _end(self, error: FeishuMailError | None) -> None:
+        """End the job, once: record the outcome, publish it and notify the listeners."""
         self._waiter = None
         self.error = None if error is None else forget_frames(error)
         self._waited_enough()
@@ -852,13 +880,14 @@ class Job:
             and self.call.draft is not None
             and not isinstance(error, ClientClosed | RecordRefused)
         ):
-            # Of one that the client's closing has ended nothing is known that was not before.
+            # A draft that ended because its client was closed is left as the record has it: nothing new is known.
+            # A refused record cannot be written at all.
             self._sender.scheduler.store.note(self.call.key, error.status, error)
         self._forget()
         try:
             if self._events.has_listeners:
                 self._tell_end()
-        finally:  # what a subscriber raises must not keep the others from hearing of it
+        finally:  # even BaseExceptions of a subscriber must not leave the listeners waiting
             listeners, self.listeners = self.listeners, []
             for listener in listeners:
                 listener.ended(self)
@@ -868,12 +897,13 @@ class Job:
             del self._sender.jobs[self.call.key]
 
     def _stopped(self) -> FeishuMailError:
+        """Return the error of a job that was stopped."""
         if self._sender.closing:
             return self._final(ClientClosed(_CLOSED))
         return self._final(NotSent(f"not sent: {self._reason}" if self._tries.conclusive else self._reason))
 
     def _final(self, error: FeishuMailError) -> FeishuMailError:
-        """What to tell the caller: an error is only the last word if no attempt may have sent the mail."""
+        """Return the error to report: an OutcomeUnknown in its place if an attempt may have sent the mail."""
         error.draft, error.attempts = self.call.draft, self._tries.calls
         if self._tries.conclusive or isinstance(error, OutcomeUnknown):
             return error
@@ -881,7 +911,7 @@ class Job:
 
 
 class _Recorded(Exception):
-    """The ledger has it that the draft was sent."""
+    """The draft is on record as sent: ends the wait for a turn."""
 
 
 def _error(judgement: Judgement) -> FeishuMailError:
@@ -890,19 +920,19 @@ def _error(judgement: Judgement) -> FeishuMailError:
 
 
 def early(error: FeishuMailError, draft: Draft | None, record: Record | None) -> FeishuMailError:
-    """What to tell of a draft that ended before there was a job for it.
+    """Return the error to report for a draft that ended before there was a job for it.
 
     Args:
-        error: what ended it.
+        error: the error that ended it.
         draft: the draft; None for a call that sends none.
-        record: what is known of it. If that is doubtful, or not read yet, an earlier call may have sent it.
+        record: its record. If that is in doubt, or not read yet, an earlier call may have sent the draft.
     """
     error.draft = draft
     return error if record is None or not record.maybe_sent else _unsettled(error, draft, 0)
 
 
 def _unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> OutcomeUnknown:
-    """What to tell of a draft that ended in an error after a call that may have sent it."""
+    """Return the error of a draft that ended after a call that may have sent it."""
     doubt = "it may have been sent: an attempt had no clear answer, and then"
     if not attempts:
         doubt = "an earlier call may have sent it, and this one made none"
@@ -917,6 +947,7 @@ def _unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> Ou
 
 
 def _late(caller: _Caller, deadline: float) -> FeishuMailError:
+    """Return the error of a caller whose deadline has passed."""
     job = caller.job
     if job is None:
         return NotSent(caller.gone)
