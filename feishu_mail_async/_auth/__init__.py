@@ -1,1 +1,69 @@
-"""Where a user's access token comes from, and one request for it at a time."""
+"""The source of users' access tokens: fetching, caching, refreshing and storing them, with one request at a time.
+
+Theory of operation
+===================
+
+    Sender --ready, current, renew--> Tokens --token, refused--> TokenSource --lease, load, save--> TokenStore
+                                      (tokens)                   (the caller's own, or              (MemoryTokens,
+                                      or
+                                                                 RefreshingTokens in `refresh`)      a ledger's)
+
+`Tokens` is one interface for every kind of source that a client accepts: a string, a mapping, a callable, a
+`TokenSource`. `ready` may wait and is awaited before a turn is requested; `current` never waits and is called
+inside the turn; `renew` follows a refusal by the server.
+
+Single flight, twice
+--------------------
+Within a client (`Tokens._fetching`): one fetch for each user at a time; all who need the token wait for the same
+task. They wait behind a shield: cancelling one waiter does not cancel the fetch. A fetch that was under way when a
+token was refused may have been requested before the refusal: its result counts only if it is another token than
+the refused one.
+
+Within a process (`RefreshingTokens._finding`): one task for each user. Between processes: a lease in the store.
+
+    find --> load --> good enough? ------------------------------> return it
+              ^          | no
+              |          +-- no refresh token, or no app secret --> last resort
+              |          |
+              |          +-- lease taken by another process: wait 0.2 s, look again
+              |          v
+              |        lease --> load again --> good? release, look again
+              |                      | no
+              |                   POST to the token endpoint (up to 3 tries)
+              |                      |
+              |     +----------------+------------------+
+              |  granted       refused for good     refused for now
+              |     |                |                  |
+              |   save under     save without       release the lease
+              |   the lease      refresh token          |
+              |     |                |                  |
+              |   return it          `--> last resort <-'
+              |     | the lease has lapsed and others were saved
+              `-----'
+
+    Last resort: a token that cannot be refreshed serves as long as it lives; after that LoginRequired or NotSent.
+
+What may never happen
+---------------------
+* A refresh token used twice. It works once: the answer brings the next one, and a second use ends the login for
+all.
+  So a process takes the lease, and looks again whether another has refreshed before it does so itself.
+* New tokens handed out, or dropped, before they are saved: no other copy of them exists, and the old ones are
+dead.
+  The save cannot be cancelled (`finish`); if the store fails it is repeated, by the next caller, by a timer and by
+  `close`.
+* A permit held while a token is fetched: hence `ready` and `current`.
+* A token in a repr, a message, a log or a traceback's frames: hence `Hidden` and `forget_frames`.
+* A transaction of the store that is open while the server is asked.
+
+Reasons why it is not simpler
+-----------------------------
+* A lock within the process is not enough: several processes share one login. A transaction held open during the
+  request would block the database for as long as the server takes. A lease does not, and lapses if its holder
+  dies.
+* A lease may lapse while its holder still lives (a sleeping laptop). So saving names the lease, and a holder that
+comes
+  too late keeps its tokens only if no newer ones were saved since.
+* A token is refreshed ahead of its expiry, since a draft may wait for hours: a refusal would cost a turn of the
+limit.
+"""

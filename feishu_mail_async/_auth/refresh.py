@@ -1,8 +1,9 @@
-"""Tokens that renew themselves, over a store that several processes may share.
+"""Tokens that refresh themselves, over a store that several processes may share.
 
-A refresh token works once: the answer to a refresh brings the next one, and the old one is dead. So one of all
-processes refreshes at a time, under a lease; it looks again whether another has done so, and the new tokens are
-saved before anybody uses them.
+The flow is drawn in `_auth/__init__`.
+A refresh token works once: the answer to a refresh brings the next one, and the old one is dead. So only one
+process refreshes at a time, under a lease; it looks again whether another has done so, and saves the new tokens
+before they are used.
 """
 
 import asyncio
@@ -42,24 +43,29 @@ __all__ = ["RefreshingTokens"]
 _log: Final = logging.getLogger("feishu_mail_async._auth.tokens")
 
 _TIMEOUT: Final = 10.0
+"""Seconds for one request to the token endpoint."""
 _TRIES: Final = 3
+"""Requests to the token endpoint for one refresh, at most."""
 _LEASE: Final = 90.0
-"""Seconds after which a refresh of which nothing was heard has died: more than all its tries can take."""
+"""Seconds after which the holder of a lease is taken to have died: more than all tries of a refresh can take."""
 _LOOK_AGAIN: Final = 0.2
+"""Mean seconds between two looks at the store while another process refreshes."""
 _SAVE_AGAIN: Final = 5.0
-"""Seconds after which tokens that could not be saved are saved again, though nobody asks for them."""
+"""Seconds after which tokens that could not be saved are saved again, even if no token is requested."""
 _ASK_AGAIN: Final = 1.0
-"""Seconds that a refresh takes at least which brought no access token that can be used."""
+"""Least seconds of a refresh that brought no usable access token: it must not be repeated in a busy loop."""
 _LONGEST_SHARE: Final = 0.5
+"""The part of a token's lifetime that `margin` may take, at most: a short-lived token would always be due."""
 _NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
 _NO_ACCESS_TOKEN: Final = Refusal("the token endpoint's answer holds no access token that can be used")
 _NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
 _SECRETS: Final = ("client_secret", "code", "code_verifier", "refresh_token")
+"""Fields of a request that are taken out of any text that quotes them."""
 _ADVICE: Final = "feishu-mail-async login, or your own way to log in"
 
 
 class _Passing(Exception):
-    """A refusal that may pass."""
+    """A refusal that may pass: raised for tenacity, which retries on it."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.text)
@@ -68,12 +74,12 @@ class _Passing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Granted:
-    """Tokens that are not saved yet: no other copy of them is anywhere.
+    """Tokens that are not saved yet: no other copy of them exists.
 
     Attributes:
         token: the tokens.
-        before: those that they were refreshed from; None for a login's, which replace whatever is kept.
-        lease: under which they were refreshed.
+        before: the tokens they were refreshed from; None for a login's, which replace any others.
+        lease: the lease under which they were refreshed.
     """
 
     token: StoredToken
@@ -81,9 +87,10 @@ class _Granted:
     lease: str | None = None
 
     def outdated(self, kept: StoredToken | None) -> bool:
-        """Tell whether others have to be kept than these: newer ones, or none, after a logout.
+        """Return whether the stored tokens take precedence: newer ones, or none, after a logout.
 
-        A process that refreshes in vain takes the spent refresh token away; what it leaves is no newer.
+        A process that refreshes in vain removes the spent refresh token; a record that lacks it is no newer for
+        that.
         """
         if kept is None:
             return True
@@ -98,16 +105,17 @@ class RefreshingTokens:
 
     Args:
         app_id: the app's id.
-        app_secret: the app's secret. It goes to the token endpoint and nowhere else. None: nothing is
-            refreshed, and tokens serve as long as they live.
-        store: keeps the tokens: `MemoryTokens()`, or `ledger.tokens(base_url, app_id)`, which all processes share.
+        app_secret: the app's secret. It goes to the token endpoint and nowhere else. None: nothing is refreshed,
+            and tokens serve as long as they live.
+        store: the store of the tokens: `MemoryTokens()` (the default), or `ledger.tokens(base_url, app_id)`, which
+            all processes share.
         base_url: the API's host.
         margin: seconds before its expiry from which on a token is refreshed; at most half its lifetime.
         session: an aiohttp session of the caller's own; None: one is opened, and closed by `close`.
-        clock: seconds since 1970.
+        clock: a function that returns the seconds since 1970.
 
     Raises:
-        ValueError, TypeError: a parameter is wrong; the sentence names it.
+        ValueError, TypeError: a parameter is wrong; the message names it.
 
     Source: "refresh user_access_token".
     """
@@ -136,12 +144,12 @@ class RefreshingTokens:
         self._refused: dict[str, str] = {}
         self._unsaved: dict[str, _Granted] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
-        self._finding: dict[str, asyncio.Task[StoredToken]] = {}
-        self._refreshing: set[str] = set()
+        self._finding: dict[str, asyncio.Task[StoredToken]] = {}  # one flight for each user
+        self._refreshing: set[str] = set()  # users whose lease is held here, so that `close` waits for them
         self._origin = Origin()
 
     async def token(self, user: str | None) -> str:
-        """A token of this user that is good now.
+        """Return a token of this user that is good now.
 
         Args:
             user: the user; None: the only one who has logged in.
@@ -151,7 +159,7 @@ class RefreshingTokens:
             UnknownUser: no user was named, and several have logged in.
             NotSent: the token endpoint cannot be reached, or refuses; trying again may help.
             LedgerError: the store cannot be used.
-            ClientClosed: the process was forked from the one that uses them.
+            ClientClosed: the process was forked from the one that uses these tokens.
         """
         if self._origin.elsewhere:
             raise ClientClosed(forked("these tokens", "make new RefreshingTokens here"))
@@ -163,22 +171,33 @@ class RefreshingTokens:
         return (await outcome_of(self._begin(name), _broken_off)).access_token
 
     async def refused(self, user: str | None, token: str) -> None:
-        """The server refused this token: it is not handed out again."""
+        """Note that the server refused this token: it is not handed out again.
+
+        Args:
+            user: the user; None: the only one who has logged in.
+            token: the refused token.
+        """
         refused = Hidden(token)
         del token
         self._refused[await self._resolve(user)] = refused.value
 
     async def log_in(self, user: str, code: str, login: Login) -> StoredToken:
-        """Turn the authorization code of a login into tokens, and keep them.
+        """Exchange the authorization code of a login for tokens, and keep them.
 
         Args:
             user: a name for the user.
             code: the code, as `Login.read_answer` found it.
             login: the login that it belongs to.
 
+        Returns:
+            the tokens.
+
         Raises:
             NotSent: the token endpoint refuses; the message says why.
             LedgerError: the store cannot be used.
+            ValueError, TypeError: there is no app secret, or `user` cannot be a name.
+
+        Source: "get user_access_token".
         """
         given = Hidden(code)
         del code
@@ -195,9 +214,9 @@ class RefreshingTokens:
         return token
 
     async def close(self) -> None:
-        """Let refreshes under way finish: one that is broken off may lose a login.
+        """Let refreshes under way finish: cancelling one may lose a login.
 
-        Cancelling it does not break it off: it goes on by itself.
+        Cancelling `close` does not undo it: it goes on in the background.
         """
         if self._origin.elsewhere:
             return
@@ -208,7 +227,7 @@ class RefreshingTokens:
             again.cancel()
         for name, finding in self._finding.items():
             if name not in self._refreshing and name not in self._unsaved:
-                finding.cancel()  # it waits for another process
+                finding.cancel()  # it waits for another process, and holds nothing that could be lost
         saving = [self._begin(name) for name in self._unsaved]
         if tasks := {*self._finding.values(), *saving}:
             await asyncio.wait(tasks)
@@ -249,13 +268,13 @@ class RefreshingTokens:
         """Find the user's token, once for all who want it."""
         finding = self._finding.get(name)
         if finding is None:
-            # A task of its own: whoever waits for it may give up, and it must not be broken off for that.
+            # A task of its own: its waiters may be cancelled, and it must not be cancelled with them.
             finding = self._finding[name] = start_task(self._find(name), "feishu-mail-refresh")
             finding.add_done_callback(lambda done: self._found(name, done))
         return finding
 
     async def _find(self, name: str) -> StoredToken:
-        """The user's token: of the store, if another process has refreshed it, or refreshed here."""
+        """Return the user's token: from the store, if another process has refreshed it, or refreshed here."""
         if name in self._unsaved:
             await self._save(name, self._unsaved[name])
         while True:
@@ -273,10 +292,12 @@ class RefreshingTokens:
                 return found
 
     async def _refresh_under(self, lease: str, name: str) -> StoredToken | None:
-        """Refresh a user's tokens; None if another process has done so, or the lease has lapsed."""
+        """Refresh a user's tokens; return None if another process has done so, or the lease has lapsed."""
         ended = False
         self._refreshing.add(name)
         try:
+            # Loaded again under the lease: another process may have refreshed between the first look and the
+            # lease.
             kept = await self._load(name)
             if self._good(name, kept) or kept.refresh_token is None or self._app_secret is None:
                 return None
@@ -285,7 +306,7 @@ class RefreshingTokens:
             granted = await self._ask(request)
             if isinstance(granted, Refusal):
                 if granted.again:
-                    # Dead for good: nobody has to ask again.
+                    # Dead for good: without it in the store, no process tries in vain again.
                     ended = True
                     dead = StoredToken(kept.access_token, kept.expires, kept.lifetime, scope=kept.scope)
                     await self.store.save(name, dead, lease)
@@ -296,7 +317,7 @@ class RefreshingTokens:
                 return None
             _log.info("the token of user %s was refreshed", name)
             if token.access_token == kept.access_token:
-                await asyncio.sleep(_ASK_AGAIN)
+                await asyncio.sleep(_ASK_AGAIN)  # a refresh token came without an access token: slow down
                 return self._last_resort(name, token, _NO_ACCESS_TOKEN)
             return token
         finally:
@@ -305,9 +326,9 @@ class RefreshingTokens:
                 await self.store.release(name, lease)
 
     async def _save(self, name: str, granted: _Granted) -> bool:
-        """Save tokens before anybody uses them, whoever is cancelled; false if others have to be kept.
+        """Save tokens before they are used, even if the caller is cancelled; return false if others count.
 
-        Where the store fails, it is tried again: by whoever asks for a token, after a while, and by `close`.
+        Where the store fails, the save is repeated: by the next request for a token, by a timer, and by `close`.
         """
         self._unsaved[name] = granted
         if (again := self._again.pop(name, None)) is not None:
@@ -321,7 +342,8 @@ class RefreshingTokens:
     async def _saved(self, name: str, granted: _Granted) -> bool:
         saved = await self.store.save(name, granted.token, granted.lease)
         while not saved:
-            # The lease has lapsed. Still these tokens are the only ones alive, unless others were saved since.
+            # The lease has lapsed (the process stood still). These tokens are the only ones alive all the same,
+            # unless newer ones were saved since: so take a lease again, and compare.
             lease = await self.store.lease(name, _LEASE)
             kept = await self.store.load(name)
             if lease is None and kept is not None:
@@ -347,7 +369,7 @@ class RefreshingTokens:
         return kept
 
     def _last_resort(self, name: str, kept: StoredToken, refusal: Refusal) -> StoredToken:
-        """A token that cannot be refreshed serves as long as it lives."""
+        """Return a token that cannot be refreshed for as long as it lives; raise an error after that."""
         if self._clock() < kept.expires and kept.access_token != self._refused.get(name):
             return kept
         if refusal.again:
@@ -357,6 +379,7 @@ class RefreshingTokens:
     # -- the token endpoint ----------------------------------------------------------------------------
 
     async def _ask(self, request: Hidden[dict[str, str]]) -> TokenGrant | Refusal:
+        """Send a request to the token endpoint; repeat it while its failure may pass."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Passing),
             wait=wait_random_exponential(multiplier=0.5, max=5.0),
@@ -392,11 +415,12 @@ def _broken_off() -> NotSent:
 
 
 def _stored(granted: TokenGrant, since: float, before: StoredToken | None) -> StoredToken:
-    """Make of what was granted what is kept.
+    """Return the tokens to keep: those granted, completed by those before.
 
     Args:
-        granted: the tokens. In place of one that did not come, or cannot be used, the one `before` stays.
-        since: when the request was made: lifetimes are counted from there, never from too late.
+        granted: the tokens granted. In place of one that did not come, or cannot be used, the one `before` stays.
+        since: the time of the request, in seconds since 1970: lifetimes count from there, so that none ends too
+            late.
         before: the tokens that were refreshed; None for a login.
     """
     kept = before or StoredToken("", since, ASSUMED_LIFETIME)
@@ -413,6 +437,7 @@ def _stored(granted: TokenGrant, since: float, before: StoredToken | None) -> St
 
 
 def _usable(access_token: str) -> bool:
+    """Return whether an access token can stand in a header."""
     try:
         check_token(access_token, "")
     except ValueError:

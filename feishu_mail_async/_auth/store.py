@@ -1,7 +1,8 @@
-"""Where the tokens of an app's users are kept, so that several processes share one login.
+"""The port of a token store, so that several processes can share one login, and the store in memory.
 
-A refresh token works once: whoever refreshes takes the user's lease first, looks again whether another process has
-refreshed meanwhile, and saves what it got before using it. No transaction is open while the server is asked.
+A refresh token works once: a process that refreshes takes the user's lease first, looks again whether another
+process has refreshed meanwhile, and saves the new tokens before using them. No transaction is open while the
+server is asked.
 """
 
 import asyncio
@@ -14,15 +15,16 @@ __all__ = ["MemoryTokens", "StoredToken", "TokenStore"]
 
 @dataclass(frozen=True, slots=True)
 class StoredToken:
-    """A user's tokens. Neither of the two is in its repr.
+    """The tokens of a user. Neither of the two is in the repr.
 
     Attributes:
         access_token: the user_access_token.
-        expires: when it expires, in seconds since 1970.
+        expires: the moment it expires, in seconds since 1970.
         lifetime: seconds for which it was issued.
-        refresh_token: brings the next one, once; None if the user did not grant offline_access.
-        refresh_expires: when that expires, in seconds since 1970; None if the server did not say.
-        scope: the scopes granted, with spaces between them.
+        refresh_token: the token for the next refresh, good for one use; None if the user did not grant
+            offline_access.
+        refresh_expires: the moment that one expires, in seconds since 1970; None if the server did not say.
+        scope: the OAuth scopes granted, with spaces between them.
     """
 
     access_token: str = field(repr=False)
@@ -37,20 +39,24 @@ class TokenStore(Protocol):
     """The tokens of one app's users, and the leases for refreshing them."""
 
     async def users(self) -> list[str]:
-        """All users of whom there are tokens, in order."""
+        """Return all users of whom there are tokens, in order."""
 
     async def load(self, user: str) -> StoredToken | None:
-        """A user's tokens; None if there are none."""
+        """Return a user's tokens; None if there are none.
+
+        Args:
+            user: the user.
+        """
 
     async def lease(self, user: str, seconds: float) -> str | None:
         """Take the lease for refreshing a user's tokens.
 
         Args:
             user: the user.
-            seconds: after which it lapses by itself, because its holder has died.
+            seconds: the seconds after which it lapses by itself, because its holder has died.
 
         Returns:
-            the lease, for `save` or `release`; None while somebody else has it.
+            the lease, for `save` or `release`; None while another holder has it.
         """
 
     async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
@@ -59,24 +65,37 @@ class TokenStore(Protocol):
         Args:
             user: the user.
             token: the tokens.
-            lease: under which they were refreshed; None for those of a login, which are always kept.
+            lease: the lease under which they were refreshed; None for those of a login, which are always kept.
 
         Returns:
-            whether they were kept: not if the lease has lapsed and somebody else has refreshed since.
+            true if they were kept; false if the lease has lapsed and another holder has refreshed since.
         """
 
     async def release(self, user: str, lease: str) -> None:
-        """End a lease without new tokens."""
+        """End a lease without new tokens.
+
+        Args:
+            user: the user.
+            lease: the lease, as `lease` returned it.
+        """
 
     async def delete(self, user: str) -> bool:
-        """Forget a user's tokens; whether there were any."""
+        """Delete a user's tokens.
+
+        Args:
+            user: the user.
+
+        Returns:
+            true if there were any.
+        """
 
 
 _NOBODY: Final = ("", 0.0)
+"""The lease that a user without one has: of no holder, and lapsed."""
 
 
 class MemoryTokens:
-    """The tokens of an app's users in the memory of the process."""
+    """A token store in the memory of the process."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, StoredToken] = {}
@@ -93,6 +112,7 @@ class MemoryTokens:
     async def lease(self, user: str, seconds: float) -> str | None:
         """See `TokenStore`."""
         now = asyncio.get_running_loop().time()
+        # A user who has logged out has nothing to refresh.
         if user not in self._tokens or self._leases.get(user, _NOBODY)[1] > now:
             return None
         lease = uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Where a user_access_token comes from."""
+"""Token sources, and the cache in front of them."""
 
 import asyncio
 import hashlib
@@ -20,9 +20,13 @@ __all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
 T = TypeVar("T")
 
 _LONGEST: Final = 4096
+"""Characters of a user_access_token, at most."""
 _FRESH: Final = 60.0
+"""Seconds for which a fetched token is taken again without asking its source."""
 _USERS_KEPT: Final = 10_000
+"""Users whose tokens are remembered, at most."""
 _SALT: Final = secrets.token_bytes(16)
+"""Key of the digests of tokens that name unnamed users; new in each process."""
 _UNNAMED: Final = "(unnamed)"
 _OTHER_KINDS: Final = {
     "t-": "a tenant_access_token",
@@ -30,26 +34,44 @@ _OTHER_KINDS: Final = {
     "ur-": "a refresh token",
     "cli_": "an app's id",
 }
-"""What else begins like this, and is easily taken for a user_access_token (`u-`, or a JWT)."""
+"""Prefixes of other credentials that are easily taken for a user_access_token (`u-`, or a JWT)."""
 
 
 @runtime_checkable
 class TokenSource(Protocol):
-    """Anything that hands out user_access_tokens, one user at a time."""
+    """A source of user_access_tokens, one user at a time."""
 
     async def token(self, user: str | None) -> str:
-        """A token for this user that is good now (`user` is None where the caller named none)."""
+        """Return a token for this user that is good now.
+
+        Args:
+            user: the user; None where the caller named none.
+        """
 
     async def refused(self, user: str | None, token: str) -> None:
-        """The server refused this token: the next call of `token` should return another one."""
+        """Handle that the server refused this token: the next call of `token` should return another one.
+
+        Args:
+            user: the user; None where the caller named none.
+            token: the refused token.
+        """
 
 
 UserTokens = str | Mapping[str, str] | Callable[[str | None], Awaitable[str]] | TokenSource
-"""What `FeishuMailClient(tokens)` takes."""
+"""The token sources that `FeishuMailClient(tokens)` accepts."""
 
 
 def check_token(token: object, whose: str) -> str:
-    """Return `token` if it can stand in a header. What is said of it never quotes it."""
+    """Return `token` if it can stand in a header; otherwise raise an error, which never quotes it.
+
+    Args:
+        token: the token.
+        whose: the user, as a message names it.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is empty, too long, has a prefix or characters that no user_access_token has.
+    """
     name = f"tokens: the token of {whose}"
     if not isinstance(token, str):
         raise TypeError(f"{name} is {type(token).__name__}; give a string")
@@ -68,24 +90,24 @@ def check_token(token: object, whose: str) -> str:
 
 
 class _NotAsync(TypeError):
-    """A source gave something at once that has to be awaited."""
+    """A result that a source returned at once and that cannot be awaited."""
 
 
 def _to_await(result: Awaitable[T], name: str) -> Awaitable[T]:
-    """Return what a source returned if it can be awaited: of a lambda that is not known before."""
+    """Return the result of a source if it can be awaited; for a lambda this is not known before the call."""
     if inspect.isawaitable(result):
         return result
     raise _NotAsync(f"{name} returned {type(result).__name__}, which cannot be awaited; give an async callable")
 
 
 def _check_takes_user(source: Callable[..., object], name: str) -> None:
-    """Raise TypeError for a callable that cannot be called with the user, or never returns what can be awaited."""
+    """Raise TypeError for a callable that cannot take the user, or never returns something to await."""
     if inspect.isgeneratorfunction(source) or inspect.isasyncgenfunction(source):
         raise TypeError(f"tokens: {name} is a generator; give an async callable that returns a token")
     try:
         signature = inspect.signature(source)
     except (TypeError, ValueError):
-        return  # nothing is known of it
+        return  # some built-ins have no signature; the first call will show
     try:
         signature.bind(None)
     except TypeError:
@@ -97,11 +119,12 @@ _known: Final[WeakKeyDictionary[object, int]] = WeakKeyDictionary()
 
 
 def _number(source: object) -> int:
-    """A number for a token source, the same for as long as it lives."""
+    """Return a number for a token source, the same for as long as it lives."""
+    # A bound method is a new object at each access; the object it belongs to stays the same.
     anchor = getattr(source, "__self__", source)
     try:
         return _known.setdefault(anchor, next(_numbers))
-    except TypeError:  # it cannot be a key; then no other client is taken to have the same
+    except TypeError:  # not hashable, or no weak references: then each client's source counts as another one
         return next(_numbers)
 
 
@@ -121,14 +144,18 @@ def _label(user: str | None) -> str:
 
 
 class Tokens:
-    """One face for every kind of token source.
+    """One interface for every kind of token source.
 
-    `ready` is awaited before a turn is asked for; `current` never waits, so that no permit is held while a
-    token is fetched.
+    `ready` is awaited before a turn is requested; `current` never waits, so that no permit is held while a token
+    is fetched.
+
+    Args:
+        source: the source.
+        lasting: whether user keys are stored in a ledger, so that they must be the same in every process.
 
     Attributes:
-        lasting: the names of users go into a ledger that outlives this process.
-        on_change: is told the key of each user for whom there is another token than before.
+        lasting: as given.
+        on_change: called with the key of each user who has a new token.
 
     Raises:
         TypeError, ValueError: `source` is none of the kinds, or a token in it cannot be one.
@@ -142,7 +169,7 @@ class Tokens:
         self._refused: Callable[[str | None, str], Awaitable[None]] | None = None
         self._unnamed = _UNNAMED
         self._closed = False
-        self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been looked at
+        self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been checked
         self._cache: dict[str | None, tuple[str, float]] = {}
         self._fetching: dict[str | None, asyncio.Task[Hidden[str]]] = {}
         self._name = "the callable"
@@ -175,7 +202,7 @@ class Tokens:
             self._unnamed = _UNNAMED
 
     def resolve(self, user: str | None) -> str | None:
-        """The user that is meant, or UnknownUser, which lists those that are known."""
+        """Return the user that is meant; UnknownUser lists those that are known."""
         if self._fixed is None:
             return user
         if user in self._fixed:
@@ -193,24 +220,24 @@ class Tokens:
         raise UnknownUser(f"user: this client has tokens for {listed}; {what}", users=known)
 
     def key(self, user: str | None) -> str:
-        """The name under which a (resolved) user's calls go one at a time, also across clients.
+        """Return the name under which a (resolved) user's calls go one at a time, also across clients.
 
-        Two clients with one unnamed user each may stand for two people. Such a user goes by a digest of the
-        token, salted anew in each process, or by the source the tokens come from. A ledger outlives both: there
-        every unnamed user of an app is the same.
+        Two clients with one unnamed user each may stand for two people. Such a user's key is a digest of the
+        token, salted anew in each process, or the number of the token source. A ledger outlives both: there every
+        unnamed user of an app is the same.
         """
         return self._unnamed if user is None else user
 
     @staticmethod
     def fingerprint(token: str) -> str:
-        """What identifies a token without being it, in every process."""
+        """Return the token's fingerprint: it identifies the token in every process, and does not reveal it."""
         return hashlib.blake2b(token.encode(), person=b"feishu-mail", digest_size=16).hexdigest()
 
     def current(self, user: str | None) -> str:
-        """The token to use now, without waiting; `ready` has been awaited before.
+        """Return the token to use now, without waiting; `ready` has been awaited before.
 
-        A source that was asked more than a minute ago is asked again meanwhile: so it can renew a token before
-        it expires, also for drafts that have waited for hours.
+        A source whose token is more than a minute old is asked again in the background: so it can renew a token
+        before it expires, also for drafts that have waited for hours.
 
         Raises:
             NotSent: the mapping has lost its token, or holds one that cannot be one.
@@ -234,22 +261,22 @@ class Tokens:
         return token
 
     def at_hand(self, user: str | None) -> bool:
-        """Whether `ready` has nothing to wait for."""
+        """Return whether `ready` has nothing to wait for."""
         if self._fetch is None:
             return True
         known = self._cache.get(user)
         return known is not None and asyncio.get_running_loop().time() - known[1] < _FRESH
 
     def outdate(self, user: str | None) -> None:
-        """Have `ready` ask the source again."""
+        """Make the next `ready` ask the source again."""
         if user in self._cache:
             self._cache[user] = self._cache[user][0], -math.inf
 
     async def ready(self, user: str | None) -> str:
-        """A token for this user; one fetched within the last minute is taken again.
+        """Return a token for this user; one fetched within the last minute is taken again.
 
         Raises:
-            NotSent: the source failed or gave what cannot be a token; its exception is the cause.
+            NotSent: the source failed or gave something that cannot be a token; its exception is the cause.
         """
         if self._fetch is None or self.at_hand(user):
             return self.current(user)
@@ -257,7 +284,7 @@ class Tokens:
         return await self._shared(task)
 
     async def renew(self, user: str | None, refused: str) -> str | None:
-        """Another token in place of a refused one; None if there is none.
+        """Return another token in place of a refused one; None if there is none.
 
         Raises:
             NotSent: as for `ready`.
@@ -268,26 +295,26 @@ class Tokens:
                 return None
             self.on_change(self.key(user))
             return token
-        # What is being fetched may have been asked for before the refusal; then it does not count.
+        # A fetch under way may have been requested before the refusal: then it may bring the refused token again.
         task = self._fetching.get(user)
         token = await self._shared(task) if task is not None else self.current(user)
         if token == refused:
             renewal = self._fetching.get(user) or self._begin(user, self._replace(user, refused, self._fetch))
             token = await self._shared(renewal)
         if token == refused:
-            self.outdate(user)  # so that the next draft asks again
+            self.outdate(user)  # the next draft fetches anew
             return None
         return token
 
     def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[Hidden[str]]:
         task = start_task(self._hidden(fetch), "feishu-mail-token")
         task.add_done_callback(lambda done: self._fetched(user, done))
-        self._fetching[user] = task  # last: what stays here for ever would be waited for, for ever
+        self._fetching[user] = task  # last: an entry without the callback that removes it would block the user
         return task
 
     @staticmethod
     async def _hidden(fetch: Coroutine[None, None, str]) -> Hidden[str]:
-        """Fetch a token; asyncio shows a task's result, and an error its frames."""
+        """Fetch a token, hidden: asyncio shows the result of a task in its repr, and an error shows its frames."""
         try:
             return Hidden(await fetch)
         except NotSent as error:
@@ -295,18 +322,20 @@ class Tokens:
         raise failed
 
     async def _shared(self, task: asyncio.Task[Hidden[str]]) -> str:
-        """Wait for a fetch that others may wait for too: one of them giving up must not break it off.
+        """Wait for a fetch that others may wait for, too. Cancelling one waiter must not cancel the fetch.
 
-        A renewal that is broken off between the server's answer and its being kept may lose the login.
+        A refresh that is cancelled between the server's answer and the save may lose the login.
         """
         return (await outcome_of(task, self._broken_off)).value
 
     def _broken_off(self) -> NotSent:
+        """Return the error of a fetch that was cancelled."""
         if self._closed:
             return ClientClosed("the client was closed while a token was fetched; nothing was sent")
         return NotSent("tokens: fetching one was cancelled, with tasks of the event loop; nothing was sent")
 
     async def _replace(self, user: str | None, refused: str, fetch: Callable[[str | None], Awaitable[str]]) -> str:
+        """Report a token to the source as refused, and fetch the next one."""
         if self._refused is not None:
             try:
                 await _to_await(self._refused(user, refused), "refused")
@@ -315,6 +344,7 @@ class Tokens:
         return await self._ask(user, fetch)
 
     async def _ask(self, user: str | None, fetch: Callable[[str | None], Awaitable[str]]) -> str:
+        """Ask the source for a token, and remember it."""
         try:
             token = await _to_await(fetch(user), self._name)
         except LoginRequired:
@@ -322,7 +352,7 @@ class Tokens:
         except asyncio.CancelledError as error:
             if being_cancelled():
                 raise
-            raise self._failed(user, error) from error  # something within the source was cancelled, not we
+            raise self._failed(user, error) from error  # a task inside the source was cancelled, and not this one
         except Exception as error:
             raise self._failed(user, error) from error
         if len(self._cache) > _USERS_KEPT:
@@ -339,12 +369,12 @@ class Tokens:
 
     @staticmethod
     def _failed(user: str | None, error: BaseException) -> NotSent:
-        # What the source says of its failure may quote a token: it is the cause, and not repeated.
+        # The source's own message may quote a token: it stays in the cause, and is not repeated here.
         said = error if isinstance(error, _NotAsync) else type(error).__name__
         return NotSent(f"tokens: there is none for {_label(user)} ({said})")
 
     async def close(self) -> None:
-        """End what is still being fetched."""
+        """Cancel the fetches under way."""
         self._closed = True
         tasks = list(self._fetching.values())
         for task in tasks:
