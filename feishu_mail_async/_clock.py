@@ -1,4 +1,4 @@
-"""The clocks that are not an event loop's. Everything else counts by the loop's."""
+"""Clocks that are not an event loop's. All other code counts by the loop's clock."""
 
 import time
 
@@ -11,5 +11,5 @@ def monotonic() -> float:
 
 
 def wall_clock() -> float:
-    """Return the seconds since 1970, for what is told across processes and shown to people; it decides nothing."""
+    """Return the seconds since 1970, for times shared by processes or shown to people; it decides nothing."""
     return time.time()

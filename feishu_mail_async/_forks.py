@@ -1,7 +1,7 @@
-"""Forks: what a process has opened is its own, and not that of a process forked from it.
+"""Fork safety: resources belong to the process that opened them, and not to a process forked from it.
 
-The child would use the same connections together with the parent, and would wait for ever for threads that only
-the parent has.
+A forked child would use the same connections together with its parent, and would wait for ever for threads that
+only the parent has. So everything that holds such a resource has an `Origin`, and refuses to be used elsewhere.
 """
 
 import os
@@ -11,7 +11,7 @@ __all__ = ["NOT_THIS_CLIENT", "Origin", "forked"]
 
 
 class _Process:
-    """The running process; a forked one has another."""
+    """The identity of the running process; a forked one gets another."""
 
 
 _here = _Process()
@@ -27,7 +27,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Origin:
-    """The process that has opened something; unknown until it has."""
+    """The process that has opened a resource; unknown until it has."""
 
     __slots__ = ("_process",)
 
@@ -35,19 +35,25 @@ class Origin:
         self._process: _Process | None = None
 
     def opened(self) -> None:
-        """It is opened here and now, unless it was before."""
+        """Note that the resource is opened in this process, unless it was opened before."""
         if self._process is None:
             self._process = _here
 
     @property
     def elsewhere(self) -> bool:
-        """Whether that was the process from which this one was forked."""
+        """True if it was opened by the process from which this one was forked."""
         return self._process is not None and self._process is not _here
 
 
 def forked(what: str, remedy: str) -> str:
-    """Say that what was opened elsewhere cannot be used here."""
+    """Return the message that a resource of another process cannot be used here.
+
+    Args:
+        what: the resource.
+        remedy: the remedy.
+    """
     return f"this process was forked from the one that opened {what}, which only that one can use: {remedy}"
 
 
 NOT_THIS_CLIENT: Final = forked("the client", "open a new client here")
+"""The message for a client."""

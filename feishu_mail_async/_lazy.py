@@ -1,7 +1,7 @@
-"""Packages whose public names are brought in when one of them is first asked for.
+"""Lazy loading of a package's public names, at the first access to one of them.
 
-Python imports a package before anything in it. So what has to begin at once, the command line's handling of
-signals and the pytest plugin, would wait for all the rest, which takes a while.
+Python imports a package before any module in it. So the parts that have to start at once, the command line's
+handling of signals and the pytest plugin, would wait for all the rest, which takes a while.
 """
 
 import importlib
@@ -13,7 +13,7 @@ __all__ = ["lazily"]
 
 
 def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make the `__getattr__` and the `__dir__` of a package whose public names stand in its module `_public`.
+    """Return `__getattr__` and `__dir__` for a package whose public names are those of its module `_public`.
 
     Args:
         package: its name.
@@ -22,6 +22,7 @@ def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
     def load() -> dict[str, Any]:
         public = importlib.import_module("._public", package)
         names: dict[str, Any] = vars(sys.modules[package])
+        # All at once: from now on `__getattr__` is not called for them any more.
         names.update({name: getattr(public, name) for name in ("__all__", *public.__all__)})
         return names
 

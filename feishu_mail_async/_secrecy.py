@@ -1,8 +1,8 @@
-"""Secrets kept out of what an error carries along.
+"""Protection of secrets from error reports.
 
 Tools that print the values of variables look into every frame of a traceback, and a frame lives as long as its
-exception. So secrets pass between frames as `Hidden` where an error may come up, and errors that come out of the
-depths of this package lose its frames.
+exception. So secrets pass between frames as `Hidden` where an error may come up, and errors that leave this
+package lose its frames.
 """
 
 import traceback
@@ -18,13 +18,14 @@ E = TypeVar("E", bound=BaseException)
 R = TypeVar("R")
 
 _PACKAGE: Final = f"{Path(__file__).parent}/"
+"""The directory of this package: frames of files below it are dropped."""
 
 
 class Hidden(Generic[T]):
-    """Something that holds a secret, and does not show it.
+    """A container for a secret, whose repr does not show it.
 
     Args:
-        value: what holds it.
+        value: the secret, or an object that holds it.
     """
 
     __slots__ = ("value",)
@@ -36,18 +37,18 @@ class Hidden(Generic[T]):
         return "***"
 
     def read(self, reader: Callable[[T], R]) -> R:
-        """Return what a function makes of the value; an error that it raises has not the function's frames."""
+        """Return the result of a function on the value; an error that it raises loses our frames."""
         try:
             return reader(self.value)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised from here
+        except Exception as error:  # noqa: BLE001 - any error is raised again below
             failed = forget_frames(error)
         raise failed
 
 
 def forget_frames(error: E) -> E:
-    """Take the frames of this package away from an error and from all that hangs on it, and return it.
+    """Remove the frames of this package from an error and from its causes and contexts, and return it.
 
-    Frames of a caller's own code that this package has called stay: they tell where it failed.
+    Frames of a caller's own code that this package has called stay: they show where it failed.
     """
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()
@@ -61,11 +62,12 @@ def forget_frames(error: E) -> E:
 
 
 def note_frames(error: BaseException) -> None:
-    """Note in an error, as text without the values of variables, which frames it has come through."""
+    """Add the traceback to an error as a note: text, without the values of variables."""
     error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
 
 
 def _after_ours(trace: TracebackType | None) -> TracebackType | None:
+    """Return the traceback behind the last frame of this package."""
     found = trace
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.startswith(_PACKAGE):

@@ -1,12 +1,12 @@
-"""SIGINT and SIGTERM, heard from a program's first line to its last, and the end that every stop has.
+"""SIGINT and SIGTERM, handled from a program's first line to its last, with a bound on the time of every stop.
 
     from the first line   end at once: nothing has begun
-    within `heard`        whoever hears it is told, or there is a KeyboardInterrupt
+    within `heard`        call the innermost `Hearer`; without one, raise KeyboardInterrupt
     from then on          end at once: all is done
 
-Within `heard` a thread watches. Nothing that hangs holds it up: no event loop, no call that the main thread makes,
-no thread that the interpreter waits for in the end. When four fifths of the time for a stop have passed, it acts
-as if a second signal had come; when all of it has passed, it ends the process.
+Within `heard` a thread watches. A hanging part of the program cannot hold it up: not the event loop, not a call of
+the main thread, not a thread that the interpreter waits for at its exit. When four fifths of the time for a stop
+have passed, it acts as if a second signal had come; when all of it has passed, it ends the process.
 """
 
 import contextlib
@@ -24,23 +24,26 @@ from typing import Any, Final
 __all__ = ["INTERRUPTED", "Hearer", "end_at_once", "heard"]
 
 INTERRUPTED: Final = 130
-"""The exit code of a process that signals have ended."""
+"""Exit code of a process that was ended by signals."""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _HANGUP: Final = getattr(signal, "SIGHUP", None)
-"""The terminal has gone. The kernel and the shell may both say so: it counts as the first signal and no other."""
+"""The signal of a terminal that has gone.
+
+The kernel and the shell may both send it: it counts as the first signal and as no other.
+"""
 _LAST: Final = 0.2
-"""The part of the time for a stop that there is from the second signal on."""
+"""The part of the time for a stop that is left from the second signal on."""
 _PATIENCE: Final = 1.0
-"""Seconds for a line to be written: whoever should read it may have stopped."""
+"""Seconds for a line to be written: its reader may have stopped."""
 
 
 class Hearer:
-    """One who hears signals while it is open, instead of those that were opened before.
+    """A handler of signals. While it is open, it gets them instead of those that were opened before.
 
     Args:
         hear: called with each signal, in any thread.
-        left: a sentence about what remains to be done if the process is ended meanwhile.
+        left: a sentence about the work that remains if the process is ended meanwhile.
         hung_up: called instead when the terminal has gone; None: `hear` is.
     """
 
@@ -52,25 +55,26 @@ class Hearer:
         self.hung_up = hung_up or hear
 
     def open(self) -> None:
-        """Begin to hear."""
+        """Begin to receive signals."""
         _hearers.append(self)
 
     def close(self) -> None:
-        """Hear no more."""
+        """Receive no more signals."""
         _hearers.remove(self)
 
 
 _hearers: Final[list[Hearer]] = []
+"""The open handlers; the last one gets the signals."""
 
 
 def end_at_once() -> None:
-    """End the process with the next signal, silently. This is the first thing that a program does."""
+    """Make the next signal end the process, silently. A program calls this first of all."""
     _install(lambda *_: os._exit(INTERRUPTED))
 
 
 @contextlib.contextmanager
 def heard(limit: float) -> Iterator[None]:
-    """Hear signals, and end the process when a stop takes too long; outside of the main thread there are none.
+    """Receive signals, and end the process when a stop takes too long. Outside of the main thread it does nothing.
 
     Args:
         limit: seconds from the first signal to the end of the process.
@@ -78,12 +82,13 @@ def heard(limit: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    woken, waking = socket.socketpair()  # on Windows it cannot be a pipe
+    woken, waking = socket.socketpair()  # no pipe, because on Windows `select` takes sockets only
     waking.setblocking(False)
     _Watch(woken, limit).start()
     with waking:
         before = _install(_signalled)
-        if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:  # ignored under `nohup`
+        # Under `nohup` the signal is ignored, and must stay so.
+        if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
             before[_HANGUP] = signal.signal(_HANGUP, _hung_up)
         woken_before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
         try:
@@ -95,7 +100,7 @@ def heard(limit: float) -> Iterator[None]:
 
 
 def _install(handler: Callable[..., object]) -> dict[signal.Signals, Any]:
-    """Install a handler of the signals; those that were there before."""
+    """Install a handler of the signals; return those that were there before."""
     return {number: signal.signal(number, handler) for number in _SIGNALS}
 
 
@@ -112,10 +117,10 @@ def _hung_up(*_: object) -> None:
 
 
 class _Watch(threading.Thread):
-    """The thread that watches.
+    """The thread that watches the time of a stop.
 
     Args:
-        woken: gets the number of each signal as a byte, and ends when no more are heard.
+        woken: receives the number of each signal as a byte; its end means that there will be no more.
         limit: seconds from the first signal to the end of the process.
     """
 
@@ -137,7 +142,7 @@ class _Watch(threading.Thread):
             self._end_process()
 
     def _wait(self) -> bool:
-        """Wait for the next signal, or until it is time to act without one; whether there is more to wait for."""
+        """Wait for the next signal or the time to act without one; return whether there is more to wait for."""
         due = self._end - (self._limit * _LAST if self._count == 1 else 0.0)
         wait = max(0.0, due - time.monotonic()) if self._count else None
         if select.select([self._woken], [], [], wait)[0]:
@@ -170,7 +175,7 @@ class _Watch(threading.Thread):
 
 
 def _tell(line: str) -> None:
-    """Write a line, and what is still to be written; but do not wait for long where nobody reads."""
+    """Write a line, and flush the output; do not wait for long if it is not read."""
 
     def write() -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -1,8 +1,8 @@
-"""Standard streams that fail no program: the work and its record do not depend on the screen.
+"""Standard streams whose failures do not stop a program: the work and its record do not depend on the screen.
 
-Whatever is wrong with an output (closed, full, its reader gone) raises nothing in the midst of the work. It is
-told once, at the end, and shows in the exit code if nothing else does. What an encoding lacks is escaped. A reader
-that is slow is not waited for before the end: what it has not taken yet is kept.
+An output that is closed, full, or without a reader raises nothing in the middle of the work. The failure is
+reported once, at the end, and shows in the exit code if no other error does. Characters that an encoding lacks are
+escaped. A slow reader is not waited for before the end: unread output is kept in memory.
 """
 
 import errno
@@ -18,22 +18,22 @@ from ._signals import INTERRUPTED
 __all__ = ["UNSAID", "output_trouble", "run_program"]
 
 UNSAID: Final = 4
-"""Exit code: all is done, and not all that there was to say could be written."""
+"""Exit code: all work is done, but not all output could be written."""
 
 _PIECE: Final = 4096
-"""Bytes that a pipe which takes any takes without waiting."""
+"""Bytes that a pipe which takes any takes without blocking."""
 _MOST_KEPT: Final = 16 * 1024 * 1024
-"""Bytes that are kept for a slow reader; then it is waited for, as every program does."""
+"""Bytes kept for a slow reader; beyond that it is waited for, as in every program."""
 
 
 class _Outlet(io.BufferedIOBase):
-    """The bytes' way to an output: it never raises, and waits for its reader only when told to.
+    """The byte stream of an output: it never raises, and blocks on its reader only on request.
 
     Args:
         file: the output as Python opened it; None: it is closed.
 
     Attributes:
-        trouble: why it takes no more; None while it does.
+        trouble: the error that ended it; None while it works.
     """
 
     def __init__(self, file: io.RawIOBase | None) -> None:
@@ -60,11 +60,11 @@ class _Outlet(io.BufferedIOBase):
         self.drain(wait=False)
 
     def drain(self, *, wait: bool) -> None:
-        """Write what is kept: as much as is taken at once, or, if it is to `wait`, all of it."""
+        """Write the kept bytes: as many as are taken at once, or all of them if it is to `wait`."""
         while self._kept and self.trouble is None:
             try:
                 if self._file is None:
-                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # noqa: TRY301 - as a write would
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # noqa: TRY301 - like a write would
                 if not _takes(self._file.fileno(), wait=wait):
                     return
                 written = self._file.write(self._kept[:_PIECE])
@@ -76,8 +76,8 @@ class _Outlet(io.BufferedIOBase):
 
 
 def _takes(descriptor: int, *, wait: bool) -> bool:
-    """Whether a write to this descriptor would not block; if it is to `wait`, once it would not."""
-    if not hasattr(select, "poll"):
+    """Return whether a write to this descriptor would not block; if it is to `wait`, once it would not."""
+    if not hasattr(select, "poll"):  # Windows: a write blocks there if it must
         return True
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
@@ -88,8 +88,8 @@ class _Output(io.TextIOWrapper):
     """A standard output whose text goes to an outlet.
 
     Args:
-        before: the stream that it stands for; None: it is closed.
-        name: as people call it.
+        before: the stream that it replaces; None: that is closed.
+        name: its name in messages.
     """
 
     def __init__(self, before: TextIO | None, name: str) -> None:
@@ -105,7 +105,7 @@ class _Output(io.TextIOWrapper):
 
     @property
     def trouble(self) -> OSError | None:
-        """Why it takes no more; None while it does."""
+        """The error that ended it; None while it works."""
         return self.outlet.trouble
 
     def finish(self) -> None:
@@ -122,7 +122,7 @@ def _raw(stream: TextIO) -> io.RawIOBase | None:
 
 
 def output_trouble() -> OSError | None:
-    """Why standard output takes no more of what is printed; None while it does."""
+    """Return the error that ended standard output; None while it works."""
     return sys.stdout.trouble if isinstance(sys.stdout, _Output) else None
 
 
@@ -147,7 +147,8 @@ def run_program(program: Callable[[], int]) -> NoReturn:
             code = end.code
         finally:
             out.finish()
-            if out.trouble is not None and out.trouble.errno != errno.EPIPE:  # who has left has seen enough
+            # A reader that closed the pipe (`| head`) has seen enough: that is no error.
+            if out.trouble is not None and out.trouble.errno != errno.EPIPE:
                 err.write(f"error: {out.called}: not all of it could be written ({out.trouble.strerror})\n")
             err.finish()
     except KeyboardInterrupt:
@@ -158,7 +159,7 @@ def run_program(program: Callable[[], int]) -> NoReturn:
 
 
 def _occupy() -> None:
-    """Open nothing under the numbers of the standard streams that are closed: no file of ours may get them."""
+    """Open the null device under the closed standard descriptors: no file opened later may get their numbers."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,9 +1,9 @@
-"""Tasks that begin only where they can, and come to their end, whatever becomes of whoever wanted them.
+"""Background tasks that always run their first step, and finish even if the caller is gone.
 
-Strangers may cancel them, as clean-ups do that cancel all tasks of a loop but their own, and a task of ours then
-ends: a loop that is about to close must not wait for it. But nobody waits for it in vain. The dispatcher has a
-successor while somebody waits for a turn; every other task tells those who wait for it, with an error of ours and
-never with a CancelledError that was not meant for them (`outcome_of`).
+Foreign code may cancel them, as clean-ups do that cancel all tasks of a loop but their own, and a task of this
+package then ends: a loop that is about to close must not wait for it. But no waiter is left hanging. The
+dispatcher has a successor while there are waiters; every other task ends its waiters with an error of this
+package, and never with a CancelledError that was not meant for them (`outcome_of`).
 """
 
 import asyncio
@@ -17,17 +17,17 @@ __all__ = ["being_cancelled", "carry_through", "check_stack", "finish", "look_at
 T = TypeVar("T")
 
 _carried: Final[set[asyncio.Task[Any]]] = set()
-"""Held here until they have ended: whoever has started them may be gone."""
+"""Tasks of `carry_through` until they have ended: asyncio holds tasks weakly, and their starters may be gone."""
 
 _ROOM: Final = 64
-"""Frames that must be free: more than anything of ours takes, with the logging of a subscriber's failure."""
+"""Stack frames that must be free: more than any step of this package takes, logging included."""
 
 
 class _Task(asyncio.Task[T]):
-    """A task that always begins.
+    """A task that always runs its first step.
 
-    One that is cancelled before its first step would never run a line: what it was to end, or to give back, would
-    stay for ever.
+    asyncio drops a task that is cancelled before that, its `finally` blocks included. The permit, lock or waiter
+    that it was to release would be lost.
     """
 
     __slots__ = ()
@@ -35,13 +35,13 @@ class _Task(asyncio.Task[T]):
     def cancel(self, msg: Any = None) -> bool:
         work = self.get_coro()
         if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-            self.get_loop().call_soon(self.cancel, msg)  # its first step stands before that in the loop's queue
+            self.get_loop().call_soon(self.cancel, msg)  # the first step is already ahead of this in the queue
             return True
         return super().cancel(msg)
 
 
 class _CarriedThrough(asyncio.Task[T]):
-    """A task that is not cancelled."""
+    """A task that ignores cancellation."""
 
     __slots__ = ()
 
@@ -50,13 +50,13 @@ class _CarriedThrough(asyncio.Task[T]):
 
 
 def check_stack(room: int = _ROOM) -> None:
-    """Raise RecursionError now, where nothing has been changed yet, if what follows could meet it half-way."""
+    """Raise RecursionError now, while no state has changed, if the next steps could run out of stack."""
     if room:
         check_stack(room - 1)
 
 
 def being_cancelled() -> bool:
-    """Tell whether a CancelledError is meant for the current task, and not for something that it waits for."""
+    """Return whether a CancelledError is meant for the current task, and not for something that it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -68,19 +68,20 @@ def start_task(
     *,
     context: Context | None = None,
 ) -> asyncio.Task[T]:
-    """Start a task; its first step is taken in the loop's next pass, never here, and always.
+    """Start a task; its first step is always taken, in the loop's next pass and never here.
 
     Args:
-        work: what it does.
-        name: what it is called in a list of the loop's tasks.
-        running: holds it until it has ended; None: its starter sees to that.
+        work: the coroutine to run.
+        name: the task's name in a list of the loop's tasks.
+        running: a set that holds it until it has ended; None: the caller holds it.
         context: the context it runs in; None: a copy of the current one.
     """
-    # Not by the loop's task factory: an eager one would take the first step in the midst of what its starter does.
+    # Not by the loop's task factory: an eager one would take the first step in the middle of its starter's own
+    # step.
     try:
         task = _Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
     except BaseException:
-        work.close()  # else Python warns that nobody has awaited it
+        work.close()  # else Python warns that it was never awaited
         raise
     if running is not None:
         running.add(task)
@@ -89,17 +90,17 @@ def start_task(
 
 
 def look_at(task: asyncio.Task[Any]) -> None:
-    """Look at the failure of a task that may have nobody left to tell: else asyncio logs that nobody did."""
+    """Retrieve the exception of a task that may have no waiter left: else asyncio logs it as never retrieved."""
     if not task.cancelled():
         task.exception()
 
 
 async def finish(work: Coroutine[Any, Any, T], name: str) -> T:
-    """Bring work to its end, however often the caller is cancelled; that is raised afterwards.
+    """Run work to its end, even if the caller is cancelled repeatedly; raise the cancellation afterwards.
 
     Args:
-        work: what to do. It must end by itself, as that of `carry_through`.
-        name: what its task is called.
+        work: the coroutine. It must end by itself, as that of `carry_through`.
+        name: the name of its task.
     """
     task = _carried_through(work, name)
     broken_off = False
@@ -115,11 +116,11 @@ async def finish(work: Coroutine[Any, Any, T], name: str) -> T:
 
 
 async def outcome_of(work: asyncio.Future[T], broken_off: Callable[[], Exception]) -> T:
-    """Wait for work that others may wait for too: one of them giving up does not break it off.
+    """Wait for shared work; cancelling one waiter does not cancel the work.
 
     Args:
-        work: the task, or what stands for it.
-        broken_off: makes what is raised if the work itself was cancelled.
+        work: the task, or a future for it.
+        broken_off: returns the exception to raise if the work itself was cancelled.
     """
     try:
         return await asyncio.shield(work)
@@ -130,10 +131,10 @@ async def outcome_of(work: asyncio.Future[T], broken_off: Callable[[], Exception
 
 
 def carry_through(work: Coroutine[Any, Any, T], name: str) -> asyncio.Future[T]:
-    """Start a clean-up that goes on to its end, and return what can be awaited.
+    """Start a clean-up that runs to its end, and return a future for it.
 
-    Neither whoever awaits it breaks it off by giving up, nor does a program's end, which cancels all tasks. So it
-    must end by itself, and `asyncio.timeout`, which cancels, is of no use in it.
+    Neither cancelling a waiter cancels it, nor the end of a program, which cancels all tasks. So it must end by
+    itself, and `asyncio.timeout`, which cancels, has no effect in it.
     """
     return asyncio.shield(_carried_through(work, name))
 

@@ -1,4 +1,4 @@
-"""Texts of strangers: servers, proxies, databases, files. What is shown of them is visible, and on one line."""
+"""Text from outside (servers, proxies, databases, files), made visible and kept on one line."""
 
 import re
 import unicodedata
@@ -7,19 +7,23 @@ from typing import Final
 __all__ = ["escape", "escape_lines", "name_character", "unseen"]
 
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of characters that are not seen: controls, formats, surrogates, separators of lines."""
 _JOINER: Final = "\u200d"
+"""The character that joins emoji into one picture."""
 _PICTURES: Final = frozenset({"So", "Sk"})
+"""Unicode categories of emoji and their modifiers."""
 _AS_PICTURE: Final = "\ufe0f"
+"""The selector that makes the character before it an emoji."""
 
 
 def escape(text: str) -> str:
-    r"""Return the text with everything in it that is not seen, or steers what shows it, as `\n`, `\x1b`, `\u202e`.
+    r"""Return the text with its invisible and steering characters escaped, as `\n`, `\x1b`, `\u202e`.
 
-    These are control and format characters (line ends, a terminal's commands, changes of the direction) and halves
-    of characters. What joins emoji into one picture stays. Nothing happens to a text that was escaped before.
+    These are control and format characters (line ends, a terminal's commands, changes of the direction) and lone
+    surrogates. The joiner of emoji stays. Escaping a text twice changes nothing.
     """
     if text.isprintable():
-        return text  # looking at each character takes its time
+        return text  # the fast path
     return "".join(
         character.encode("unicode_escape").decode() if _is_hidden(text, place) else character
         for place, character in enumerate(text)
@@ -27,7 +31,7 @@ def escape(text: str) -> str:
 
 
 def escape_lines(text: str) -> str:
-    """Return the text with each of its lines escaped, for one whose line ends are our own."""
+    """Return the text with each of its lines escaped, for a text whose line ends are our own."""
     return "\n".join(map(escape, text.split("\n")))
 
 
@@ -37,6 +41,7 @@ _BLANK: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+"""Pattern of characters that are drawn as nothing, though they are no format characters."""
 
 
 def unseen(text: str) -> int | None:

@@ -1,10 +1,11 @@
-"""One HTTP exchange over aiohttp, with its time and size limits. It knows no policy.
+"""A single HTTP exchange over aiohttp, with time and size limits. It knows no policy.
 
-A connection carries one exchange. An answer nobody asked for may lie on a connection that has been used, and it
-may also come when the next request is under way already, so no look at such a connection tells that it is good.
+A connection carries one exchange. A used connection may hold an answer that belongs to no request, and such an
+answer may also come when the next request is under way already, so no check of a used connection can prove it
+good.
 
-Whatever happens on the wire comes back as a value: a `Reply`, or a `CallEnd` with the reason. That keeps
-aiohttp's exceptions, some of which hold the request's headers and so the token, inside this room.
+All results come back as values: a `Reply`, or a `CallEnd` with the reason. That keeps aiohttp's exceptions, some
+of which hold the request's headers and so the token, inside this module.
 """
 
 import asyncio
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "Transport"]
 
 _LONGEST_CONNECT: Final = 10.0
+"""Seconds for connecting, at most."""
 
-# aiohttp raises these before the first byte of the request is written.
+# aiohttp raises these before the first byte of the request is written: then the call certainly never left.
 _BEFORE_THE_REQUEST: Final = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
@@ -46,17 +48,18 @@ _BEFORE_THE_REQUEST: Final = (
 
 _MARK: Final = "X-Feishu-Mail-Async"
 
-# Of OpenSSL (x509_vfy.h). A certificate is out of its time where the clock is wrong, or until it is renewed.
+# Verify codes of OpenSSL (x509_vfy.h). A certificate outside its validity may pass: a clock is set, or it is
+# renewed.
 _OUT_OF_ITS_TIME: Final = {9, 10}
 _ANOTHER_NAME: Final = {62, 64}
-# What OpenSSL calls it where the two sides never come to terms.
+# Reasons of OpenSSL for handshakes that no retry can save.
 _NO_TLS: Final = {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}
 _NO_TERMS: Final = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED",
     "TLSV1_ALERT_PROTOCOL_VERSION",
     "UNSUPPORTED_PROTOCOL",
 }
-# A proxy's answers that another attempt may change, though they are of the kinds that say no.
+# 4xx answers of a proxy that another attempt may change.
 _PROXY_MAY_PASS: Final = {408, 425, 429}
 
 
@@ -66,8 +69,8 @@ class Failure:
 
     Attributes:
         end: LOST or NEVER_LEFT.
-        reason: says why, and what to do if it is lasting.
-        lasting: whether it never leaves until a setting is changed.
+        reason: the reason, and the remedy if it is lasting.
+        lasting: true if no call will leave until a setting is changed.
     """
 
     end: CallEnd
@@ -92,8 +95,8 @@ class Transport:
         self._proxy: URL | None = None
         self._proxy_headers: dict[str, str] | None = None
         self._reason_timeout = f"none within {attempt_timeout:g} s"
-        # Connecting has a shorter limit of its own: so a call that ran out of time is known to have been made.
-        # aiohttp rounds timeouts over 5 s up to whole seconds unless told otherwise.
+        # Connecting has a shorter limit of its own: so a call that runs out of total time was certainly made.
+        # Without `ceil_threshold`, aiohttp rounds timeouts over 5 s up to whole seconds.
         self._timeout = aiohttp.ClientTimeout(
             total=attempt_timeout, connect=min(_LONGEST_CONNECT, attempt_timeout / 2), ceil_threshold=math.inf
         )
@@ -107,7 +110,7 @@ class Transport:
     async def exchange(
         self, method: str, path: str, token: str | None, body: Mapping[str, str] | None = None
     ) -> Reply | Failure:
-        """Make one call and read its answer.
+        """Make one call and read its answer; no exception but CancelledError comes out.
 
         Args:
             method: the HTTP method.
@@ -116,7 +119,7 @@ class Transport:
             body: goes into the request as JSON, and nowhere else.
         """
         if self._origin.elsewhere:
-            # Its connections are the parent's, and what waits to be called here waits there as well.
+            # The session's connections are the parent's: both processes would read each other's answers.
             return Failure(CallEnd.NEVER_LEFT, NOT_THIS_CLIENT, lasting=True)
         self._origin.opened()
         secrets = Hidden((token, body))
@@ -154,7 +157,7 @@ class Transport:
                 proxy_headers=self._proxy_headers,
             ) as response:
                 return await _read(response)
-        except Exception as error:  # noqa: BLE001 - a caller's trace hook may raise anything, after the call
+        except Exception as error:  # noqa: BLE001 - trace hooks of the caller's session may raise anything
             reason = _reason(error, _secrets_in(token, body))
             if not only.left or isinstance(error, _BEFORE_THE_REQUEST):
                 return Failure(CallEnd.NEVER_LEFT, reason, _lasts(error))
@@ -164,20 +167,20 @@ class Transport:
 
     @property
     def closed(self) -> bool:
-        """Whether the session was closed: by `close`, or by the caller whose own it is."""
+        """True if the session was closed: by `close`, or by the caller who owns it."""
         return self._session is not None and self._session.closed
 
     async def close(self) -> None:
-        """Close the session if it is our own."""
+        """Close the session if it was opened here."""
         if self._own and self._session is not None and not self._origin.elsewhere:
             await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
-            # How many calls run at once is the scheduler's business, and there is no pool.
+            # No limit here: the scheduler limits concurrency, and no connection is used twice.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,  # True asks ~/.netrc, in a thread, on every call
+            trust_env=False,  # True would read ~/.netrc, in a thread, on every call
         )
         return self._session
 
@@ -194,7 +197,7 @@ class Transport:
         except ValueError:
             proxy = URL()
         if proxy.scheme not in {"http", "https"} or not proxy.host:
-            # What stands there may hold a password, so it is not quoted.
+            # Its value may hold a password, so it is not quoted.
             raise ValueError(
                 f"{url.scheme.upper()}_PROXY: the environment's proxy cannot be used; give http://HOST:PORT"
             )
@@ -214,17 +217,17 @@ class Transport:
 
 
 class _OnlyRequest:
-    """A client middleware for the one request of an exchange.
+    """A client middleware that makes sure an exchange is one request on a connection of its own.
 
     Args:
         bearer: the request's Authorization, where it has none yet.
 
     Attributes:
-        left: whether any of the request may have been written.
+        left: true if a part of the request may have been written.
     """
 
     def __init__(self, bearer: str | None) -> None:
-        self.left = True  # where nothing of aiohttp's is under it, nothing is known
+        self.left = True  # if this middleware is never called, assume the worst: the call may have left
         self._bearer = bearer
 
     async def __call__(
@@ -233,7 +236,7 @@ class _OnlyRequest:
         if self._bearer is not None:
             request.headers["Authorization"] = self._bearer
         if is_loopback(request.url.host):
-            request.proxy = None  # an environment's proxy would carry the token over a network, in the clear
+            request.proxy = None  # a proxy would carry the token of a plain-http host over a network
         self._give_own_connection(request)
         self.left = False
         try:
@@ -241,17 +244,17 @@ class _OnlyRequest:
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            # Of these aiohttp would make a GET anew, but one turn is one call.
+            # aiohttp repeats a GET after these errors, but one turn is one call.
             raise _BrokenOff from error
 
     def _give_own_connection(self, request: aiohttp.ClientRequest) -> None:
-        """Have a request take a connection that has carried nothing yet, and give it to nobody afterwards.
+        """Give a request a connection that has carried nothing yet, and keep others from using it afterwards.
 
         Publicly this is a connector's setting for all its requests (`force_close`), and the connector may be the
-        caller's. So two ways of aiohttp's are relied on that it does not promise: a pooled connection is found by
-        its proxy's headers, too, proxy or none, so that under a mark of ours there is none; and a connection's
-        `force_close` keeps it out of the pool, if called before the answer, of which a small one puts it there at
-        once. tests/test_one_exchange.py fails if either ends.
+        caller's. So two behaviours of aiohttp are relied on that it does not promise: a pooled connection is found
+        by its proxy's headers, too, proxy or none, so that under a header of our own there is none; and a
+        connection's `force_close` keeps it out of the pool, if called before the answer (a small answer puts it
+        there at once). tests/test_one_exchange.py fails if either ends.
         """
         request.proxy_headers = CIMultiDict(request.proxy_headers or {}, **{_MARK: "1"})
         send = request.send
@@ -268,11 +271,11 @@ class _OnlyRequest:
 
 
 class _BrokenOff(aiohttp.ClientError):
-    """A connection ended; the cause tells how. Not one of the errors on which aiohttp repeats a request."""
+    """A connection that ended; the cause says how. It is none of the errors on which aiohttp repeats a request."""
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply:
-    """Read an answer up to its bound. From here on the call has been answered, whatever becomes of the body."""
+    """Read an answer up to its bound. From here on the call counts as answered, even if the body is lost."""
     body: bytes | None
     try:
         body = await _read_body(response)
@@ -311,7 +314,7 @@ def _secrets_in(token: str | None, body: Mapping[str, str] | None) -> list[str]:
 
 
 def _reason(error: Exception, secrets: Iterable[str]) -> str:
-    """What an exception says, without what it holds: some of aiohttp's hold the request's headers."""
+    """Return an exception's message without its data: some of aiohttp's hold the request's headers."""
     try:
         text = _described(error)
     except Exception:  # noqa: BLE001 - an exception made by hand may lack what its class promises
@@ -326,7 +329,7 @@ def _described(error: Exception) -> str:
         case aiohttp.ClientConnectorError(os_error=ssl.SSLError() as failed):
             return f"{error.host}:{error.port}: {_no_tls(failed)}"
         case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said) as failed):
-            # asyncio tells which call failed; the number tells why, if it is one of the system's.
+            # asyncio's text names the call that failed; the number gives the reason, if it is a system error.
             system = number in errorcode and not isinstance(failed, socket.gaierror)
             return f"{error.host}:{error.port}: {os.strerror(number) if system else said}"
         case aiohttp.ClientHttpProxyError():
@@ -338,7 +341,7 @@ def _described(error: Exception) -> str:
 
 
 def _no_tls(wrong: ssl.SSLError) -> str:
-    """Why no TLS connection came about, and what to do."""
+    """Return the reason why no TLS connection came about, and the remedy."""
     if not isinstance(wrong, ssl.SSLCertVerificationError):
         why = "no TLS is spoken there" if wrong.reason in _NO_TLS else "no TLS connection came about"
         return f"{why} ({(wrong.reason or str(wrong)).lower().replace('_', ' ')})"
@@ -356,7 +359,7 @@ def _no_tls(wrong: ssl.SSLError) -> str:
 
 
 def _refused_by_proxy(status: int, said: str) -> str:
-    """What a proxy's refusal of the tunnel means, and what to do."""
+    """Return the meaning of a proxy's refusal of the tunnel, and the remedy."""
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return f"the proxy wants credentials ({said}): put them in HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT"
     if status == HTTPStatus.FORBIDDEN:
@@ -371,7 +374,7 @@ def _proxy_may_pass(status: int) -> bool:
 
 
 def _lasts(error: Exception) -> bool:
-    """Whether what keeps calls from leaving lasts until somebody changes a setting."""
+    """Return whether calls are kept from leaving until a setting is changed."""
     match error:
         case aiohttp.ClientConnectorError(os_error=ssl.SSLCertVerificationError() as wrong):
             return wrong.verify_code not in _OUT_OF_ITS_TIME
@@ -382,5 +385,5 @@ def _lasts(error: Exception) -> bool:
         case aiohttp.ServerFingerprintMismatch() | aiohttp.InvalidURL():
             return True
         case _:
-            # What is no trouble of the network is a mistake in the session's settings or hooks.
+            # An error that is not the network's is a mistake in the session's settings or hooks.
             return not isinstance(error, aiohttp.ClientError | OSError)

@@ -6,7 +6,7 @@ means seven different things here.
 
 Three questions decide what happens after an answer, and each row answers them: the `verdict` (done, retry or
 fatal), the `subject` (the draft, user, mailbox or app that waits or is suspended) and `conclusive` (whether the
-attempt certainly sent nothing).
+answer settles if the attempt sent the mail).
 
 Sources: the endpoint's table of error codes ("发送草稿", 错误码) for the 17 codes of sending a draft; the
 platform's generic codes for those of the gateway, of tokens and of scopes; the OAuth endpoint's own for `OAUTH`.
@@ -67,7 +67,7 @@ class Code:
         message: the English message the platform sends with it.
         verdict: the meaning for the draft.
         subject: the draft, user, mailbox or app concerned.
-        conclusive: true if this answer proves that the attempt sent nothing. False only for server errors.
+        conclusive: true if this answer settles whether the attempt sent the mail; false only for server errors.
         until: the condition that ends the suspension, where a FATAL verdict suspends more than its draft.
         advice: the remedy, in English.
         advice_zh: the remedy, in Chinese.

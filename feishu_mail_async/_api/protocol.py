@@ -1,7 +1,7 @@
-"""What goes to the server and what its answers mean. Pure: no I/O, no clock.
+"""Requests to the server and the meaning of its answers. Pure: no I/O, no clock.
 
-Source: "发送草稿" for the request and the body of the reply; for `automation_send_disable`, the gateway's
-headers and the log id, the platform's generic documentation.
+Source: "发送草稿" for the request and the body of the reply; for `automation_send_disable`, the gateway's headers
+and the log id, the platform's generic documentation.
 """
 
 import calendar
@@ -51,7 +51,9 @@ __all__ = [
 ]
 
 FEISHU: Final = "https://open.feishu.cn"
+"""The API's host for Feishu."""
 LARK: Final = "https://open.larksuite.com"
+"""The API's host for Lark."""
 
 LONGEST_REPLY: Final = 256 * 1024
 """Bytes of a reply that are read at most; the API's own have a few hundred."""
@@ -60,25 +62,30 @@ _UNRESERVED: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PAGE_SIZE: Final = 100
 _MAILBOXES_KEPT: Final = 1000
 _LONGEST_PAUSE: Final = 3600.0
+"""Seconds of a pause that a header may ask for, at most."""
 _EPOCH: Final = 1e9
-"""From here on a number of seconds is one since 1970; it is a day of 2001."""
+"""Threshold from which on a number of seconds is a moment, counted from 1970: this one is in 2001."""
 _LONGEST_MESSAGE: Final = 300
 _LONGEST_LINK: Final = 2000
 _LONGEST_HEADER: Final = 200
 REDACTED: Final = "***"
-"""Stands where an answer repeated the token."""
+"""Replacement for the token where an answer repeats it."""
 _TOO_MANY_REQUESTS: Final = 429
 _NO_SUCH_CALL: Final = {301, 308, 404, 405, 410}
-"""With these a server says that it has not done what it was asked for, because that is not here.
+"""Statuses of a server that has not done what it was asked for, because that is not found here.
 
-It may also be so with other pages of gateways (302, 403), but they may come after a call was passed on, too.
+It may also be so with other pages of gateways (302, 403), but those may come after a call was passed on, too.
 """
 _API_PATH: Final = "open-apis"
 _URL: Final = re.compile(r"[!-~]+")
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether `host` can only be this machine."""
+    """Return whether `host` can only be this machine.
+
+    Args:
+        host: a host name or an IP address; None: no host.
+    """
     if host is None:
         return False
     try:
@@ -88,9 +95,15 @@ def is_loopback(host: str | None) -> bool:
 
 
 def check_base_url(base_url: object) -> str:
-    """Return the URL of the API's host in one spelling, or raise ValueError or TypeError.
+    """Return the URL of the API's host in a canonical spelling.
 
     It is https, or http on a loopback host: the token must never cross a network in clear text.
+
+    Args:
+        base_url: the URL.
+
+    Raises:
+        ValueError: it is no such URL; the message says why.
     """
     if not isinstance(base_url, str):
         raise ValueError(f"base_url: give a string like {FEISHU}, not {type(base_url).__name__}")  # noqa: TRY004
@@ -123,27 +136,41 @@ def check_base_url(base_url: object) -> str:
 
 
 def _before_api_path(path: str) -> tuple[str, bool]:
-    """The path up to where the API's begins, and whether it does begin in it."""
+    """Return the path up to the beginning of the API's own path, and whether that begins in it."""
     segments = path.split("/")
     known = [segment.lower() == _API_PATH for segment in segments]
     return ("/".join(segments[: known.index(True)]), True) if any(known) else (path, False)
 
 
 def _segment(text: str) -> str:
-    """Percent-encode one path segment whole: nothing in it can start another segment or a query."""
+    """Percent-encode a whole path segment: nothing in it can start another segment or a query."""
     if _UNRESERVED.fullmatch(text):
         return text
-    # Dots are "unreserved", but a segment of dots alone is taken for a step within the path.
+    # Dots are "unreserved", but a segment of dots alone would be resolved as a step up in the path.
     return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
 
 
 def send_path(draft: Draft) -> str:
-    """The path of the call that sends this draft ("发送草稿", HTTP URL)."""
+    """Return the path of the call that sends this draft.
+
+    Args:
+        draft: the draft.
+
+    Source: "发送草稿", HTTP URL.
+    """
     return f"{_drafts_path(draft.mailbox)}/{_segment(draft.draft_id)}/send"
 
 
 def list_path(mailbox: str, page_token: str | None, page_size: int = _PAGE_SIZE) -> str:
-    """The path of the call that lists a page of a mailbox's drafts ("列出草稿")."""
+    """Return the path and query of the call that lists a page of a mailbox's drafts.
+
+    Args:
+        mailbox: the address of the mailbox, or `me`.
+        page_token: the token that the page before gave; None: the first page.
+        page_size: drafts on a page.
+
+    Source: "列出草稿".
+    """
     query = f"?page_size={page_size}"
     if page_token is not None:
         query += f"&page_token={quote(page_token, safe='')}"
@@ -156,11 +183,11 @@ def _drafts_path(mailbox: str) -> str:
 
 
 class Reply(NamedTuple):
-    """One HTTP answer, as far as it could be read.
+    """An HTTP answer, as far as it could be read.
 
     Attributes:
         status: the HTTP status.
-        body: the whole body; None if it broke off or was longer than `LONGEST_REPLY`.
+        body: the whole body; None if it was cut off or longer than `LONGEST_REPLY`.
         log_id: the header `X-Tt-Logid`.
         reset: the header `x-ogw-ratelimit-reset`, as it came.
         date: the header `Date`, as it came.
@@ -176,7 +203,10 @@ class Reply(NamedTuple):
 
 
 class CallEnd(Enum):
-    """How a call ended, which decides when its permit and its locks come back."""
+    """The end of a call, which decides when its permit and its locks come back.
+
+    ANSWERED: one window later. LOST: as late as if it were still on its way. NEVER_LEFT: at once.
+    """
 
     ANSWERED = "answered"
     LOST = "lost"
@@ -184,20 +214,20 @@ class CallEnd(Enum):
 
 
 class Judgement(NamedTuple):
-    """What one attempt means.
+    """The meaning of one attempt.
 
     Attributes:
         verdict: sent, already sent, retry or fatal.
         end: how the call ended.
-        conclusive: whether it is certain that this attempt sent nothing.
-        subject: who waits (retry) or is closed (fatal).
-        until: what ends that suspension; None: nothing but the draft is concerned.
+        conclusive: true if it is settled whether this attempt sent the mail.
+        subject: the draft, user, mailbox or app that waits (retry) or is suspended (fatal).
+        until: the condition that ends that suspension; None: only the draft is concerned.
         pause: seconds the server asks the app to wait; None: it did not say.
-        error: what to raise if this is the last word.
+        error: the exception to raise if the attempt is not retried.
         data: the `data` of a success.
         code: the `code` in the answer's body; None without one.
-        http_status: of the answer; None without one.
-        log_id: of the answer.
+        http_status: the HTTP status of the answer; None without one.
+        log_id: the log id of the answer; None without one.
     """
 
     verdict: Verdict
@@ -214,20 +244,20 @@ class Judgement(NamedTuple):
 
     @property
     def sent(self) -> bool:
-        """Whether the mail went out, by this call or an earlier one."""
+        """True if the mail went out, by this call or an earlier one."""
         return self.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
 
     def text(self, name: str) -> str | None:
-        """A text in `data`, as it can be shown; None where there is none."""
+        """Return a text in `data`, as it can be shown; None where there is none."""
         return _text(self.data.get(name))
 
 
 def never_left(reason: str, *, lasting: bool = False) -> Judgement:
-    """The judgement on a call that provably did not reach the server.
+    """Return the judgement on a call that provably did not reach the server.
 
     Args:
-        reason: why.
-        lasting: whether it will be so until a setting is changed.
+        reason: the reason.
+        lasting: whether it lasts until a setting is changed.
     """
     said = f"the server cannot be reached: {reason}"
     if lasting:
@@ -236,19 +266,23 @@ def never_left(reason: str, *, lasting: bool = False) -> Judgement:
 
 
 def lost(reason: str) -> Judgement:
-    """The judgement on a call without an answer, which may have sent the mail."""
+    """Return the judgement on a call without an answer, which may have sent the mail.
+
+    Args:
+        reason: the reason.
+    """
     return Judgement(
         Verdict.RETRY, CallEnd.LOST, conclusive=False, error=BadReply(f"no answer came back: {reason}")
     )
 
 
 def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Judgement:
-    """What an answer means. The body's code decides; the HTTP status only where there is none.
+    """Return the judgement on an answer. The body's code decides; the HTTP status only where there is none.
 
     Args:
         reply: the answer.
         token: the token of the call. Where the answer repeats it, it is taken out.
-        base_url: where the call went.
+        base_url: the host that the call went to.
     """
     log_id = _shown(reply.log_id, token)
     body = _parse(reply.body, token)
@@ -265,7 +299,12 @@ def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Jud
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a mailbox's drafts; `next_token` is None on the last one."""
+    """A page of a mailbox's drafts.
+
+    Attributes:
+        draft_ids: the ids of the drafts, in the server's order.
+        next_token: the `page_token` of the next page; None on the last one.
+    """
 
     draft_ids: tuple[str, ...]
     next_token: str | None
@@ -273,6 +312,9 @@ class Page:
 
 def read_page(judgement: Judgement) -> Page:
     """Read the `data` of a successful list call.
+
+    Args:
+        judgement: the judgement on the call.
 
     Raises:
         BadReply: it does not have the documented form.
@@ -292,7 +334,12 @@ def read_page(judgement: Judgement) -> Page:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Take secrets out of a text, also where they stand in it as in a URL; the longest first."""
+    """Remove secrets from a text, also in their URL-encoded spelling; the longest first.
+
+    Args:
+        text: the text.
+        secrets: the secrets; empty ones are ignored.
+    """
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         for written in (secret, quote(secret, safe=""), quote_plus(secret)):
             text = text.replace(written, REDACTED)
@@ -300,16 +347,16 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 
 def _shown(header: str | None, token: str | None) -> str | None:
-    """A header as it can stand in a message."""
+    """Return a header as it can stand in a message."""
     if header and token:
         header = header.replace(token, REDACTED)
     return header and escape(header[:_LONGEST_HEADER])
 
 
 def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
-    """The JSON object in `body`; empty where there is none."""
+    """Return the JSON object in `body`; an empty one where there is none."""
     try:
-        # Not by the strict rule: a bad byte in a message must not hide the code beside it.
+        # Decoded leniently: a bad byte in a message must not hide the code beside it.
         text = body.decode("utf-8", "replace").removeprefix("\ufeff") if body else ""
         parsed = json.loads(text) if text else None
     except (ValueError, RecursionError):
@@ -322,8 +369,8 @@ def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
 
 
 def _redact(parsed: dict[str, Any], token: str) -> None:
-    """Take the token out of every text in parsed JSON, where no escapes hide it any more."""
-    containers: list[Any] = [parsed]
+    """Remove the token from every text in parsed JSON, where escapes do not hide it any more."""
+    containers: list[Any] = [parsed]  # a loop and no recursion: the nesting is the server's choice
     while containers:
         container = containers.pop()
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
@@ -353,7 +400,7 @@ def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
 
 def _reference(value: Any) -> str | None:
     text = _text(value)
-    return text if text is not None and len(text) <= _LONGEST_LINK else None  # half a link leads nowhere
+    return text if text is not None and len(text) <= _LONGEST_LINK else None  # a link cut short is useless
 
 
 def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg: str) -> Judgement:
@@ -372,7 +419,7 @@ def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg:
 
 def _not_the_api(reply: Reply, log_id: str | None, base_url: str) -> Judgement:
     if reply.status == _TOO_MANY_REQUESTS:
-        # A gateway that refuses without a body refuses for the reason gateways have.
+        # A gateway that refuses without a body does so because its own limit is reached, which counts by app.
         return _refused(named("FrequencyLimited"), None, reply, log_id, "HTTP 429 without a JSON body")
     if reply.status in _NO_SUCH_CALL and reply.body is not None:
         wrong = Misconfigured(
@@ -387,22 +434,22 @@ def _not_the_api(reply: Reply, log_id: str | None, base_url: str) -> Judgement:
 
 
 def _text(value: Any, longest: int | None = None) -> str | None:
-    """A text of the server's as it can stand in an error, a log and a file; None where it is none."""
+    """Return a text of the server's as it can stand in an error, a log and a file; None where there is none."""
     return escape(value[:longest]) if isinstance(value, str) and value else None
 
 
 def _asked_for(reply: Reply) -> float | None:
-    """The seconds that an answer asks to wait."""
+    """Return the seconds that an answer asks to wait."""
     reset = _seconds(reply.reset, reply.date)
     return _seconds(reply.retry_after, reply.date) if reset is None else reset
 
 
 def _seconds(header: str | None, date: str | None) -> float | None:
-    """The seconds that a header asks to wait: at most an hour; None where it says nothing usable.
+    """Return the seconds that a header asks to wait: at most an hour; None where it says nothing usable.
 
     Args:
         header: seconds, milliseconds, or a moment: seconds or milliseconds since 1970, or a date.
-        date: when the answer was made, by the server's own clock.
+        date: the time of the answer, by the server's own clock.
     """
     try:
         number = float(header or "")
@@ -412,13 +459,13 @@ def _seconds(header: str | None, date: str | None) -> float | None:
         number /= 1000
     if number >= _EPOCH:
         number -= _moment(date)
-    elif number > _LONGEST_PAUSE:  # nobody is asked to wait so many seconds
+    elif number > _LONGEST_PAUSE:  # no server demands so many seconds: these are milliseconds
         number /= 1000
     return min(number, _LONGEST_PAUSE) if number >= 0 else None
 
 
 def _moment(date: str | None) -> float:
-    """The seconds since 1970 of an HTTP date; NaN where it is none."""
+    """Return the seconds since 1970 of an HTTP date; NaN where it is none."""
     parsed = parsedate_tz(date or "")
     try:
         seconds = math.nan if parsed is None else calendar.timegm(parsed[:6]) - (parsed[9] or 0)

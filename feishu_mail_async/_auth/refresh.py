@@ -1,9 +1,8 @@
 """Tokens that refresh themselves, over a store that several processes may share.
 
-The flow is drawn in `_auth/__init__`.
 A refresh token works once: the answer to a refresh brings the next one, and the old one is dead. So only one
 process refreshes at a time, under a lease; it looks again whether another has done so, and saves the new tokens
-before they are used.
+before they are used. The flow is drawn in `_auth/__init__`.
 """
 
 import asyncio
