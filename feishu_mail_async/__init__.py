@@ -1,4 +1,4 @@
-"""Send Feishu and Lark mail drafts from asyncio: within the rate limit, nothing lost, nothing sent twice."""
+"""An asyncio client for Feishu and Lark mail drafts: within the rate limit, nothing lost, nothing sent twice."""
 
 from typing import TYPE_CHECKING
 

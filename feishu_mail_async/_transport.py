@@ -119,7 +119,8 @@ class Transport:
             body: goes into the request as JSON, and nowhere else.
         """
         if self._origin.elsewhere:
-            # The session's connections are the parent's: both processes would read each other's answers.
+            # The session's connections are the parent's, and what waits in this copy of the loop waits in the
+            # parent, too: the call would be made twice.
             return Failure(CallEnd.NEVER_LEFT, NOT_THIS_CLIENT, lasting=True)
         self._origin.opened()
         secrets = Hidden((token, body))

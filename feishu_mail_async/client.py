@@ -1,11 +1,11 @@
 """The public client: validates arguments, and connects tokens, transport, scheduler and ledger.
 
-Clients do not own the rate limit. All clients of one event loop with the same `AppKey` (base_url, app, ledger)
-share one `_App`: the schedulers, the events and the ledger. Beneath the `_App` lies a store of permits and locks,
-kept by the process or by a database, so calls still count after their loop has ended.
+Clients do not own the rate limit. All clients of one event loop with the same `EngineKey` (base_url, app, ledger)
+share one `Engine`: the schedulers, the events and the ledger. Beneath it lies a store of permits and locks, kept by
+the process or by a database, so calls still count after their loop has ended.
 
     FeishuMailClient --1:2--> Sender (send, list) --n:1--> Scheduler --n:1--> store (memory of the process, or SQL)
-                    `--n:1--> _App (one for each loop and AppKey): both schedulers, the event hub, the ledger
+                    `--n:1--> Engine (one for each loop and EngineKey): both schedulers, the event hub, the ledger
 
 A client may be built outside a loop. It binds to the loop in which it is first used, and to the process: neither
 another loop nor a forked child can use it.

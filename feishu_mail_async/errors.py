@@ -191,31 +191,31 @@ class DraftRejected(ApiError):
 
 
 class InvalidRequest(DraftRejected):
-    """A malformed draft id or mailbox (1234008)."""
+    """A malformed draft id or mailbox."""
 
 
 class TooManyRecipients(DraftRejected):
-    """A draft with more recipients than allowed (1236003)."""
+    """A draft with more recipients than allowed."""
 
 
 class TooManyAttachments(DraftRejected):
-    """A draft with more attachments than allowed (1236004)."""
+    """A draft with more attachments than allowed."""
 
 
 class ContentRisk(DraftRejected):
-    """Content that was judged risky (1236014)."""
+    """A draft whose content was judged risky."""
 
 
 class SenderCheckFailed(DraftRejected):
-    """A sender that is not acceptable (1236017)."""
+    """A draft whose sender is not acceptable."""
 
 
 class ReceiverCheckFailed(DraftRejected):
-    """A recipient that is not acceptable (1236018)."""
+    """A draft with a recipient that is not acceptable."""
 
 
 class DraftNotFound(DraftRejected):
-    """A draft that is not in this mailbox (1234050)."""
+    """A draft that is not in this mailbox."""
 
 
 class AccessDenied(ApiError):
@@ -223,63 +223,63 @@ class AccessDenied(ApiError):
 
 
 class PermissionDenied(AccessDenied):
-    """A mailbox that the app or the user has no right to use (1234017)."""
+    """A mailbox that the app or the user has no right to use."""
 
 
 class MailboxNotFound(AccessDenied):
-    """A mailbox that does not exist or is not active (1234013)."""
+    """A mailbox that does not exist or is not active."""
 
 
 class ScopeMissing(AccessDenied):
-    """An OAuth scope that the app lacks (99991672) or the user did not grant (99991679)."""
+    """An OAuth scope that the app lacks or the user did not grant."""
 
 
 class InvalidToken(AccessDenied):
-    """A user_access_token that is missing, malformed, wrong or expired (99991661, …63, …68, …71, …77)."""
+    """A user_access_token that is missing, malformed, wrong or expired."""
 
 
 class QuotaSpent(ApiError):
-    """A quota that is used up; retrying soon is useless."""
+    """A quota that is used up. Base of the errors for which retrying soon is useless."""
 
 
 class UserDailyQuota(QuotaSpent):
-    """The user has sent as many mails as a day allows (1236007)."""
+    """The user's daily quota of sent mails, used up."""
 
 
 class UserExternalQuota(QuotaSpent):
-    """The user has reached as many external recipients as a day allows (1236008)."""
+    """The user's daily quota of external recipients, used up."""
 
 
 class TenantExternalQuota(QuotaSpent):
-    """The tenant has reached as many external recipients as a day allows (1236009)."""
+    """The tenant's daily quota of external recipients, used up."""
 
 
 class TenantStorageFull(QuotaSpent):
-    """The storage of the tenant is full (1236013)."""
+    """A tenant whose storage is full."""
 
 
 class AppQuotaSpent(QuotaSpent):
-    """The app has used up its API calls of the month (99991403)."""
+    """The app's monthly quota of API calls, used up."""
 
 
 class Throttled(ApiError):
-    """A refusal for now, which lasted until the retries were used up."""
+    """A refusal for the time being, which lasted until the retries were used up."""
 
 
 class ConcurrentWrite(Throttled):
-    """Another program was writing to the mailbox (1236006)."""
+    """A conflict with another program that was writing to the mailbox."""
 
 
 class MailThrottled(Throttled):
-    """The system slows down the mail of this user (1236010)."""
+    """A refusal because the system slows down this user's mail."""
 
 
 class FrequencyLimited(Throttled):
-    """The app calls more often than it may (99991400, or a 429 without a JSON body)."""
+    """A refusal because the app calls more often than it may."""
 
 
 class ServerError(ApiError):
-    """A failure of the server (1236019)."""
+    """A failure of the server."""
 
 
 class AutomatedSendDisabled(FeishuMailError):
@@ -314,7 +314,7 @@ class AutomatedSendDisabled(FeishuMailError):
 
 
 class OutcomeUnknown(FeishuMailError):
-    """The draft may have been sent: an attempt got no answer that settles it, or its record could not be read.
+    """A draft in doubt: it may have been sent, and no answer, or no readable record, settles it.
 
     `__cause__` is the last error. Where `attempts` is 0, it is an earlier call that may have sent the draft.
     Sending it again is safe: a draft that went out is answered with "already sent".
@@ -324,7 +324,7 @@ class OutcomeUnknown(FeishuMailError):
 
 
 class NotSent(FeishuMailError):
-    """Certainly not sent: the deadline or a cancellation came first, or no token could be had.
+    """A draft that was certainly not sent: the deadline or a cancellation came first, or there was no token.
 
     With a ledger, the draft's record was read before, and it says that no earlier call may have sent the draft.
     """
@@ -333,32 +333,32 @@ class NotSent(FeishuMailError):
 
 
 class ClientClosed(NotSent):
-    """The client is closed, or was closed before the draft had its turn."""
+    """A client that is closed, or was closed before the draft had its turn."""
 
 
 class LoginRequired(NotSent):
-    """The user's tokens cannot be refreshed any more: a person has to log in again."""
+    """A user whose tokens cannot be refreshed any more: a person has to log in again."""
 
 
 class LedgerError(NotSent):
-    """The ledger cannot be used, and without a record no call is made. The message gives the remedy.
+    """A ledger that cannot be used; without a record no call is made. The message gives the remedy.
 
     If the draft's own record could not be read, this is the cause of an `OutcomeUnknown`.
     """
 
 
 class RecordRefused(LedgerError):
-    """The ledger's database refuses a record of this draft, so no call is made for it. Other drafts go on."""
+    """A draft of which the ledger's database takes no record, so no call is made. Other drafts go on."""
 
     status = OutcomeStatus.FAILED
 
 
 class TransportError(FeishuMailError):
-    """The server could not be reached: the name did not resolve, or no connection came about."""
+    """A server that could not be reached: the name did not resolve, or no connection came about."""
 
 
 class Misconfigured(TransportError):
-    """The API cannot be reached, and will not be until a setting is changed; the message names the setting.
+    """A server that will not be reached until a setting is changed; the message names the setting.
 
     Examples: a certificate that is not trusted, a proxy that refuses, an address that is not the API's.
     """
@@ -399,7 +399,7 @@ class UnknownUser(FeishuMailError):
 
 
 class Suspended(FeishuMailError):
-    """Not attempted: the draft's user, mailbox or app is suspended. `__cause__` is the error that suspended it.
+    """A draft that was not attempted: its user, mailbox or app is suspended. `__cause__` says why.
 
     Attributes:
         subject: the suspended subject, as `resume` takes it: "app", "user:NAME" or "mailbox:ADDRESS".

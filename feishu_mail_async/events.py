@@ -129,7 +129,7 @@ class DraftEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class DraftQueued(DraftEvent):
-    """A draft begins to wait for its first turn."""
+    """The start of a draft's wait for its first turn."""
 
     level: ClassVar[int] = logging.DEBUG
 
@@ -139,7 +139,7 @@ class DraftQueued(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class TurnGranted(DraftEvent):
-    """The scheduler has granted a turn: the permission to make one call.
+    """A granted turn: the scheduler's permission to make one call.
 
     Attributes:
         attempt: the number of the draft's call that the turn is for, from 1.
@@ -162,7 +162,7 @@ class TurnGranted(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted(DraftEvent):
-    """A call is being made.
+    """The start of a call.
 
     Attributes:
         attempt: the number of the draft's call, from 1. A call that provably never left is not counted: the next
@@ -181,7 +181,7 @@ class AttemptStarted(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded(DraftEvent):
-    """A call has ended, with an answer or without.
+    """The end of a call, with an answer or without.
 
     Attributes:
         attempt: as in its `AttemptStarted`.
@@ -212,7 +212,7 @@ class AttemptEnded(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class RetryPlanned(DraftEvent):
-    """Another attempt is planned.
+    """The decision to make another attempt.
 
     Attributes:
         attempts: calls made so far.
@@ -280,7 +280,7 @@ class DraftDone(DraftEvent):
 
 @dataclass(frozen=True, slots=True)
 class UserCooled(Event):
-    """A user's backoff begins: the server slows the user down, so the user's drafts wait. Other users go on.
+    """The start of a user's backoff: the server slows the user down. Drafts of other users go on.
 
     Attributes:
         user: the user's name.
@@ -298,7 +298,7 @@ class UserCooled(Event):
 
 @dataclass(frozen=True, slots=True)
 class AppPaused(Event):
-    """A pause of the app's calls to one endpoint begins, or is extended; at its end one call probes.
+    """The start, or the extension, of a pause of the app's calls to one endpoint; at its end one call probes.
 
     Attributes:
         endpoint: "send" or "list": each has a limit of its own.
@@ -318,7 +318,7 @@ class AppPaused(Event):
 
 @dataclass(frozen=True, slots=True)
 class AppResumed(Event):
-    """The app's calls to an endpoint go on after a pause: a probe was answered.
+    """The end of a pause of the app's calls to one endpoint: a probe was answered.
 
     Attributes:
         endpoint: "send" or "list".
@@ -334,7 +334,7 @@ class AppResumed(Event):
 
 @dataclass(frozen=True, slots=True)
 class SuspensionStarted(Event):
-    """A user, a mailbox or the app is suspended: its drafts are skipped, and no calls are made for them.
+    """The start of a suspension of a user, a mailbox or the app: its drafts are skipped, without calls.
 
     Attributes:
         endpoint: "send" or "list": the endpoint whose answer has suspended it.
@@ -359,9 +359,9 @@ class SuspensionStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class SuspensionEnded(Event):
-    """A subject is no longer suspended.
+    """The end of a suspension.
 
-    The end of a timed suspension is noticed, and published, when the subject's next draft comes.
+    The end of a timed one is noticed, and published, when the subject's next draft comes.
 
     Attributes:
         endpoint: "send" or "list".
@@ -377,7 +377,7 @@ class SuspensionEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenRefreshed(Event):
-    """The token source has returned a new token for a user.
+    """A new token for a user, as the token source has returned it.
 
     Attributes:
         user: the user's name.

@@ -4,7 +4,7 @@ Pure: no clock, no event loop, no I/O. A `Reply` (one HTTP answer) goes in, a `J
 
     Reply --judge--> code in the body? -- yes --> row of `codes.CODES` --> verdict, subject, conclusive, pause
                           | no
-                          +-- 429 --------------> the gateway limits the app: as 99991400
+                          +-- 429 --------------> the gateway limits the app: FrequencyLimited
                           +-- 301, 308, 404, ...> not the API's address: Misconfigured
                           `-- anything else ----> in doubt: BadReply, retry
 

@@ -316,7 +316,7 @@ class RefreshingTokens:
                 return None
             _log.info("the token of user %s was refreshed", name)
             if token.access_token == kept.access_token:
-                await asyncio.sleep(_ASK_AGAIN)  # a refresh token came without an access token: slow down
+                await asyncio.sleep(_ASK_AGAIN)  # no usable access token came: slow down
                 return self._last_resort(name, token, _NO_ACCESS_TOKEN)
             return token
         finally:

@@ -49,7 +49,7 @@ class TokenSource(Protocol):
         """
 
     async def refused(self, user: str | None, token: str) -> None:
-        """Handle that the server refused this token: the next call of `token` should return another one.
+        """Note that the server refused this token: the next call of `token` should return another one.
 
         Args:
             user: the user; None where the caller named none.

@@ -190,7 +190,7 @@ class Sender:
         return caller.job
 
     async def _fulfil(self, call: Call, priority: Priority, caller: _Caller) -> None:
-        """Go the way of one call: record, token, job. Return when the job has ended."""
+        """Pass one call through record, token and job; return when the job has ended."""
         if caller.record is UNREAD:
             record = (await self.records([call])).get(call.key)
             if isinstance(record, RecordRefused):
@@ -517,7 +517,7 @@ class Job:
 
     @property
     def in_doubt(self) -> bool:
-        """True if a call may have sent the mail without our knowing."""
+        """True if a call may have sent the mail, and no answer has settled it."""
         return self.call.draft is not None and (self._in_flight or not self._tries.conclusive)
 
     def put_in_doubt(self) -> None:
@@ -911,7 +911,7 @@ class Job:
 
 
 class _Recorded(Exception):
-    """The draft is on record as sent: ends the wait for a turn."""
+    """The end of a wait for a turn, because the draft is on record as sent."""
 
 
 def _error(judgement: Judgement) -> FeishuMailError:
