@@ -4,13 +4,14 @@ Theory of operation
 ===================
 
     Sender --ready, current, renew--> Tokens --token, refused--> TokenSource --lease, load, save--> TokenStore
-                                      (tokens)                   (the caller's own, or              (MemoryTokens,
-                                      or
-                                                                 RefreshingTokens in `refresh`)      a ledger's)
 
-`Tokens` is one interface for every kind of source that a client accepts: a string, a mapping, a callable, a
-`TokenSource`. `ready` may wait and is awaited before a turn is requested; `current` never waits and is called
-inside the turn; `renew` follows a refusal by the server.
+    Tokens       (`tokens`) one interface for every kind of source that a client accepts, and a cache
+    TokenSource  the caller's own, or `RefreshingTokens` (`refresh`)
+    TokenStore   (`store`) `MemoryTokens`, or a ledger's
+
+A client accepts a string, a mapping, a callable or a `TokenSource`. Of `Tokens`, `ready` may wait and is awaited
+before a turn is requested; `current` never waits and is called inside the turn; `renew` follows a refusal by the
+server.
 
 Single flight, twice
 --------------------
@@ -46,12 +47,10 @@ Within a process (`RefreshingTokens._finding`): one task for each user. Between 
 What may never happen
 ---------------------
 * A refresh token used twice. It works once: the answer brings the next one, and a second use ends the login for
-all.
-  So a process takes the lease, and looks again whether another has refreshed before it does so itself.
+  all. So a process takes the lease, and looks again whether another has refreshed before it does so itself.
 * New tokens handed out, or dropped, before they are saved: no other copy of them exists, and the old ones are
-dead.
-  The save cannot be cancelled (`finish`); if the store fails it is repeated, by the next caller, by a timer and by
-  `close`.
+  dead. The save cannot be cancelled (`finish`); if the store fails it is repeated, by the next caller, by a timer
+  and by `close`.
 * A permit held while a token is fetched: hence `ready` and `current`.
 * A token in a repr, a message, a log or a traceback's frames: hence `Hidden` and `forget_frames`.
 * A transaction of the store that is open while the server is asked.
@@ -62,8 +61,7 @@ Reasons why it is not simpler
   request would block the database for as long as the server takes. A lease does not, and lapses if its holder
   dies.
 * A lease may lapse while its holder still lives (a sleeping laptop). So saving names the lease, and a holder that
-comes
-  too late keeps its tokens only if no newer ones were saved since.
+  comes too late keeps its tokens only if no newer ones were saved since.
 * A token is refreshed ahead of its expiry, since a draft may wait for hours: a refusal would cost a turn of the
-limit.
+  limit.
 """

@@ -11,7 +11,8 @@ read whose outcomes have not been fetched. So memory stays bounded at both ends.
 
 Each draft read is an `_Entry` in `_entries` until it has its outcome. Every way out of the pipeline passes through
 `_fail` (it never was a job) or `_finished` (its job has ended), which remove the entry and add the outcome: so
-every draft read ends in exactly one. Only `leave` drops outcomes, because no consumer is left to fetch them.
+every draft read ends in exactly one. (A draft of an unknown user never is an entry: `_admit` adds its outcome.)
+Only `leave` drops outcomes, because no consumer is left to fetch them.
 
 Steps over many entries run as sweeps of the scheduler, a few in each pass of the loop: ending a run of a hundred
 thousand drafts must not block it.
