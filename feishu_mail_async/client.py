@@ -1,8 +1,8 @@
 """The public client: validates arguments, and connects tokens, transport, scheduler and ledger.
 
 Clients do not own the rate limit. All clients of one event loop with the same `EngineKey` (base_url, app, ledger)
-share one `Engine`: the schedulers, the events and the ledger. Beneath it lies a store of permits and locks, kept by
-the process or by a database, so calls still count after their loop has ended.
+share one `Engine`: the schedulers, the events and the ledger. Beneath it lies a store of permits and locks, kept
+by the process or by a database, so calls still count after their loop has ended.
 
     FeishuMailClient --1:2--> Sender (send, list) --n:1--> Scheduler --n:1--> store (memory of the process, or SQL)
                     `--n:1--> Engine (one for each loop and EngineKey): both schedulers, the event hub, the ledger
