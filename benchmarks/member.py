@@ -59,7 +59,7 @@ async def turns(store: SchedulerStore, whose: str, *, seconds: float) -> list[fl
 async def take_turns(url: str | None, user: str, seconds: float) -> list[float]:
     """The same on a ledger, which is opened first; None: in memory."""
     if url is None:
-        return await turns(MemoryStore(ProcessStore(LIFTED)), user, seconds=seconds)
+        return await turns(MemoryStore(ProcessStore(), LIFTED), user, seconds=seconds)
     ledger = open_stores(url)
     try:
         store = ledger.store(FEISHU, APP, LIFTED)

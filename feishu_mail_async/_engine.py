@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
+from ._api.endpoints import LIST, SEND
 from ._scheduling.memory import memory_store
-from ._scheduling.scheduler import Scheduler, Snapshot
+from ._scheduling.scheduler import Notices, Scheduler, Snapshot
 from ._scheduling.store import SchedulerStore, mutex
 from .events import EventHub, TokenRefreshed
 from .ledger.opening import StoringLedger, open_stores
@@ -21,9 +22,6 @@ __all__ = ["Engine", "EngineKey", "engine_of", "forget_engine", "is_open"]
 
 EngineKey = tuple[str, str | None, "str | StoringLedger | None"]
 """What clients share an engine by: base_url, app and ledger."""
-
-_LISTING: Final = RateLimit(calls=10, per=1.0, spacing=0.0)
-"""The limit of listing drafts, an endpoint with a limit of its own ("列出草稿", 接口频率限制)."""
 
 
 @dataclass(slots=True)
@@ -60,7 +58,9 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """Return how the sends stand, and what is suspended, for listing too."""
         sends = self.scheduler.snapshot()
-        return replace(sends, suspended=tuple(dict.fromkeys(sends.suspended + self.listing.snapshot().suspended)))
+        every = [*self.listing.snapshot().suspended, *sends.suspended]
+        suspended = {(one.subject, one.reach): one for one in every}
+        return replace(sends, suspended=tuple(suspended.values()))
 
 
 _engines: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[EngineKey, Engine]]] = WeakKeyDictionary()
@@ -112,10 +112,12 @@ def _new_engine(key: EngineKey, limit: RateLimit) -> Engine:
     own = open_stores(ledger) if isinstance(ledger, str) else None
     kept = own if isinstance(ledger, str) else ledger
     assert kept is None or app is not None
-    if kept is None or app is None:
-        store: SchedulerStore = memory_store((base_url, app, "send"), limit)
-    else:
-        store = kept.store(base_url, app, limit)
-    listing = memory_store((base_url, app, "list"), _LISTING)
-    events = EventHub()
-    return Engine(events, Scheduler(store, events), Scheduler(listing, events, "list"), own)
+    stores: list[SchedulerStore] = []
+    for endpoint, its_limit in (SEND, limit), (LIST, LIST.limit):
+        if kept is None or app is None:
+            stores.append(memory_store((base_url, app), its_limit, endpoint))
+        else:
+            stores.append(kept.store(base_url, app, its_limit, endpoint))
+    events, notices = EventHub(), Notices()
+    sends, listing = (Scheduler(store, events, notices) for store in stores)
+    return Engine(events, sends, listing, own)

@@ -5,7 +5,7 @@ from ._auth.store import MemoryTokens, StoredToken, TokenStore
 from ._auth.tokens import TokenSource
 from ._calls.bulk import BulkRun, Outcome, Summary
 from ._scheduling.scheduler import Snapshot
-from ._scheduling.state import Suspension
+from ._scheduling.suspensions import Suspension
 from .client import FeishuMailClient
 from .codes import ResumeWhen, Subject, Verdict
 from .errors import (

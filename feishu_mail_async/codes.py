@@ -21,6 +21,7 @@ __all__ = [
     "CODES",
     "OAUTH",
     "Code",
+    "Reach",
     "ResumeWhen",
     "Subject",
     "Verdict",
@@ -47,6 +48,14 @@ class Subject(StrEnum):
     APP = "app"
 
 
+class Reach(StrEnum):
+    """The endpoints for which a suspension holds."""
+
+    ENDPOINT = "this endpoint"
+    SCOPE = "endpoints of the same OAuth scope"
+    ALL = "all endpoints"
+
+
 class ResumeWhen(StrEnum):
     """The condition that ends a suspension after a FATAL verdict."""
 
@@ -69,6 +78,7 @@ class Code:
         subject: the draft, user, mailbox or app concerned.
         conclusive: true if this answer settles whether the attempt sent the mail; false only for server errors.
         until: the condition that ends the suspension, where a FATAL verdict suspends more than its draft.
+        reach: the endpoints for which that suspension holds.
         advice: the remedy, in English.
         advice_zh: the remedy, in Chinese.
     """
@@ -84,6 +94,7 @@ class Code:
     advice: str
     advice_zh: str
     until: ResumeWhen | None = None
+    reach: Reach = Reach.ALL
 
 
 _SENT, _ALREADY, _RETRY, _FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY, Verdict.FATAL
@@ -162,6 +173,7 @@ _ROWS: Final = (
         "The user has sent all the mail a day allows. Go on tomorrow, or ask the administrator for more.",
         "用户每日发信数量已达上限，请次日再试或联系管理员提升限额。",
         ResumeWhen.HOUR,
+        Reach.ENDPOINT,
     ),
     Code(
         1236008, "UserExternalQuota", "UserExternalQuota", 429,
@@ -187,6 +199,7 @@ _ROWS: Final = (
         "The company's storage is full. Ask the administrator to make room.",
         "租户存储空间已满，请联系管理员扩容。",
         ResumeWhen.HOUR,
+        Reach.ENDPOINT,
     ),
     Code(
         1236019, "InternalError", "ServerError", 500, "internal server error", _RETRY, _DRAFT, False,
@@ -246,6 +259,7 @@ _ROWS: Final = (
         "to list them), publish it, and let the user authorize again.",
         "请为应用开通权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）并发布版本，然后让用户重新授权。",
         ResumeWhen.RESUMED,
+        Reach.SCOPE,
     ),
     Code(
         99991679, "UserScopeMissing", "ScopeMissing", 401, "the user has not granted the required scope",
@@ -254,6 +268,7 @@ _ROWS: Final = (
         "mail:user_mailbox.message:readonly to list them).",
         "请让用户重新授权，并包含权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）。",
         ResumeWhen.RESUMED,
+        Reach.SCOPE,
     ),
 )  # fmt: skip
 

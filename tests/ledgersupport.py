@@ -211,7 +211,7 @@ async def nothing_held(ledger: SqlLedger) -> None:
     now = await ledger.database.transact(read)
     assert [row for row in await rows(ledger, schema.permit) if row["ended"] is None and row["lapses"] > now] == []
     assert [row for row in await rows(ledger, schema.lock) if row["turn"] and row["lapses"] > now] == []
-    assert [row for row in await rows(ledger, schema.app) if row["probe"] and row["probe_lapses"] > now] == []
+    assert [row for row in await rows(ledger, schema.budget) if row["probe"] and row["probe_lapses"] > now] == []
     assert [row for row in await rows(ledger, schema.draft) if row["state"] == "in_flight"] == []
 
 

@@ -501,7 +501,7 @@ class World:
         self.loop = VirtualLoop()
         self.loop.before_moving = self._before_moving
         self.delays = FixedDelays()
-        self.scheduler = Scheduler(MemoryStore(ProcessStore(limit)))
+        self.scheduler = Scheduler(MemoryStore(ProcessStore(), limit))
         self.model = Model(limit, self.delays)
         self.streams = {name: self.scheduler.stream() for name in ("s1", "s2")}
         self.askers: dict[Want, Asker] = {}

@@ -310,7 +310,7 @@ def test_a_limit_that_is_used_up(desk: Desk, examine: Examine, monkeypatch: pyte
     assert desk.run("send", *ids).code == 0
     ledger = desk.state / "ledger.db"
     with sqlite3.connect(ledger) as database:
-        database.execute("UPDATE feishu_mail_app SET calls = 1")
+        database.execute("UPDATE feishu_mail_budget SET calls = 1")
     database.close()
     report = examine()
     assert report.problems == []

@@ -53,6 +53,8 @@ from feishu_mail_async import (
     TooManyRecipients,
     UserDailyQuota,
 )
+from feishu_mail_async._api.endpoints import SEND
+from feishu_mail_async._scheduling.suspensions import SuspensionKey
 from feishu_mail_async.ledger import DraftKey, DraftState, check_url, open_ledger, schema
 from feishu_mail_async.ledger.opening import open_stores
 from feishu_mail_async.ledger.sql import SqlLedger
@@ -426,7 +428,7 @@ async def test_a_call_that_ends_after_its_lease_has_lapsed(url: str) -> None:
         turn = await two.turn(ask("d", "a"))
         await one.settle(late, refused("TooManyRecipients"))
         [row] = await rows(one.ledger, schema.draft)
-        assert (row["state"], row["turn"], row["doubtful"]) == ("in_flight", turn.permit.turn, True)
+        assert (row["state"], row["turn"], row["in_doubt"]) == ("in_flight", turn.permit.turn, True)
         assert (await one.take(ask(user="a"))).shut != []
         house.clock.now += 59  # the late one counts from when it ended
         assert (await one.take(ask(user="b"))).granted is None
@@ -443,7 +445,7 @@ async def test_a_turn_given_back_leaves_nothing(url: str) -> None:
         await one.store.give_back(turn.permit)
         await nothing_held(one.ledger)
         [row] = await rows(one.ledger, schema.draft)
-        assert (row["calls"], row["state"], row["doubtful"]) == (0, "waiting", False)
+        assert (row["calls"], row["state"], row["in_doubt"]) == (0, "waiting", False)
         await two.send(ask("d", "a"))
 
 
@@ -470,12 +472,12 @@ async def test_a_refusal_does_not_clear_an_older_doubt(url: str) -> None:
             assert turn.permit.in_doubt
             await two.settle(turn, refused(name))
             [row] = await rows(two.ledger, schema.draft)
-            assert row["doubtful"]
+            assert row["in_doubt"]
             assert row["state"] == ("waiting" if name == "ConcurrentWrite" else "unknown")
         house.clock.now += 1000
         await two.send(ask("d", "a"))
         [row] = await rows(two.ledger, schema.draft)
-        assert (row["doubtful"], row["state"]) == (False, "sent")
+        assert (row["in_doubt"], row["state"]) == (False, "sent")
 
 
 async def test_settling_twice_is_settling_once(url: str) -> None:
@@ -488,7 +490,7 @@ async def test_settling_twice_is_settling_once(url: str) -> None:
         await one.settle(turn, refused("ConcurrentWrite"))
         [permit] = await rows(one.ledger, schema.permit)
         assert permit["ended"] == permit["taken"]  # no time passed in the first one
-        strikes = {(row["kind"], row["strikes"]) for row in await rows(one.ledger, schema.lock)}
+        strikes = {(row["kind"], row["consecutive_refusals"]) for row in await rows(one.ledger, schema.lock)}
         assert strikes == {("user", 1)}  # of the mailbox nothing is to be known
         again = await one.take(ask("d", "a"))
         assert again.granted is None
@@ -599,24 +601,25 @@ async def test_a_user_that_cools_down_does_so_everywhere(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "scope", "closed", "open_"),
+    ("name", "subject", "closed", "open_"),
     [
         ("UserDailyQuota", "user:a", ("a", "x@x"), ("b", "me")),
         ("TenantStorageFull", "app", ("b", "me"), None),
     ],
 )
 async def test_a_closure_for_an_hour(
-    url: str, name: str, scope: str, closed: tuple[str, str], open_: tuple[str, str] | None
+    url: str, name: str, subject: str, closed: tuple[str, str], open_: tuple[str, str] | None
 ) -> None:
     """It holds in every process, also in one that starts later; then one call probes."""
     async with fleet(url, FREE) as house:
         one, two = house.start(), house.start()
         settled = await one.settle(await one.turn(ask(user="a")), refused(name))
-        assert settled.suspended == scope
+        key = SuspensionKey(subject, SEND.name)
+        assert settled.suspended == key
         house.clock.now += 3599
         for process in (two, house.start()):
             assert (await process.take(ask(user=closed[0], mailbox=closed[1]))).granted is None
-            error = process.store.app_state.refusal(scope, asyncio.get_running_loop().time())
+            error = process.store.state.suspensions.refusal(key, asyncio.get_running_loop().time())
             assert error.until is not None
             assert error.until <= 1
             assert str(codes_of(name)) in str(error)
@@ -624,7 +627,7 @@ async def test_a_closure_for_an_hour(
             await two.send(ask(user=open_[0], mailbox=open_[1]))
         house.clock.now += 1.001
         probe = await two.turn(ask(user=closed[0], mailbox=closed[1]))
-        if scope == "app":
+        if subject == "app":
             assert probe.permit.probe
             assert (await one.take(ask(user="z"))).granted is None
         await two.settle(probe)
@@ -665,13 +668,13 @@ async def test_the_limit_given_last_takes_its_place(url: str) -> None:
         two = house.start(narrow)
         assert (await two.take(ask(user="c"))).granted is None  # the calls made count
         assert (await one.take(ask(user="c"))).granted is None
-        assert one.store.app_state.budget.limit == narrow
+        assert one.store.state.budget.limit == narrow
         one.store.set_limit(wide)
-        assert one.store.app_state.budget.limit == wide
+        assert one.store.state.budget.limit == wide
         await two.store.records([])
         await one.store.written()
         await two.send(ask(user="c"))
-        assert two.store.app_state.budget.limit == wide
+        assert two.store.state.budget.limit == wide
 
 
 async def test_set_rate_limit_reaches_the_other_process(url: str, sandbox: Sandbox) -> None:

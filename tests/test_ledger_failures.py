@@ -584,7 +584,7 @@ async def test_a_commit_whose_answer_is_lost(
     await nothing_held(direct)
     records = {row["draft_id"]: (row["state"], row["calls"]) for row in await rows(direct, schema.draft)}
     assert records == {one.draft_id: ("sent", 1), two.draft_id: ("sent", 1)} | {broken.draft_id: ("failed", 2)}
-    strikes = [row["strikes"] for row in await rows(direct, schema.lock) if row["kind"] == "user"]
+    strikes = [row["consecutive_refusals"] for row in await rows(direct, schema.lock) if row["kind"] == "user"]
     assert strikes == [1]  # of the other user nothing is to be known
     assert len(sandbox.ledger.sends) == 3
     await ledger.close()
@@ -799,7 +799,7 @@ async def test_what_has_ended_is_on_record_though_the_client_closes_at_once(
     held.database.release.set()
     await asyncio.wait_for(closing, 30)
     [row] = await rows(held, schema.draft)
-    assert (row["state"], row["doubtful"]) == ("sent", False)
+    assert (row["state"], row["in_doubt"]) == ("sent", False)
     await nothing_held(held)
 
 

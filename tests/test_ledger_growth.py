@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from support import FREE
 
 from feishu_mail_async import Draft, FeishuMailError, OutcomeStatus
-from feishu_mail_async._scheduling.state import SuspensionEntry
+from feishu_mail_async._scheduling.suspensions import SuspensionEntry
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
@@ -229,7 +229,7 @@ async def test_what_was_locked_and_closed_for_a_while_goes(processes: Fleet) -> 
     await other.send(ask(user="somebody"))
     await other.store.written()
     assert await rows(one.ledger, schema.lock) == []
-    assert [row["scope"] for row in await rows(one.ledger, schema.suspension)] == ["mailbox:gone@x"]
+    assert [row["subject"] for row in await rows(one.ledger, schema.suspension)] == ["mailbox:gone@x"]
 
 
 @pytest.mark.usefixtures("tidy")
@@ -282,10 +282,10 @@ async def test_closures_that_have_ended_are_forgotten_with_a_ledger(processes: F
     one = processes.start()
     for number in range(30):
         await one.send(ask(user=f"user{number}"), judgement=refused("UserDailyQuota"))
-    assert len(one.store.app_state.suspended) == 30
+    assert len(one.store.state.suspensions.entries) == 30
     processes.clock.now += 7200.0
     # The process's own clock has not moved: what it knows ends by that.
-    for suspension in one.store.app_state.suspended.values():
+    for suspension in one.store.state.suspensions.entries.values():
         suspension.ends -= 7200.0
     await one.send(ask(user="somebody"))
-    assert dict(one.store.app_state.suspended) == {}
+    assert dict(one.store.state.suspensions.entries) == {}

@@ -101,10 +101,8 @@ async def test_a_correction_that_is_not_committed_is_done_again(fleet: Fleet) ->
 
     async def broken(connection: AsyncConnection) -> None:
         database = one.ledger.database
-        row = await database.hold(connection, BASE, APP, LIMIT)
-        assert await one.ledger.database.jumps.correct(
-            connection, row.id, await one.ledger.database.now(connection)
-        )
+        app_id = await database.hold(connection, BASE, APP)
+        assert await database.jumps.correct(connection, app_id, await database.now(connection))
         raise KeyboardInterrupt
 
     fleet.set_clock(3600.0)

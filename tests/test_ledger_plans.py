@@ -22,8 +22,8 @@ from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import DraftKey
 from feishu_mail_async.sandbox import Sandbox
 
-_LARGE: Final = r"feishu_mail_(?:draft|permit|lock|closure|token)"
-_BY_APP_ALONE: Final = {"feishu_mail_permit", "feishu_mail_token", "feishu_mail_closure"}
+_LARGE: Final = r"feishu_mail_(?:draft|permit|lock|suspension|token)"
+_BY_APP_ALONE: Final = {"feishu_mail_permit", "feishu_mail_token", "feishu_mail_suspension"}
 """Of these an app has few, or they are listed."""
 
 
@@ -112,7 +112,7 @@ async def test_every_query_goes_by_an_index(url: str, monkeypatch: pytest.Monkey
         for statement, values in seen.items()
         if re.search(_LARGE, statement) and re.match("SELECT|UPDATE|DELETE", statement)
     }
-    for table in ("draft", "permit", "lock", "closure", "token"):
+    for table in ("draft", "permit", "lock", "suspension", "token"):
         assert sum(f"feishu_mail_{table}" in one for one in asked) > 1, table
     assert sum("LIMIT" in one for one in asked) == 3  # what may be forgotten
     plans = {statement: explained(url, statement, values) for statement, values in asked.items()}
@@ -160,7 +160,7 @@ async def on_record(url: str, base_url: str, number: int, users: int = 40) -> li
     with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:
         file.executemany(
             "INSERT INTO feishu_mail_draft"
-            " (app_id, user_key, mailbox_key, draft_id, state, doubtful, calls, changed)"
+            " (app_id, user_key, mailbox_key, draft_id, state, in_doubt, calls, changed)"
             " VALUES (1, ?, ?, ?, 'sent', 0, 1, 4e9)",
             [(f"user{one % users}", f"me/user{one % users}", f"d{one}") for one in range(number)],
         )

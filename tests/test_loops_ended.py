@@ -94,8 +94,8 @@ def test_a_child_inherits_what_was_used_up_and_hears_of_no_call_under_way() -> N
 class Turns:
     """Takes turns of a scheduler, and gives them back at once."""
 
-    def __init__(self, store: ProcessStore) -> None:
-        self.scheduler = Scheduler(MemoryStore(store))
+    def __init__(self, store: ProcessStore, limit: RateLimit) -> None:
+        self.scheduler = Scheduler(MemoryStore(store, limit))
 
     async def take(self) -> float:
         """Take a turn for a call that is answered at once; when that was, by the loop's clock."""
@@ -118,12 +118,12 @@ class Turns:
 
 
 def test_the_time_goes_on_from_one_virtual_clock_to_the_next() -> None:
-    store = ProcessStore(RateLimit(calls=2, per=600.0, spacing=0.0, margin=0.0))
-    took = [run_virtual(Turns(store).take()) for _ in range(8)]
+    store, limit = ProcessStore(), RateLimit(calls=2, per=600.0, spacing=0.0, margin=0.0)
+    took = [run_virtual(Turns(store, limit).take()) for _ in range(8)]
     assert took == pytest.approx([0, 0, 600, 0, 600, 0, 600, 0], abs=60)  # less than the process has lived since
 
     async def look() -> float | None:
-        return Turns(store).scheduler.snapshot().next_permit
+        return Turns(store, limit).scheduler.snapshot().next_permit
 
     left = asyncio.run(look())
     assert left is not None
@@ -131,15 +131,15 @@ def test_the_time_goes_on_from_one_virtual_clock_to_the_next() -> None:
 
 
 def test_what_a_virtual_clock_has_used_up_holds_an_ordinary_one_no_longer_than_its_window() -> None:
-    store = ProcessStore(RateLimit(calls=1, per=0.2, spacing=0.0, margin=0.0))
+    store, limit = ProcessStore(), RateLimit(calls=1, per=0.2, spacing=0.0, margin=0.0)
 
     async def long_before() -> float:
         await asyncio.sleep(10_000)
-        return await Turns(store).take()
+        return await Turns(store, limit).take()
 
     run_virtual(long_before())
     began = time.monotonic()
-    asyncio.run(Turns(store).take())
+    asyncio.run(Turns(store, limit).take())
     assert time.monotonic() - began < 60
 
 

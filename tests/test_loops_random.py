@@ -77,7 +77,7 @@ class Home:
         self.world = world
         self.loop = VirtualLoop()
         self.loop.now = world.now
-        self.scheduler = Scheduler(MemoryStore(world.store))
+        self.scheduler = Scheduler(MemoryStore(world.store, LIMIT))
 
     def submit(self, user: str, mailbox: str, priority: Priority) -> Asker:
         waiter = Asker(self, user, mailbox, priority)
@@ -102,7 +102,7 @@ class World:
         self.draw = random.Random(seed)
         self.calm = calm
         self.now = 100.0
-        self.store = ProcessStore(LIMIT)
+        self.store = ProcessStore()
         self.delays = FixedDelays()
         self.homes = [Home(self) for _ in range(3)]
         self.waiters: list[Asker] = []

@@ -381,7 +381,7 @@ class Crowd:
 
     def __init__(self, limit: RateLimit, judgement: Judgement = SENT) -> None:
         self.loop = VirtualLoop()
-        self.scheduler = Scheduler(MemoryStore(ProcessStore(limit)))
+        self.scheduler = Scheduler(MemoryStore(ProcessStore(), limit))
         self.lines = Lines()
         self.judgement = judgement
         self.costs: list[int] = []
@@ -1027,7 +1027,7 @@ class GivesUp:
 def test_an_ask_that_is_given_up_while_others_are_refused_is_told_nothing(end: Judgement) -> None:
     loop = VirtualLoop()
     try:
-        scheduler = Scheduler(MemoryStore(ProcessStore(RateLimit(1))))
+        scheduler = Scheduler(MemoryStore(ProcessStore(), RateLimit(1)))
         flying, first, second = (GivesUp(scheduler) for _ in range(3))
         with loop.current():
             scheduler.submit(Waiter("A", "a", Priority.BULK, flying))
@@ -1068,7 +1068,7 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
 ) -> None:
     # Its deadline passes in the very pass in which its permit comes back, or in which the app is closed.
     loop = VirtualLoop()
-    scheduler = Scheduler(MemoryStore(ProcessStore(RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0))))
+    scheduler = Scheduler(MemoryStore(ProcessStore(), RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0)))
     transport: Any = Wire()
     with loop.current():
         tokens, policy = Tokens({"A": "u-a", "B": "u-b"}), RetryPolicy(initial=1.0, maximum=1.0)

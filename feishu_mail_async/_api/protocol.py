@@ -5,7 +5,6 @@ and the log id, the platform's generic documentation.
 """
 
 import calendar
-import functools
 import ipaddress
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, quote_plus, urlsplit
 
 from feishu_mail_async._text import escape
-from feishu_mail_async.codes import Code, ResumeWhen, Subject, Verdict, lookup, named
+from feishu_mail_async.codes import Code, Reach, ResumeWhen, Subject, Verdict, lookup, named
 from feishu_mail_async.errors import (
     AutomatedSendDisabled,
     BadReply,
@@ -29,6 +28,8 @@ from feishu_mail_async.errors import (
     api_error,
 )
 from feishu_mail_async.model import Draft, check_id, check_text
+
+from .endpoints import LIST, SEND
 
 __all__ = [
     "FEISHU",
@@ -58,9 +59,7 @@ LARK: Final = "https://open.larksuite.com"
 LONGEST_REPLY: Final = 256 * 1024
 """Bytes of a reply that are read at most; the API's own have a few hundred."""
 
-_UNRESERVED: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PAGE_SIZE: Final = 100
-_MAILBOXES_KEPT: Final = 1000
 _LONGEST_PAUSE: Final = 3600.0
 """Seconds of a pause that a header may ask for, at most."""
 _EPOCH: Final = 1e9
@@ -142,23 +141,13 @@ def _before_api_path(path: str) -> tuple[str, bool]:
     return ("/".join(segments[: known.index(True)]), True) if any(known) else (path, False)
 
 
-def _segment(text: str) -> str:
-    """Percent-encode a whole path segment: nothing in it can start another segment or a query."""
-    if _UNRESERVED.fullmatch(text):
-        return text
-    # Dots are "unreserved", but a segment of dots alone would be resolved as a step up in the path.
-    return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
-
-
 def send_path(draft: Draft) -> str:
     """Return the path of the call that sends this draft.
 
     Args:
         draft: the draft.
-
-    Source: "发送草稿", HTTP URL.
     """
-    return f"{_drafts_path(draft.mailbox)}/{_segment(draft.draft_id)}/send"
+    return SEND.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
 
 
 def list_path(mailbox: str, page_token: str | None, page_size: int = _PAGE_SIZE) -> str:
@@ -174,12 +163,7 @@ def list_path(mailbox: str, page_token: str | None, page_size: int = _PAGE_SIZE)
     query = f"?page_size={page_size}"
     if page_token is not None:
         query += f"&page_token={quote(page_token, safe='')}"
-    return _drafts_path(mailbox) + query
-
-
-@functools.lru_cache(_MAILBOXES_KEPT)
-def _drafts_path(mailbox: str) -> str:
-    return f"/open-apis/mail/v1/user_mailboxes/{_segment(mailbox)}/drafts"
+    return LIST.url(mailbox=mailbox) + query
 
 
 class Reply(NamedTuple):
@@ -222,6 +206,7 @@ class Judgement(NamedTuple):
         conclusive: true if it is settled whether this attempt sent the mail.
         subject: the draft, user, mailbox or app that waits (retry) or is suspended (fatal).
         until: the condition that ends that suspension; None: only the draft is concerned.
+        reach: the endpoints for which that suspension holds.
         pause: seconds the server asks the app to wait; None: it did not say.
         error: the exception to raise if the attempt is not retried.
         data: the `data` of a success.
@@ -235,6 +220,7 @@ class Judgement(NamedTuple):
     conclusive: bool = True
     subject: Subject = Subject.DRAFT
     until: ResumeWhen | None = None
+    reach: Reach = Reach.ALL
     pause: float | None = None
     error: FeishuMailError | None = None
     data: Mapping[str, Any] = MappingProxyType({})
@@ -391,6 +377,7 @@ def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
         Verdict.FATAL,
         subject=Subject.MAILBOX,
         until=ResumeWhen.RESUMED,
+        reach=Reach.ENDPOINT,
         error=AutomatedSendDisabled(reason, _reference(told.get("reference")), log_id=log_id),
         code=code,
         http_status=status,
@@ -409,6 +396,7 @@ def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg:
         conclusive=row.conclusive,
         subject=row.subject,
         until=row.until,
+        reach=row.reach,
         pause=_asked_for(reply) if row.subject is Subject.APP else None,
         error=api_error(row, msg, http_status=reply.status, log_id=log_id),
         code=code,

@@ -228,7 +228,7 @@ class Sender:
         """
         events = self.scheduler.events
         if draft is not None and events.has_listeners:
-            about = next(_numbers), self.scheduler.endpoint, user, draft
+            about = next(_numbers), self.scheduler.endpoint.name, user, draft
             events.publish(
                 DraftDone(
                     self.time(),
@@ -304,7 +304,7 @@ class Sender:
         """Resume the call's user if it was suspended because of another token than there is now."""
         refused = self.scheduler.refused_fingerprint(call.key.user)
         if refused is not None and refused != self.tokens.fingerprint(self.tokens.current(call.user)):
-            self.scheduler.resume(f"user:{call.key.user}")
+            self.scheduler.token_changed(call.key.user)
 
     def start(
         self,
@@ -799,7 +799,7 @@ class Job:
     @property
     def _about(self) -> tuple[int, str, str, Draft | None]:
         """The fields that all events of this job have."""
-        return self._number, self._sender.scheduler.endpoint, self.call.key.user, self.call.draft
+        return self._number, self._sender.scheduler.endpoint.name, self.call.key.user, self.call.draft
 
     def _tell(self, event: Event) -> None:
         """Publish an event from outside the job's task, in the context of the code that submitted the draft.

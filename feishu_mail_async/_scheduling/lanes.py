@@ -296,7 +296,8 @@ class Lanes:
         more: `take` gave up for now, because many lanes had to move: let others run, and call it again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, exclusive: bool = True) -> None:
+        self._exclusive = exclusive
         self.waiting = dict.fromkeys(Priority, 0)
         self.users: dict[str, CallLock] = {}
         self.mailboxes: dict[str, CallLock] = {}
@@ -442,7 +443,7 @@ class Lanes:
         self._remove(waiter, lane)
         self._turns += 1
         user.served = self._turns
-        user.busy = mailbox.busy = True
+        user.busy = mailbox.busy = self._exclusive
         if lane.waiters:
             self._place(lane, now)
         else:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from feishu_mail_async._api.endpoints import SEND, Endpoint
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import FeishuMailError, RecordRefused
@@ -19,6 +20,7 @@ from .process import Member, ProcessStore
 from .record import DraftKey, Record
 from .state import Delays, Permit, Settled
 from .store import SLACK, Offer, Shut, mutex
+from .suspensions import EVERYWHERE, SuspensionKey
 
 if TYPE_CHECKING:
     from .lanes import Turn, Waiter
@@ -36,6 +38,8 @@ class MemoryStore:
 
     Args:
         store: the store.
+        limit: the limit to begin with, if the endpoint was not in use.
+        endpoint: the endpoint.
 
     Attributes:
         flying: its calls under way.
@@ -44,20 +48,20 @@ class MemoryStore:
     shared = False
     most = 1
 
-    def __init__(self, store: ProcessStore) -> None:
-        self.app_state = store.app_state
+    def __init__(self, store: ProcessStore, limit: RateLimit, endpoint: Endpoint = SEND) -> None:
+        self.state = store.state(endpoint, limit)
         self.flying = 0
         self._store = store
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._offset = 0.0
         self._changed: weakref.WeakMethod[Callable[[], None]] | None = None
         self._told = False  # of changes that it has not looked at yet
-        with mutex:
-            store.add(self)
+        self._look_at = math.inf  # when a lock that was left to another member is looked at again
 
     def join(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> float:
         self._loop, self._changed = weakref.ref(loop), weakref.WeakMethod(changed)
         with mutex:
+            self._store.add(self)
             self._offset = self._store.offset(loop.time())
         return self._offset
 
@@ -97,11 +101,15 @@ class MemoryStore:
 
     def look_again(self, now: float) -> float:
         with mutex:
-            if len(self._store.flights) == self.flying:
-                return math.inf
-            told = self._store.listeners(None) if self._store.lose_ended(now) else []
+            if self._look_at <= now:
+                self._look_at = math.inf
+                told: list[Member] = [self]
+            elif len(self._store.flights) == self.flying:
+                return self._look_at
+            else:
+                told = self._store.listeners(None) if self._store.lose_ended(now) else []
         _tell(told)
-        return now + _LOOK
+        return min(now + _LOOK, self._look_at)
 
     # -- turns -----------------------------------------------------------------------------------------
 
@@ -109,19 +117,25 @@ class MemoryStore:
         # The scheduler has looked whether the first one may go; a loop in another thread may have been quicker.
         waiter, store, shut = waiters[0], self._store, list[Shut]()
         with mutex:
-            user, mailbox = store.locks(waiter.user, waiter.mailbox, now)
+            user, mailbox = store.locks(self.state.endpoint, waiter.user, waiter.mailbox, now)
             for kind, lock in ("user", user), ("mailbox", mailbox):
-                if lock.turn is not None or lock.open_at > now:
-                    until = lock.open_at if lock.turn is None else math.inf
-                    shut.append(Shut(kind, lock.key, until, lock.backoff_until))
-            if shut or (len(store.members) > 1 and not store.allows(waiter, now)):
+                if lock.turn is not None:
+                    if store.flights[lock.turn].state is not self.state:
+                        lock.promise(self)
+                    shut.append(Shut(kind, lock.key, math.inf, lock.backoff_until))
+                elif lock.open_at > now:
+                    shut.append(Shut(kind, lock.key, lock.open_at, lock.backoff_until))
+                elif (ends := lock.promised_until(self, now)) > now:
+                    self._look_at = min(self._look_at, ends)
+                    shut.append(Shut(kind, lock.key, math.inf, lock.backoff_until))
+            if shut or (len(store.members) > 1 and not store.allows(self.state, waiter, now)):
                 return Offer(shut=shut)
-            turn = store.begin(self, waiter, user, mailbox, now)
-            permit = self.app_state.permit(turn, now, now - self._offset + SLACK)
+            turn = store.begin(self, self.state, waiter, user, mailbox, now)
+            permit = self.state.permit(turn, now, now - self._offset + SLACK)
         return Offer((waiter, permit))
 
     def settle(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
-        store, app_state = self._store, self.app_state
+        store, state = self._store, self.state
         told: list[Member] = []
         with mutex:
             store.advance(now)
@@ -129,9 +143,9 @@ class MemoryStore:
             if flight is not None:
                 user, mailbox = flight.user, flight.mailbox
             else:  # it counts as lost already: as its loop goes on, it counts once more
-                user, mailbox = store.locks(turn.user.key, turn.mailbox.key, now)
-                app_state.budget.take()
-            settled = app_state.end(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
+                user, mailbox = store.locks(state.endpoint, turn.user.key, turn.mailbox.key, now)
+                state.budget.take()
+            settled = state.end(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
             if len(store.members) > 1:
                 told = store.listeners(self)
         for gate, lock in (turn.user, user), (turn.mailbox, mailbox):
@@ -147,7 +161,7 @@ class MemoryStore:
     def give_back(self, permit: Permit) -> None:
         with mutex:
             if self._store.land(permit.turn) is not None:
-                self.app_state.refund(permit)
+                self.state.refund(permit)
             told = self._store.listeners(self)
         _tell(told)
 
@@ -155,24 +169,24 @@ class MemoryStore:
 
     def suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, now: float) -> None:
         with mutex:
-            self.app_state.suspend(f"user:{user}", error, ResumeWhen.TOKEN, now, fingerprint)
+            key = SuspensionKey(f"user:{user}", EVERYWHERE)
+            self._store.suspensions.suspend(key, error, ResumeWhen.TOKEN, now, fingerprint)
             told = self._store.listeners(self)
         _tell(told)
 
-    def suspended(self, names: Sequence[str], now: float) -> str | None:
+    def suspended(self, user: str, mailbox: str, now: float) -> SuspensionKey | None:
         with mutex:
-            self.app_state.lapse(names, now)
-            return self.app_state.suspended_of(names, now)
+            return self.state.suspended(self.state.keys_of(user, mailbox), now)
 
-    def resume(self, subject: str) -> None:
+    def resume(self, subject: str, when: ResumeWhen | None = None) -> None:
         with mutex:
-            self.app_state.resume(subject)
+            self._store.suspensions.resume(subject, when)
             told = self._store.listeners(self)
         _tell(told)
 
     def set_limit(self, limit: RateLimit) -> None:
         with mutex:
-            self.app_state.budget.limit = limit
+            self.state.budget.limit = limit
             told = self._store.listeners(self)
         _tell(told)
 
@@ -197,26 +211,27 @@ def _tell(members: Iterable[Member]) -> None:
 
 # --- the stores of the process ------------------------------------------------------------------------------
 
-StoreKey = tuple[str, str | None, str]
-"""What a store is kept by: base_url, app and endpoint."""
+StoreKey = tuple[str, str | None]
+"""The identity of a store: base_url and app."""
 
 _stores: Final[dict[StoreKey, ProcessStore]] = {}
 
 
-def memory_store(key: StoreKey, limit: RateLimit) -> MemoryStore:
-    """A new member of the process's store of this key.
+def memory_store(key: StoreKey, limit: RateLimit, endpoint: Endpoint = SEND) -> MemoryStore:
+    """Return a new part of the process's store of this key.
 
     Args:
         key: the key.
-        limit: the limit to keep, if there was no such store.
+        limit: the limit to begin with, if the endpoint was not in use.
+        endpoint: the endpoint.
     """
     with mutex:
         store = _stores.get(key)
         if store is None:
             for other in [other for other, one in _stores.items() if one.at_rest()]:
                 del _stores[other]
-            store = _stores[key] = ProcessStore(limit)
-        return MemoryStore(store)
+            store = _stores[key] = ProcessStore()
+        return MemoryStore(store, limit, endpoint)
 
 
 def forget_all() -> None:

@@ -1,6 +1,6 @@
 """Memory's ledger: what an app's calls have used up and locked, kept by the process and not by a loop.
 
-Theory of operation. A `ProcessStore` is one budget of one app: its `AppState`, the locks of its users and
+Theory of operation. A `ProcessStore` is one budget of one app: its `EndpointState`, the locks of its users and
 mailboxes, and its *flights*, which are the calls that have a turn. The process has one of each
 (`memory.memory_store`), whichever loops come and go. A loop reaches it through a store of its own, a *member*;
 queues and dispatchers stay with the loop.
@@ -18,6 +18,8 @@ queues and dispatchers stay with the loop.
   so that the child finds everything whole; there the parent's calls are lost.
 - A look is a hint, taking is the truth. Between a dispatcher's look at the standing and its `take` another thread
   may have taken the permit or the lock: `take` looks again, and says what is in the way.
+- Endpoints take turns. One that finds a lock held by a call of another is promised it, and the others leave it the
+  next turn while it has a permit: a user whose drafts are created as fast as they go has sends, too.
 - Nobody waits in vain. Whoever changes something tells all other members, in their loops, after the change;
   several changes before they look are told once. Only a loop that has ended tells nothing: while calls of other
   loops are under way, a member that waits looks after those loops.
@@ -32,11 +34,13 @@ import math
 import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._clock import monotonic
 from feishu_mail_async.model import Priority, RateLimit
 
-from .state import AppState, subjects
+from .state import EndpointState
 from .store import SLACK
+from .suspensions import Suspensions
 
 if TYPE_CHECKING:
     from .lanes import Waiter
@@ -52,13 +56,18 @@ _SWEPT: Final = 64
 _STRUCK: Final = 10_000
 """Users at rest of whom refusals in a row are remembered."""
 
+_PROMISE: Final = 0.5
+"""Seconds for which a free lock is left to the member that was promised it."""
+_WRITING: Final = ""
+"""The kind of the locks that all endpoints share that write."""
+
 _turns: Final = itertools.count(1)
 
 
 class _Lock:
     """A user or a mailbox: `turn` holds it, and after that it is shut until `open_at`."""
 
-    __slots__ = ("backoff_until", "consecutive_refusals", "key", "open_at", "turn")
+    __slots__ = ("_promise_ends", "_promised", "backoff_until", "consecutive_refusals", "key", "open_at", "turn")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -66,9 +75,31 @@ class _Lock:
         self.open_at = -math.inf
         self.backoff_until = -math.inf
         self.consecutive_refusals = 0
+        self._promised: weakref.ref[Member] | None = None
+        self._promise_ends = math.inf
 
     def at_rest(self, now: float) -> bool:
         return self.turn is None and self.open_at <= now
+
+    def promise(self, member: "Member") -> None:
+        """Leave the next turn to a member that found it locked, unless another one came before."""
+        if self._promised is None or self._promised() is None:
+            self._promised, self._promise_ends = weakref.ref(member), math.inf
+
+    def promised_until(self, member: "Member", now: float) -> float:
+        """Return until when a member leaves this free lock to another one; in the past if it need not.
+
+        A promise ends when it is kept, when its endpoint has no permit, or a while after the lock was found free:
+        the waiter for which it was given may have gone.
+        """
+        other = None if self._promised is None else self._promised()
+        if other is None or other.state is member.state or other.ended() or other.state.not_before(now) > now:
+            self._promised = None
+            return -math.inf
+        self._promise_ends = min(self._promise_ends, now + _PROMISE)
+        if self._promise_ends <= now:
+            self._promised = None
+        return self._promise_ends
 
 
 class _Locks(dict[str, _Lock]):
@@ -98,12 +129,14 @@ class _Locks(dict[str, _Lock]):
 
 
 class Member(Protocol):
-    """A loop's part in a store. Its methods may be called in any thread, under the mutex.
+    """An endpoint's part of a store in one loop. Its methods may be called in any thread, under the mutex.
 
     Attributes:
+        state: that of its endpoint.
         flying: its calls under way.
     """
 
+    state: EndpointState
     flying: int
 
     def ended(self) -> bool:
@@ -123,33 +156,45 @@ class _Flight(NamedTuple):
     """A call that has a turn.
 
     Attributes:
-        member: whose call it is.
+        member: the part in which it was made.
+        state: that of its endpoint.
         user: its user's lock.
         mailbox: its mailbox's lock.
         lapses: when it has ended at the latest, if its loop stands still.
     """
 
     member: Member
+    state: EndpointState
     user: _Lock
     mailbox: _Lock
     lapses: float
 
 
 class ProcessStore:
-    """One budget of one app, for all loops of the process. Whoever calls its methods holds the mutex.
+    """What one app's calls have used up and locked, for all loops of the process. The caller holds the mutex.
 
-    Args:
-        limit: the rate limit to keep.
+    Attributes:
+        suspensions: those of the app.
+        states: the endpoints that are in use, by name.
+        flights: the calls that have a turn, by its name.
+        members: the loops' parts in it, one for each endpoint.
     """
 
-    def __init__(self, limit: RateLimit) -> None:
-        self.app_state = AppState(limit)
-        self.users = _Locks()
-        self.mailboxes = _Locks()
+    def __init__(self) -> None:
+        self.suspensions = Suspensions()
+        self.states: dict[str, EndpointState] = {}
+        self._locks: dict[str, tuple[_Locks, _Locks]] = {}
         self.flights: dict[str, _Flight] = {}
         self.members: list[weakref.ref[Member]] = []
         self._ahead: float | None = None  # the time less `time.monotonic`; None: no loop has come yet
         self._real = -math.inf  # `time.monotonic` when it was last looked at
+
+    def state(self, endpoint: Endpoint, limit: RateLimit) -> EndpointState:
+        """Return the state of an endpoint; a new one begins with this limit."""
+        found = self.states.get(endpoint.name)
+        if found is None:
+            found = self.states[endpoint.name] = EndpointState(endpoint, limit, self.suspensions)
+        return found
 
     # -- members ---------------------------------------------------------------------------------------
 
@@ -184,30 +229,34 @@ class ProcessStore:
 
     # -- flights ---------------------------------------------------------------------------------------
 
-    def allows(self, waiter: "Waiter", now: float) -> bool:
-        """Whether an ask could go now, as far as its user's and its mailbox's locks go."""
-        app_state, budget = self.app_state, self.app_state.budget
+    def allows(self, state: EndpointState, waiter: "Waiter", now: float) -> bool:
+        """Return whether a call could be made now, as far as the locks of its user and mailbox do not matter."""
+        budget, suspensions = state.budget, self.suspensions
         return (
-            app_state.not_before(now) <= now
+            state.not_before(now) <= now
             and (waiter.priority is Priority.INTERACTIVE or budget.free(now) > budget.limit.reserve)
             and (
-                not app_state.suspended
-                or app_state.suspended_of(subjects(waiter.user, waiter.mailbox), now) is None
+                not suspensions.entries
+                or suspensions.find(state.keys_of(waiter.user, waiter.mailbox), now) is None
             )
         )
 
-    def locks(self, user: str, mailbox: str, now: float) -> tuple[_Lock, _Lock]:
-        """The locks of a user and a mailbox."""
-        return (
-            self.users.get(user) or self.users.add(user, now),
-            self.mailboxes.get(mailbox) or self.mailboxes.add(mailbox, now),
-        )
+    def locks(self, endpoint: Endpoint, user: str, mailbox: str, now: float) -> tuple[_Lock, _Lock]:
+        """Return the locks of a user and a mailbox: endpoints that write share them, a reading one has its own."""
+        kind = _WRITING if endpoint.writes else endpoint.name
+        if kind not in self._locks:
+            self._locks[kind] = _Locks(), _Locks()
+        users, mailboxes = self._locks[kind]
+        return users.get(user) or users.add(user, now), mailboxes.get(mailbox) or mailboxes.add(mailbox, now)
 
-    def begin(self, member: Member, waiter: "Waiter", user: _Lock, mailbox: _Lock, now: float) -> str:
-        """Lock the user and the mailbox of an ask for a call; its permit is counted elsewhere."""
+    def begin(  # noqa: PLR0917 - one for each thing concerned
+        self, member: Member, state: EndpointState, waiter: "Waiter", user: _Lock, mailbox: _Lock, now: float
+    ) -> str:
+        """Begin a call, which holds its locks if it writes; its permit is counted elsewhere."""
         turn = str(next(_turns))
-        user.turn = mailbox.turn = turn
-        self.flights[turn] = _Flight(member, user, mailbox, now + waiter.timeout + SLACK)
+        if state.endpoint.writes:
+            user.turn = mailbox.turn = turn
+        self.flights[turn] = _Flight(member, state, user, mailbox, now + waiter.timeout + SLACK)
         member.flying += 1
         return turn
 
@@ -215,7 +264,9 @@ class ProcessStore:
         """A call has ended or was never made: its locks are free. None if it counts as lost already."""
         flight = self.flights.pop(turn, None)
         if flight is not None:
-            flight.user.turn = flight.mailbox.turn = None
+            for lock in (flight.user, flight.mailbox):
+                if lock.turn == turn:
+                    lock.turn = None
             flight.member.flying -= 1
         return flight
 
@@ -238,8 +289,8 @@ class ProcessStore:
     def _lose(self, turn: str, at: float) -> None:
         flight = self.land(turn)
         assert flight is not None
-        self.app_state.give_back(turn)
-        self.app_state.budget.ended(self.app_state.lost(at, flight.user, flight.mailbox))
+        flight.state.give_back(turn)
+        flight.state.budget.ended(flight.state.lost(at, flight.user, flight.mailbox))
 
     # -- the whole -------------------------------------------------------------------------------------
 
@@ -248,6 +299,9 @@ class ProcessStore:
         now = monotonic() + (self._ahead or 0.0)
         return (
             all((member := ref()) is None or member.ended() for ref in self.members)
-            and self.app_state.at_rest(now)
-            and all(lock.at_rest(now) for locks in (self.users, self.mailboxes) for lock in locks.values())
+            and self.suspensions.at_rest(now)
+            and all(state.at_rest(now) for state in self.states.values())
+            and all(
+                lock.at_rest(now) for pair in self._locks.values() for locks in pair for lock in locks.values()
+            )
         )

@@ -14,13 +14,13 @@ import asyncio
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._tasks import check_stack, look_at, start_task
-from feishu_mail_async.codes import Subject, Verdict
+from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
 from feishu_mail_async.errors import FeishuMailError, LedgerError, Suspended, TransportError
 from feishu_mail_async.events import (
     AppPaused,
@@ -34,8 +34,9 @@ from feishu_mail_async.model import Priority, RateLimit
 
 from .budget import Spacing
 from .lanes import OWN, CallLock, Condemned, Lanes, Stream, Turn, Waiter
-from .state import APP, AppState, Delays, Settled, Suspension, subjects
+from .state import Delays, EndpointState, Settled
 from .store import Offer, SchedulerStore, answer_of, mutex, of
+from .suspensions import APP, EVERYWHERE, Suspension, SuspensionKey, Suspensions
 from .sweeps import Sweep, Sweeper
 
 __all__ = ["Scheduler", "Snapshot"]
@@ -82,7 +83,7 @@ class _Told:
         pauses: the count of pauses when one was told last.
         paused_since: when the pause was first told that lasts; None: there is none.
         paused_until: the end that was told of it.
-        suspended: the scopes of the suspensions that last.
+        suspended: the keys of the suspensions that hold.
         suspension_changes: the count of changes of what is suspended when they were told last.
         outages: the probes that found nothing reachable when the last of them was told to those that wait.
     """
@@ -90,27 +91,55 @@ class _Told:
     pauses: int = 0
     paused_since: float | None = None
     paused_until: float = -math.inf
-    suspended: set[str] = field(default_factory=set)
+    suspended: set[SuspensionKey] = field(default_factory=set)
     suspension_changes: int = 0
     outages: int = 0
 
 
+class Notices:
+    """The suspensions that have been published, whichever endpoint's scheduler noticed them first."""
+
+    def __init__(self) -> None:
+        self._published: set[tuple[str, str]] = set()
+
+    def publish(
+        self,
+        events: EventHub,
+        ended: Iterable[SuspensionKey],
+        begun: Iterable[Suspension],
+        at: float,
+        endpoint: str,
+    ) -> None:
+        """Publish those that have ended and begun, but not twice."""
+        for key in sorted(ended):
+            if key in self._published:
+                self._published.remove(key)
+                events.publish(SuspensionEnded(at, endpoint, key.subject))
+        for new in begun:
+            if (new.subject, new.reach) not in self._published:
+                self._published.add((new.subject, new.reach))
+                events.publish(SuspensionStarted(at, endpoint, new.subject, new.seconds, new.until, new.reason))
+
+
 class Scheduler:
-    """The turns of one app in one event loop.
+    """The turns of one endpoint of an app in one event loop.
 
     Args:
         store: keeps its permits, locks, pauses and suspensions.
-        events: hears what happens; None: nobody does.
-        endpoint: what its calls do, as events name it.
+        events: delivers what happens; None: to no one.
+        notices: what is published of the app's suspensions; schedulers of one app share it.
     """
 
-    def __init__(self, store: SchedulerStore, events: EventHub | None = None, endpoint: str = "send") -> None:
+    def __init__(
+        self, store: SchedulerStore, events: EventHub | None = None, notices: Notices | None = None
+    ) -> None:
         self.store = store
         self.events = events or EventHub()
-        self.endpoint = endpoint
+        self.endpoint = store.state.endpoint
+        self._notices = notices or Notices()
         self._told = _Told()
         self._spacing = Spacing()
-        self._lanes = Lanes()
+        self._lanes = Lanes(exclusive=self.endpoint.writes)
         self._time: Callable[[], float] | None = None  # the book's, once there is a loop
         self._offset = 0.0  # what it is ahead of the loop's
         self._rung = -math.inf
@@ -122,8 +151,8 @@ class Scheduler:
         self._condemned: list[Condemned] = []
 
     @property
-    def _app_state(self) -> AppState:
-        return self.store.app_state
+    def _state(self) -> EndpointState:
+        return self.store.state
 
     @property
     def idle(self) -> bool:
@@ -246,8 +275,8 @@ class Scheduler:
 
     def _heard(self, waiters: list[Waiter], taken: Offer, now: float) -> None:
         """What a book knows of asks that were offered to it, beside whose turn it is."""
-        for kind, key, until, backoff_until in taken.shut:
-            lock = (self._lanes.users if kind == "user" else self._lanes.mailboxes).get(key)
+        for kind, name, until, backoff_until in taken.shut:
+            lock = (self._lanes.users if kind == "user" else self._lanes.mailboxes).get(name)
             if lock is not None:
                 lock.backoff_until = backoff_until
                 self._lanes.shut(lock, until)
@@ -257,16 +286,16 @@ class Scheduler:
                 waiter.callbacks.recorded(record)
         for waiter, error in taken.refused:
             self.refuse(waiter, error)
-        suspended = [self.store.suspended(subjects(waiter.user, waiter.mailbox), now) for waiter in waiters]
-        for subject in dict.fromkeys(suspended):
-            if subject is not None:
-                self._refuse_subject(subject, now)
+        found = [self.store.suspended(waiter.user, waiter.mailbox, now) for waiter in waiters]
+        for key in dict.fromkeys(found):
+            if key is not None:
+                self._refuse_suspended(key, now)
 
     def _not_before(self, now: float) -> float:
         """The earliest moment of the next dispatch, as far as no ask's own obstacles go."""
         with mutex:
-            app_state = self._app_state
-            at, spacing = app_state.not_before(now), app_state.spacing(now)
+            state = self._state
+            at, spacing = state.not_before(now), state.spacing(now)
         return at if at > now else self._spacing.ready_at(now, spacing)
 
     def _next_change(self, now: float) -> float:
@@ -275,11 +304,11 @@ class Scheduler:
         if not self._reserved(now):
             return alarm
         with mutex:
-            budget = self._app_state.budget
+            budget = self._state.budget
             return min(alarm, budget.next_at(now, budget.limit.reserve))
 
     def _reserved(self, now: float) -> bool:
-        budget = self._app_state.budget
+        budget = self._state.budget
         if not budget.limit.reserve:
             return False
         with mutex:
@@ -322,11 +351,11 @@ class Scheduler:
         now = self._now()
         before = self._told.suspended
         self._tell_changes(now)
-        for subject in self._told.suspended - before:
-            self._refuse_subject(subject, now)
+        for key in self._told.suspended - before:
+            self._refuse_suspended(key, now)
         with mutex:
-            app_state = self._app_state
-            outages, lasted, pause = app_state.unreachable_times, app_state.unreachable_lasted, app_state.pause
+            state = self._state
+            outages, lasted, pause = state.unreachable_times, state.unreachable_lasted, state.pause
         if outages != self._told.outages and pause is not None:
             self._refuse_unreachable(pause.reason, lasted)
         self._told.outages = outages
@@ -374,10 +403,10 @@ class Scheduler:
             )
         self._tell_changes(now)
         if settled.outage is not None:
-            self._told.outages = self._app_state.unreachable_times
+            self._told.outages = self._state.unreachable_times
             self._refuse_unreachable(str(judgement.error), settled.outage)
         if settled.suspended is not None:
-            self._refuse_subject(settled.suspended, now)
+            self._refuse_suspended(settled.suspended, now)
         self._lanes.release(turn.user, turn.mailbox, now)
         self._nudge()
 
@@ -430,7 +459,7 @@ class Scheduler:
 
     def _user_suspended(self, user: str) -> None:
         self._tell_changes(self._now())
-        self._refuse_subject(f"user:{user}", self._now())
+        self._refuse_suspended(SuspensionKey(f"user:{user}", EVERYWHERE), self._now())
         self._renewed(user)
 
     def _renewed(self, user: str) -> None:
@@ -453,9 +482,9 @@ class Scheduler:
         """What keeps a user's drafts from having their turn, in words; None if others just come first."""
         now, lock = self._now(), self._lanes.users.get(user)
         with mutex:
-            app_state = self._app_state
-            limit, pause = app_state.budget.limit, app_state.pause
-            free, back = app_state.budget.free(now), app_state.budget.next_at(now)
+            state = self._state
+            limit, pause = state.budget.limit, state.pause
+            free, back = state.budget.free(now), state.budget.next_at(now)
         if pause is not None:
             return pause.reason
         if free <= 0:
@@ -467,7 +496,7 @@ class Scheduler:
 
     def unreachable_for(self) -> float:
         """Seconds for which nothing has been reachable; 0 while all is well."""
-        since = self._app_state.unreachable_since
+        since = self._state.unreachable_since
         return 0.0 if since is None else self._now() - since
 
     # -- suspensions ---------------------------------------------------------------------------------
@@ -495,11 +524,13 @@ class Scheduler:
                 self.refuse(waiter, condemned.error)
             yield
 
-    def _refuse_subject(self, subject: str, now: float) -> None:
-        kind, _, key = subject.partition(":")
+    def _refuse_suspended(self, key: SuspensionKey, now: float) -> None:
+        if not self._state.concerns(key):
+            return
+        kind, _, name = key.subject.partition(":")
         locks = {"user": self._lanes.users, "mailbox": self._lanes.mailboxes}.get(kind)
-        lock = None if locks is None else locks.get(key)
-        refusal = self._refusal(subject, now)
+        lock = None if locks is None else locks.get(name)
+        refusal = self._refusal(key, now)
         if refusal is not None and (locks is None or lock is not None):
             self._refuse_all(refusal, lock=lock)
 
@@ -546,24 +577,30 @@ class Scheduler:
         """Whether an ask has ended, or may be about to."""
         return waiter.lane is None or self._sweeping > 0 or any(lock.sweeps for lock in waiter.lane.locks)
 
-    def _refusal(self, subject: str, now: float) -> Suspended | None:
-        """What those are told whose scope this is; None if whoever was told of its closing has resumed it."""
+    def _refusal(self, key: SuspensionKey, now: float) -> Suspended | None:
+        """Return the error for those that a suspension concerns; None if a subscriber has resumed its subject."""
+        suspensions = self._state.suspensions
         with mutex:
-            return self._app_state.refusal(subject, now) if subject in self._app_state.suspended else None
+            return suspensions.refusal(key, now) if key in suspensions.entries else None
 
     def _suspended_for(self, waiter: Waiter, now: float) -> Suspended | None:
-        """Why this ask would be skipped; None if nothing that concerns it is closed."""
-        if not self._app_state.suspended:
+        """Return the reason for which a waiter would be skipped; None if nothing that concerns it is suspended."""
+        if not self._state.suspensions.entries:
             return None
-        subject = self.store.suspended(subjects(waiter.user, waiter.mailbox), now)
+        key = self.store.suspended(waiter.user, waiter.mailbox, now)
         self._tell_changes(now)
-        return None if subject is None else self._refusal(subject, now)
+        return None if key is None else self._refusal(key, now)
 
     def refused_fingerprint(self, user: str) -> str | None:
-        """The mark of the token because of which the user is suspended; None if that is not so."""
-        suspended = self._app_state.suspended
-        entry = suspended.get(f"user:{user}") if suspended else None
+        """Return the fingerprint of the token for which the user is suspended; None if that is not so."""
+        entries = self._state.suspensions.entries
+        entry = entries.get(SuspensionKey(f"user:{user}", EVERYWHERE)) if entries else None
         return entry.fingerprint if entry is not None else None
+
+    def token_changed(self, user: str) -> None:
+        """Let a user's drafts go again that were suspended until the token changes."""
+        self.store.resume(f"user:{user}", ResumeWhen.TOKEN)
+        self._tell_changes(self._now())
 
     def resume(self, subject: str) -> None:
         """Let drafts of a suspended subject go again; nothing happens if it is not closed.
@@ -586,49 +623,44 @@ class Scheduler:
 
     def _tell_changes(self, now: float) -> None:
         """Tell of pauses and suspensions that have begun or ended, by whatever and whichever process it was."""
-        app_state, told = self._app_state, self._told
-        if app_state.pauses != told.pauses or (app_state.pause is None) != (told.paused_since is None):
-            self._tell_pause(app_state, now)
-        if app_state.suspension_changes != told.suspension_changes:
-            self._tell_suspensions(app_state, now)
+        state, told = self._state, self._told
+        if state.pauses != told.pauses or (state.pause is None) != (told.paused_since is None):
+            self._tell_pause(state, now)
+        if state.suspensions.changes != told.suspension_changes:
+            self._tell_suspensions(state.suspensions, now)
 
-    def _tell_pause(self, app_state: AppState, now: float) -> None:
+    def _tell_pause(self, state: EndpointState, now: float) -> None:
         told, since, at = self._told, self._told.paused_since, now - self._offset
         with mutex:
-            told.pauses = app_state.pauses
-            pause = None if app_state.pause is None else copy.copy(app_state.pause)
+            told.pauses = state.pauses
+            pause = None if state.pause is None else copy.copy(state.pause)
         if pause is not None:
             if since is None or pause.until > told.paused_until + _SAME:
                 told.paused_since, told.paused_until = now if since is None else since, pause.until
-                self.events.publish(AppPaused(at, self.endpoint, max(0.0, pause.until - now), pause.reason))
+                self.events.publish(AppPaused(at, self.endpoint.name, max(0.0, pause.until - now), pause.reason))
         elif since is not None:
             told.paused_since = None
-            self.events.publish(AppResumed(at, self.endpoint, now - since))
+            self.events.publish(AppResumed(at, self.endpoint.name, now - since))
 
-    def _tell_suspensions(self, app_state: AppState, now: float) -> None:
-        before, at = self._told.suspended, now - self._offset
+    def _tell_suspensions(self, suspensions: Suspensions, now: float) -> None:
+        before = self._told.suspended
         with mutex:
-            suspended, news = set(app_state.suspended), app_state.suspensions(now, before)
-            self._told.suspended, self._told.suspension_changes = suspended, app_state.suspension_changes
-        for subject in sorted(before - suspended):
-            self.events.publish(SuspensionEnded(at, self.endpoint, subject))
-        for new in news:
-            self.events.publish(
-                SuspensionStarted(at, self.endpoint, new.subject, new.seconds, new.until, new.reason)
-            )
+            held, news = set(suspensions.entries), suspensions.holding(now, before)
+            self._told.suspended, self._told.suspension_changes = held, suspensions.changes
+        self._notices.publish(self.events, before - held, news, now - self._offset, self.endpoint.name)
 
     # -- the limit, and how things stand ---------------------------------------------------------------
 
     @property
     def limit(self) -> RateLimit:
         """The limit in force."""
-        return self._app_state.budget.limit
+        return self._state.budget.limit
 
     def at_rest(self) -> bool:
         """Tell whether nothing is to be remembered: no call counts, nothing waits, is paused or suspended."""
         now = self._now()
         with mutex:
-            rests = self._app_state.at_rest(now)
+            rests = self._state.at_rest(now)
         return rests and not self._lanes.any_waiting() and not self._lanes.any_shut(now)
 
     def set_limit(self, limit: RateLimit) -> None:
@@ -641,8 +673,8 @@ class Scheduler:
         now = self._now()
         users = self._lanes.users.values()
         with mutex:
-            app_state = self._app_state
-            budget, pause = app_state.budget, app_state.pause
+            state = self._state
+            budget, pause = state.budget, state.pause
             free = max(0, budget.free(now))
             next_permit = max(0.0, budget.next_at(now) - now)
             return Snapshot(
@@ -654,5 +686,5 @@ class Scheduler:
                 paused=None if pause is None else max(0.0, pause.until - now),
                 pause_reason=None if pause is None else pause.reason,
                 cooling={user.key: user.backoff_until - now for user in users if user.backoff_until > now},
-                suspended=app_state.suspensions(now),
+                suspended=state.suspensions.holding(now),
             )

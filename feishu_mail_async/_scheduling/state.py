@@ -1,41 +1,36 @@
-"""How an app stands, and what a call's end changes in that: the rules have their home here.
+"""How the calls of one endpoint of an app stand, and what the end of a call changes in that.
 
-Pure: the time is handed in. In memory one `AppState` lasts as long as its app. A database ledger reads one from
-its rows in each transaction, applies the same rules, writes the changes back, and hands it on as what its process
-knows until the next transaction.
+Theory of operation. An endpoint has a budget of permits, a pause, and a time of its last dispatch; the app's
+suspensions are shared by all its endpoints. `not_before` says when the next call may be dispatched; `settle`
+applies the judgement on a call that has ended: who waits, and who is suspended.
+
+    open -- refused for the rate, or nothing reachable --> paused -- the pause is over --> one call probes
+      ^                                                       ^                                  |  |
+      |                                                       +------ refused, or no answer -----+  |
+      +------ answered: then at the even pace for one `per` ----------------------------------------+
+
+An answer to a call that was made before the pause ends nothing, so a permit knows how many pauses there had been.
+
+Pure: the time is handed in. In memory one state lasts as long as the process's store. A database ledger reads one
+from its rows in each transaction, applies the same rules, writes the changes back, and hands it on as what its
+process knows until the next transaction.
 """
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._api.protocol import CallEnd, Judgement
-from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
-from feishu_mail_async.errors import FeishuMailError, Suspended, without_traceback
+from feishu_mail_async.codes import Reach, Subject, Verdict
 from feishu_mail_async.model import RateLimit
 
 from .budget import Budget
+from .suspensions import APP, EVERYWHERE, SuspensionKey, Suspensions, subjects
 
-__all__ = [
-    "APP",
-    "AppState",
-    "Delays",
-    "Lock",
-    "Pause",
-    "Permit",
-    "Settled",
-    "Suspension",
-    "SuspensionEntry",
-    "subjects",
-]
+__all__ = ["Delays", "EndpointState", "Lock", "Pause", "Permit", "Settled"]
 
-APP: Final = "app"
-"""The subject that is the whole app."""
-
-_HOUR: Final = 3600.0
-_FEW: Final = 64
-"""Suspensions that are kept before those are looked for whose time is over."""
 _MOST_WINDOWS: Final = 4
 """Windows of the limit that a pause lasts at most: after one all calls are forgotten, whatever a server says."""
 _ALWAYS_BELIEVED: Final = 60.0
@@ -76,7 +71,7 @@ class Permit(NamedTuple):
     Attributes:
         turn: its name in the ledger.
         at: when it was granted.
-        pauses: how many pauses of the app there had been by then.
+        pauses: the number of pauses of the endpoint by then.
         probe: the app is paused, and this call finds out whether it still has to be.
         in_doubt: an earlier call, of this process or another, may have sent the draft without anybody's knowing.
         good_until: the last moment at which its call may be made, by the loop's clock.
@@ -92,7 +87,7 @@ class Permit(NamedTuple):
 
 @dataclass(slots=True)
 class Pause:
-    """The whole app waits, then one call probes; its answer ends the pause.
+    """All calls of the endpoint wait, then one probes; its answer ends the pause.
 
     Attributes:
         until: when the next call may probe.
@@ -112,94 +107,57 @@ class Pause:
         return self.until if self.probe is None else self.probe_lapses
 
 
-@dataclass(slots=True)
-class SuspensionEntry:
-    """A suspended subject.
-
-    Attributes:
-        reason: what suspended it.
-        until: what ends it.
-        ends: when time ends it; infinity if time does not.
-        fingerprint: of the token that was refused, where that closed it.
-    """
-
-    reason: FeishuMailError
-    until: ResumeWhen
-    ends: float
-    fingerprint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Suspension:
-    """A user, a mailbox or the app, whose drafts are skipped.
-
-    Attributes:
-        subject: "app", "user:NAME" or "mailbox:ADDRESS", as `resume` takes it.
-        reason: what suspended it.
-        seconds: until one draft may try again; None if it takes a new token or `resume`.
-        until: what ends it.
-    """
-
-    subject: str
-    reason: str
-    seconds: float | None
-    until: ResumeWhen
-
-
 class Settled(NamedTuple):
-    """What the end of a call has changed, beside the standing itself.
+    """What the end of a call has changed, beside the state itself.
 
     Attributes:
         ended: when the call counts as ended, for its permit; None: it never left.
-        suspended: the subject that it suspended.
+        suspended: the suspension that it brought about.
         outage: seconds for which nothing has been reachable, if that is what it found.
     """
 
     ended: float | None
-    suspended: str | None
+    suspended: SuspensionKey | None
     outage: float | None
 
 
-def subjects(user: str, mailbox: str) -> tuple[str, str, str]:
-    """What must be open for a call."""
-    return APP, f"user:{user}", f"mailbox:{mailbox}"
-
-
-class AppState:
-    """How an app stands.
+class EndpointState:
+    """How one endpoint of an app stands.
 
     Args:
+        endpoint: the endpoint.
         limit: the limit in force.
+        suspensions: those of the app.
 
     Attributes:
+        endpoint: as above.
+        suspensions: as above.
         budget: its permits.
         last: when the last call was dispatched.
         pause: why and until when all its calls wait.
         pauses: how many pauses there have been.
-        smooth_until: the end of the minute after a pause, in which calls go at the even pace.
+        smooth_until: the end of the time after a pause, in which calls go at the even pace.
         unreachable_since: when nothing was reachable for the first time; None while all is well.
         unreachable_times: probes that found nothing reachable.
         unreachable_lasted: for how long nothing had been reachable at the last of them.
-        suspended: what is suspended, by scope.
-        suspension_changes: how often that has changed.
-        crowded: suspensions at which those are dropped whose time is over.
     """
 
     __slots__ = (
         "budget",
-        "crowded",
+        "endpoint",
         "last",
         "pause",
         "pauses",
         "smooth_until",
-        "suspended",
-        "suspension_changes",
+        "suspensions",
         "unreachable_lasted",
         "unreachable_since",
         "unreachable_times",
     )
 
-    def __init__(self, limit: RateLimit) -> None:
+    def __init__(self, endpoint: Endpoint, limit: RateLimit, suspensions: Suspensions) -> None:
+        self.endpoint = endpoint
+        self.suspensions = suspensions
         self.budget = Budget(limit)
         self.last = -math.inf
         self.pause: Pause | None = None
@@ -208,9 +166,6 @@ class AppState:
         self.unreachable_since: float | None = None
         self.unreachable_times = 0
         self.unreachable_lasted = 0.0
-        self.suspended: dict[str, SuspensionEntry] = {}
-        self.suspension_changes = 0
-        self.crowded = _FEW
 
     # -- when the next call may go ---------------------------------------------------------------------
 
@@ -229,13 +184,8 @@ class AppState:
         return max(at, self.budget.next_at(now))
 
     def at_rest(self, now: float) -> bool:
-        """Whether there is nothing to remember: no call that counts, nothing that is paused or suspended."""
-        return (
-            self.budget.free(now) >= self.budget.limit.calls
-            and self.pause is None
-            # When the app's suspension is over, one call has to probe; a user's and a mailbox's just ends.
-            and not any(entry.ends > now or subject == APP for subject, entry in self.suspended.items())
-        )
+        """Return whether there is nothing to remember: no call counts, and nothing is paused."""
+        return self.budget.free(now) >= self.budget.limit.calls and self.pause is None
 
     def permit(self, turn: str, now: float, good_until: float) -> Permit:
         """Count a dispatch that `not_before` allows, of a call that is made until `good_until`."""
@@ -309,12 +259,13 @@ class AppState:
             ended = None
         elif judgement.end is CallEnd.LOST:
             ended = self.lost(now, user, mailbox)
-        outage = self._settle_app(permit, judgement, delays, now)
+        outage = self._settle_calls(permit, judgement, delays, now)
         _settle_user(user, judgement, delays, now)
         suspended = None
         if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:
-            suspended = _subject(judgement.subject, user, mailbox)
-            self.suspend(suspended, judgement.error, judgement.until, now)
+            subject = _subject(judgement.subject, user, mailbox)
+            suspended = SuspensionKey(subject, self._reach(judgement.reach))
+            self.suspensions.suspend(suspended, judgement.error, judgement.until, now)
         return Settled(ended, suspended, outage)
 
     def lost(self, at: float, user: Lock, mailbox: Lock) -> float:
@@ -330,7 +281,7 @@ class AppState:
         if self.pause is not None and self.pause.probe == turn:
             self.pause.probe = None
 
-    def _settle_app(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
+    def _settle_calls(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
         self.give_back(permit.turn)
         # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
         answered = judgement.end is CallEnd.ANSWERED and permit.probe and permit.pauses == self.pauses
@@ -342,14 +293,14 @@ class AppState:
             per = self.budget.limit.per
             longest = max(_MOST_WINDOWS * per, _ALWAYS_BELIEVED)
             seconds = per if judgement.pause is None else min(judgement.pause, longest)
-            self.pause_app(now + seconds, str(judgement.error))
+            self.pause_calls(now + seconds, str(judgement.error))
         elif answered:
             self.pause = None
             self.smooth_until = now + self.budget.limit.per
         return None
 
-    def pause_app(self, until: float, reason: str) -> None:
-        """Let the whole app wait until then; of several pauses the latest end counts."""
+    def pause_calls(self, until: float, reason: str) -> None:
+        """Let all calls wait until then; of several pauses the latest end counts."""
         self.pauses += 1
         if self.pause is None:
             self.pause = Pause(until, reason)
@@ -364,80 +315,34 @@ class AppState:
             self.unreachable_since, self.unreachable_times = now, 0
         lasted = self.unreachable_lasted = now - self.unreachable_since
         self.unreachable_times += 1
-        self.pause_app(now + delays.outage(self.unreachable_times, lasted), str(judgement.error))
+        self.pause_calls(now + delays.outage(self.unreachable_times, lasted), str(judgement.error))
         return lasted
 
-    # -- suspensions ---------------------------------------------------------------------------------
+    # -- suspensions -----------------------------------------------------------------------------------
 
-    def suspend(
-        self,
-        subject: str,
-        reason: FeishuMailError | None,
-        until: ResumeWhen,
-        now: float,
-        fingerprint: str | None = None,
-    ) -> None:
-        """Suspend a subject."""
-        if len(self.suspended) >= self.crowded:
-            self.lapse([*self.suspended], now)  # of users and mailboxes that nobody asks for any more
-            self.crowded = max(_FEW, 2 * len(self.suspended))
-        # A copy: the error itself is raised to a caller, whose frames its traceback keeps alive.
-        kept = FeishuMailError(f"{subject} is suspended") if reason is None else without_traceback(reason)
-        self.suspension_changes += 1
-        self.suspended[subject] = SuspensionEntry(
-            kept, until, now + _HOUR if until is ResumeWhen.HOUR else math.inf, fingerprint
-        )
+    def _reach(self, reach: Reach) -> str:
+        return {Reach.ENDPOINT: self.endpoint.name, Reach.SCOPE: self.endpoint.scope}.get(reach, EVERYWHERE)
 
-    def lapse(self, names: Iterable[str], now: float) -> None:
-        """Drop those of these suspensions whose time is over.
+    def keys_of(self, user: str, mailbox: str) -> list[SuspensionKey]:
+        """Return the keys under which a suspension would keep a call of this user and mailbox."""
+        reaches = EVERYWHERE, self.endpoint.scope, self.endpoint.name
+        return [SuspensionKey(subject, reach) for subject in subjects(user, mailbox) for reach in reaches]
 
-        A user's calls go one at a time, so the next one is the probe; the app's do not.
+    def concerns(self, key: SuspensionKey) -> bool:
+        """Return whether a suspension under this key reaches the endpoint."""
+        return key.reach in {EVERYWHERE, self.endpoint.scope, self.endpoint.name}
+
+    def suspended(self, keys: Iterable[SuspensionKey], now: float) -> SuspensionKey | None:
+        """Return the first of these keys under which a suspension holds.
+
+        Those whose time is over are dropped. The calls of a user go one at a time, so the next one is the probe;
+        the app's do not, so they are paused for one probe.
         """
-        for subject in names:
-            entry = self.suspended.get(subject)
-            if entry is not None and entry.ends <= now:
-                self.resume(subject)
-                if subject == APP:
-                    self.pause_app(now, str(entry.reason))
-
-    def resume(self, subject: str) -> None:
-        """Resume a subject; nothing happens if it is not suspended."""
-        if self.suspended.pop(subject, None) is not None:
-            self.suspension_changes += 1
-
-    def suspended_of(self, names: Iterable[str], now: float) -> str | None:
-        """The first of these subjects that is suspended."""
-        for subject in names:
-            entry = self.suspended.get(subject)
-            if entry is not None and entry.ends > now:
-                return subject
-        return None
-
-    def suspensions(self, now: float, told: Container[str] = ()) -> tuple[Suspension, ...]:
-        """What is suspended, as people are told, but for those subjects that have been `told`."""
-        return tuple(
-            Suspension(
-                subject,
-                str(entry.reason),
-                None if entry.ends == math.inf else entry.ends - now,
-                entry.until,
-            )
-            for subject, entry in self.suspended.items()
-            if entry.ends > now and subject not in told
-        )
-
-    def refusal(self, subject: str, now: float) -> Suspended:
-        """What those are told whose calls a suspended subject keeps from being made."""
-        entry = self.suspended[subject]
-        left = None if entry.ends == math.inf else max(0.0, entry.ends - now)
-        ends = f"until {entry.until}" if left is None else f"for another {left:.0f} s"
-        error = Suspended(
-            f"not attempted: {subject} is suspended {ends}, because of: {entry.reason}",
-            subject=subject,
-            until=left,
-        )
-        error.__cause__ = entry.reason
-        return error
+        keys = list(keys)
+        reason = self.suspensions.lapse(keys, now)
+        if reason is not None:
+            self.pause_calls(now, reason)
+        return self.suspensions.find(keys, now)
 
 
 def _settle_user(user: Lock, judgement: Judgement, delays: Delays, now: float) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVa
 
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._tasks import outcome_of
+from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import FeishuMailError, LedgerError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 
 from .record import DraftKey, Record
-from .state import AppState, Delays, Permit, Settled
+from .state import Delays, EndpointState, Permit, Settled
+from .suspensions import SuspensionKey
 
 if TYPE_CHECKING:
     from .lanes import Turn, Waiter
@@ -90,16 +92,16 @@ class SchedulerStore(Protocol):
     """The permits, locks, pauses, suspensions and drafts of one app.
 
     Times are seconds of the running loop's clock and the offset that `join` tells. What a method changes it
-    changes in `app_state` too, at the latest when its answer is there; one that has nothing to wait for answers at
+    changes in `state` too, at the latest when its answer is there; one that has nothing to wait for answers at
     once.
 
     Attributes:
-        app_state: how the app stands, as far as this process knows; read under `mutex`, but for single numbers.
+        state: how the endpoint stands, as far as this process knows; read under `mutex`, but for single numbers.
         shared: whether other processes, or a later one, see what this one does.
         most: asks worth offering at once.
     """
 
-    app_state: AppState
+    state: EndpointState
     shared: bool
     most: int
 
@@ -132,11 +134,11 @@ class SchedulerStore(Protocol):
     def suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, now: float) -> Later[None]:
         """A user's token was refused for good: close the user until the token changes."""
 
-    def suspended(self, names: Sequence[str], now: float) -> str | None:
-        """The first of these scopes that is closed."""
+    def suspended(self, user: str, mailbox: str, now: float) -> SuspensionKey | None:
+        """Return the first suspension that keeps calls of this user and mailbox from being made."""
 
-    def resume(self, subject: str) -> None:
-        """Resume a subject."""
+    def resume(self, subject: str, when: ResumeWhen | None = None) -> None:
+        """End the suspensions of a subject; with `when` only those that end by it."""
 
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit."""

@@ -6,7 +6,6 @@ What may pass is waited out here, on new connections, for those who use it.
 """
 
 import asyncio
-import dataclasses
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
@@ -19,12 +18,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async.errors import LedgerError, RecordRefused
-from feishu_mail_async.model import RateLimit
 
 from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
 from .errors import TROUBLE, busy, passes, reason, stale, told, words
 from .jumps import Jumps, elapsed
+from .migrations import migrate
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
 from .pruning import make_prunable
 from .sqlite import LedgerFile
@@ -185,16 +184,16 @@ class Database:
             await connection.execute(sa.update(schema.schema).values(_row_of(reading)))
         return reading.time
 
-    async def hold(self, connection: AsyncConnection, base_url: str, app: str, limit: RateLimit) -> sa.Row[Any]:
-        """Lock the row of an app until the transaction ends; one that is not there is made with that limit."""
+    async def hold(self, connection: AsyncConnection, base_url: str, app: str) -> int:
+        """Lock the row of an app until the transaction ends, and return its id; one that is not there is made."""
         table = schema.app
-        mine = sa.select(table).where(table.c.base_url == base_url, table.c.app == app).with_for_update()
-        row = (await connection.execute(mine)).one_or_none()
-        if row is None:
-            values = {"base_url": base_url, "app": app, **dataclasses.asdict(limit)}
+        mine = sa.select(table.c.id).where(table.c.base_url == base_url, table.c.app == app).with_for_update()
+        found: int | None = (await connection.execute(mine)).scalar_one_or_none()
+        if found is None:
+            values = {"base_url": base_url, "app": app}
             await connection.execute(self.insert(table).values(values).on_conflict_do_nothing())
-            row = (await connection.execute(mine)).one()
-        return row
+            found = int((await connection.execute(mine)).scalar_one())
+        return found
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that can say what is done on a conflict."""
@@ -242,6 +241,9 @@ class Database:
                 f"ledger: {self.where}: a newer version of this program made it (schema {version}, and this one "
                 f"knows {schema.VERSION}): upgrade with pip install -U feishu-mail-async"
             )
+        if version < schema.VERSION:
+            await migrate(connection, version)
+            _log.warning("ledger: %s: it is in schema %d now (it was in %d)", self.where, schema.VERSION, version)
         self.prunable = await make_prunable(connection)
 
 

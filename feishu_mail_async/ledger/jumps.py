@@ -81,7 +81,7 @@ class Jumps:
             """What would have ended by the jump alone lasts as much longer."""
             return sa.case((sa.and_(column > now - jump, column <= now), column + jump), else_=column)
 
-        app, permit, lock = schema.app.c, schema.permit.c, schema.lock.c
+        budget, permit, lock = schema.budget.c, schema.permit.c, schema.lock.c
         ended = sa.case((permit.ended.is_not(None), now), else_=None)
         changes: list[tuple[sa.Table, dict[str, Any]]] = [
             (schema.permit, {"ended": ended, "lapses": later(permit.lapses)}),
@@ -91,11 +91,13 @@ class Jumps:
         ]
         for table, values in changes:
             await connection.execute(sa.update(table).where(table.c.app_id == app_id).values(values))
-        values = {name: later(app[name]) for name in ("pause_until", "probe_lapses", "smooth_until")}
-        values["last"] = sa.case((app.last.is_not(None), now), else_=None)
-        before = app.unreachable_since <= now - jump
-        values["unreachable_since"] = sa.case((before, app.unreachable_since + jump), else_=app.unreachable_since)
-        await connection.execute(sa.update(schema.app).where(app.id == app_id).values(values))
+        values = {name: later(budget[name]) for name in ("pause_until", "probe_lapses", "smooth_until")}
+        values["last"] = sa.case((budget.last.is_not(None), now), else_=None)
+        before = budget.unreachable_since <= now - jump
+        values["unreachable_since"] = sa.case(
+            (before, budget.unreachable_since + jump), else_=budget.unreachable_since
+        )
+        await connection.execute(sa.update(schema.budget).where(budget.app_id == app_id).values(values))
         return True
 
     def committed(self, connection: AsyncConnection) -> None:

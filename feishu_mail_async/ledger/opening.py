@@ -5,6 +5,7 @@ import re
 from typing import Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
+from feishu_mail_async._api.endpoints import SEND, Endpoint
 from feishu_mail_async._auth.store import TokenStore
 from feishu_mail_async._scheduling.store import SchedulerStore
 from feishu_mail_async.errors import LedgerError
@@ -43,8 +44,8 @@ class Ledger(Protocol):
 class StoringLedger(Ledger, Protocol):
     """A ledger as clients need it: it keeps the schedulers' stores."""
 
-    def store(self, base_url: str, app: str, limit: RateLimit) -> SchedulerStore:
-        """Return the store of one app. Nothing is opened before it is used."""
+    def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint = SEND) -> SchedulerStore:
+        """Return a store of one app and endpoint. Nothing is opened before it is used."""
 
 
 def check_url(url: str) -> str:

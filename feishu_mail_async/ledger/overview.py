@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from feishu_mail_async._scheduling.state import Suspension
+from feishu_mail_async._scheduling.suspensions import Suspension
 from feishu_mail_async.model import RateLimit
 
 __all__ = ["Overview"]

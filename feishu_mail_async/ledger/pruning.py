@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.record import DraftState
-from feishu_mail_async._scheduling.state import APP
+from feishu_mail_async._scheduling.suspensions import APP
 
 from . import schema
 

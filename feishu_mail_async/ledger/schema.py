@@ -1,5 +1,6 @@
 """The tables of a ledger. Times are seconds of the ledger's own clock, except where a column says wall clock."""
 
+import math
 from typing import Any, Final
 
 from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint
@@ -20,8 +21,8 @@ __all__ = [
     "token",
 ]
 
-VERSION: Final = 1
-"""Of the schema. A change of a table needs another one, and the steps that lead there."""
+VERSION: Final = 2
+"""The version of the schema. A change of a table needs another one, and a step in `migrations` to it."""
 
 metadata: Final = MetaData()
 
@@ -34,6 +35,31 @@ class Key(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: object) -> str | None:  # noqa: ARG002
         return None if value is None else stored(value)
+
+
+class Moment(TypeDecorator[float]):
+    """A time, or an infinity, for which NULL is kept.
+
+    Args:
+        missing: the infinity that NULL stands for.
+    """
+
+    impl = Double
+    cache_ok = True
+
+    def __init__(self, missing: float) -> None:
+        super().__init__()
+        self.missing = missing
+
+    def process_bind_param(self, value: float | None, dialect: object) -> float | None:  # noqa: ARG002
+        return value if value is not None and math.isfinite(value) else None
+
+    def process_result_value(self, value: float | None, dialect: object) -> float:  # noqa: ARG002
+        return self.missing if value is None else value
+
+
+_NEVER_YET: Final = Moment(-math.inf)
+_NEVER: Final = Moment(math.inf)
 
 
 def _table(name: str, *columns: Column[Any] | UniqueConstraint) -> Table:
@@ -60,28 +86,36 @@ app: Final = _table(
     Column("id", Integer, primary_key=True),
     Column("base_url", Key, nullable=False),
     Column("app", Key, nullable=False),
+    UniqueConstraint("base_url", "app"),
+)
+"""A transaction holds an app's row: whatever it changes of the app, it changes alone."""
+
+budget: Final = _table(
+    "budget",
+    _of_app(),
+    Column("endpoint", Text, primary_key=True),
     Column("calls", Integer, nullable=False),
     Column("per", Double, nullable=False),
     Column("spacing", Double, nullable=False),
     Column("grace", Double, nullable=False),
     Column("margin", Double, nullable=False),
     Column("reserve", Integer, nullable=False),
-    Column("last", Double),
-    Column("pauses", Integer, nullable=False, default=0),
+    Column("last", _NEVER_YET),
+    Column("pauses", Integer, nullable=False),
     Column("pause_until", Double),
     Column("pause_reason", Text),
     Column("probe", Text),
-    Column("probe_lapses", Double),
-    Column("smooth_until", Double),
+    Column("probe_lapses", _NEVER),
+    Column("smooth_until", _NEVER_YET),
     Column("unreachable_since", Double),
-    Column("unreachable_times", Integer, nullable=False, default=0),
-    UniqueConstraint("base_url", "app"),
+    Column("unreachable_times", Integer, nullable=False),
 )
 
 permit: Final = _table(
     "permit",
     Column("turn", Text, primary_key=True),
     Column("app_id", Integer, ForeignKey("feishu_mail_app.id"), nullable=False, index=True),
+    Column("endpoint", Text, nullable=False),
     Column("holder", Text, nullable=False),
     Column("taken", Double, nullable=False),
     Column("lapses", Double, nullable=False),
@@ -96,19 +130,20 @@ lock: Final = _table(
     Column("turn", Text, index=True),
     Column("taken", Double, nullable=False),
     Column("lapses", Double, nullable=False),
-    Column("open_at", Double),
-    Column("cooling", Double, key="backoff_until"),
-    Column("strikes", Integer, nullable=False, key="consecutive_refusals"),
+    Column("open_at", _NEVER_YET),
+    Column("backoff_until", _NEVER_YET),
+    Column("consecutive_refusals", Integer, nullable=False),
 )
 
 suspension: Final = _table(
-    "closure",
+    "suspension",
     _of_app(),
-    Column("scope", Key, primary_key=True, key="subject"),
+    Column("subject", Key, primary_key=True),
+    Column("reach", Text, primary_key=True),
     Column("reason", Text, nullable=False),
     Column("until", Text, nullable=False),
-    Column("ends", Double),
-    Column("mark", Text, key="fingerprint"),
+    Column("ends", _NEVER),
+    Column("fingerprint", Text),
 )
 
 draft: Final = _table(
@@ -118,7 +153,7 @@ draft: Final = _table(
     Column("mailbox_key", Key, primary_key=True),
     Column("draft_id", Key, primary_key=True),
     Column("state", Text, nullable=False),
-    Column("doubtful", Boolean, nullable=False, key="in_doubt"),
+    Column("in_doubt", Boolean, nullable=False),
     Column("turn", Text, index=True),
     Column("calls", Integer, nullable=False),
     Column("message_id", Text),

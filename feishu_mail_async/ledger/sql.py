@@ -4,19 +4,22 @@ import asyncio
 import logging
 import os
 import socket
-from typing import Any, Final
+from typing import Final
 from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from feishu_mail_async._api.endpoints import SEND, Endpoint
+from feishu_mail_async._scheduling.state import EndpointState
 from feishu_mail_async._tasks import carry_through
 from feishu_mail_async.model import RateLimit
 
 from . import schema
 from .database import Database
 from .overview import Overview
-from .sqlstore import SqlStore, app_state_of, limit_of, permits_of
+from .rows import permits_of, state_of, suspensions_of
+from .sqlstore import SqlStore
 from .sqltokens import SqlTokens
 
 __all__ = ["SqlLedger"]
@@ -54,9 +57,9 @@ class SqlLedger:
         """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
         return self.database.caution
 
-    def store(self, base_url: str, app: str, limit: RateLimit) -> SqlStore:
-        """The book of one app. Nothing is opened before it is used."""
-        store = SqlStore(self.database, base_url, app, limit, f"{socket.gethostname()}:{os.getpid()}")
+    def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint = SEND) -> SqlStore:
+        """Return a store of one app and endpoint. Nothing is opened before it is used."""
+        store = SqlStore(self.database, base_url, app, endpoint, limit, f"{socket.gethostname()}:{os.getpid()}")
         self._stores.add(store)
         return store
 
@@ -79,36 +82,38 @@ class SqlLedger:
         return await self.database.transact(read)
 
     async def overview(self, base_url: str, app: str) -> Overview | None:
-        """How an app stands; None if it has no book."""
+        """Return how the sends of an app stand; None if nothing is known of it."""
 
         async def read(connection: AsyncConnection) -> Overview | None:
-            found = schema.app.c.base_url == base_url, schema.app.c.app == app
-            row = (await connection.execute(sa.select(schema.app).where(*found))).one_or_none()
-            return None if row is None else await self._overview(connection, row)
+            mine = sa.select(schema.app.c.id).where(schema.app.c.base_url == base_url, schema.app.c.app == app)
+            app_id = (await connection.execute(mine)).scalar_one_or_none()
+            return None if app_id is None else await self._overview(connection, app_id)
 
         return await self.database.transact(read)
 
-    async def _overview(self, connection: AsyncConnection, row: sa.Row[Any]) -> Overview:
+    async def _overview(self, connection: AsyncConnection, app_id: int) -> Overview:
         now = await self.database.now(connection)
+        suspensions = await suspensions_of(connection, app_id)
+        its = schema.budget.c.app_id == app_id, schema.budget.c.endpoint == SEND.name
+        row = (await connection.execute(sa.select(schema.budget).where(*its))).one_or_none()
+        # A login is kept before the first send.
+        state = EndpointState(SEND, SEND.limit, suspensions) if row is None else state_of(SEND, row, suspensions)
         draft = schema.draft.c
         states = await connection.execute(
-            sa.select(draft.state, sa.func.count()).where(draft.app_id == row.id).group_by(draft.state)
+            sa.select(draft.state, sa.func.count()).where(draft.app_id == app_id).group_by(draft.state)
         )
-        app_state = await app_state_of(connection, row)
-        budget = app_state.budget
-        permits = await permits_of(connection, row.id)
+        budget, pause = state.budget, state.pause
+        permits = await permits_of(connection, app_id, SEND.name)
         budget.load(0, [permit.end for permit in permits])
-        in_use = budget.limit.calls - budget.free(now)
-        pause = app_state.pause
         return Overview(
-            drafts={str(row[0]): int(row[1]) for row in states},
-            limit=limit_of(row),
-            in_use=in_use,
+            drafts={str(one[0]): int(one[1]) for one in states},
+            limit=budget.limit,
+            in_use=budget.limit.calls - budget.free(now),
             in_flight=sum(permit.ended is None and permit.lapses > now for permit in permits),
             next_permit=max(0.0, budget.next_at(now) - now),
             paused=None if pause is None else max(0.0, pause.until - now),
             pause_reason=None if pause is None else pause.reason,
-            suspended=app_state.suspensions(now),
+            suspended=state.suspensions.holding(now),
         )
 
     async def close(self) -> None:

@@ -7,7 +7,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._auth.store import StoredToken
-from feishu_mail_async.model import RateLimit
 
 from . import schema
 from .database import Database
@@ -117,8 +116,7 @@ class SqlTokens:
         return await self._database.transact(write)
 
     async def _app_id(self, connection: AsyncConnection) -> int:
-        row = await self._database.hold(connection, self._base_url, self._app, RateLimit())
-        return int(row.id)
+        return await self._database.hold(connection, self._base_url, self._app)
 
     async def _mine(self, connection: AsyncConnection) -> sa.ColumnElement[bool]:
         return _TABLE.c.app_id == await self._app_id(connection)

@@ -149,7 +149,7 @@ class Fault:
 
     @classmethod
     def frequency(cls, status: int = 429, reset: str | None = "30", *, accepted: bool = False) -> Self:
-        """Answer with the rate limit's refusal, code 99991400.
+        """Answer with the rate limit's refusal, `FrequencyLimited`.
 
         Args:
             status: the HTTP status; some older APIs send 400.

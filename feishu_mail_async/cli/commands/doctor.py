@@ -18,7 +18,7 @@ from feishu_mail_async._auth.refresh import RefreshingTokens
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.lanes import mailbox_key
-from feishu_mail_async._scheduling.state import subjects
+from feishu_mail_async._scheduling.suspensions import subjects
 from feishu_mail_async._text import escape
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.cli.account import UNNAMED, Account, read_account

@@ -143,12 +143,12 @@ def _print(out: Console, told: _App) -> None:
     out.print(Text(escape(f"{told.app} at {told.base_url}")), style="bold", soft_wrap=True)
     rows = [(Text("queued"), str(told.queued)), (Text("running"), str(told.running))]
     rows += [(Text(name_status(kind), style=STYLES[kind]), str(number)) for kind, number in _counts(told)]
-    rows += [(Text(what), text) for what, text in _app_state(told)]
+    rows += [(Text(what), text) for what, text in _state(told)]
     print_rows(out, rows)
     out.file.flush()
 
 
-def _app_state(told: _App) -> Iterator[tuple[str, str]]:
+def _state(told: _App) -> Iterator[tuple[str, str]]:
     overview = told.overview
     if overview is None:
         return

@@ -1,0 +1,107 @@
+"""The steps from an older schema of a ledger to this one.
+
+They are taken as a ledger is opened, in one transaction, by the first process of this version. What older
+processes still do then fails for them, because the tables they know are gone: they are to be stopped before.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from feishu_mail_async._api.endpoints import SEND
+from feishu_mail_async._scheduling.suspensions import EVERYWHERE
+from feishu_mail_async.codes import CODES, Reach
+from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError
+
+from . import reasons, schema
+
+__all__ = ["migrate"]
+
+_MOVED: Final = (
+    "calls",
+    "per",
+    "spacing",
+    "grace",
+    "margin",
+    "reserve",
+    "last",
+    "pauses",
+    "pause_until",
+    "pause_reason",
+    "probe",
+    "probe_lapses",
+    "smooth_until",
+    "unreachable_since",
+    "unreachable_times",
+)
+"""The columns of an app that are those of its sends since schema 2."""
+
+_RENAMED: Final = (
+    ("lock", "cooling", "backoff_until"),
+    ("lock", "strikes", "consecutive_refusals"),
+    ("draft", "doubtful", "in_doubt"),
+)
+_RESUMED: Final = {"REOPEN": "RESUMED"}
+
+
+async def migrate(connection: AsyncConnection, version: int) -> None:
+    """Bring a ledger to this schema.
+
+    Args:
+        connection: the database's, in a transaction in which nobody else opens the ledger.
+        version: the ledger's schema.
+    """
+    for step in range(version, schema.VERSION):
+        await _STEPS[step](connection)
+    await connection.execute(sa.update(schema.schema).values(version=schema.VERSION))
+
+
+async def _from_1_to_2(connection: AsyncConnection) -> None:
+    """Give each endpoint a budget of its own, and each suspension a reach: so far there were only sends."""
+
+    async def run(statement: str) -> None:
+        await connection.execute(sa.text(statement))
+
+    await connection.run_sync(schema.budget.create)
+    columns = ", ".join(_MOVED)
+    await run(
+        f"INSERT INTO feishu_mail_budget (app_id, endpoint, {columns}) "  # noqa: S608 - names of our own
+        f"SELECT id, '{SEND.name}', {columns} FROM feishu_mail_app"
+    )
+    for column in _MOVED:
+        await run(f"ALTER TABLE feishu_mail_app DROP COLUMN {column}")
+    await run(f"ALTER TABLE feishu_mail_permit ADD COLUMN endpoint TEXT NOT NULL DEFAULT '{SEND.name}'")
+    for table, old, new in _RENAMED:
+        await run(f"ALTER TABLE feishu_mail_{table} RENAME COLUMN {old} TO {new}")
+    await connection.run_sync(schema.suspension.create)
+    for row in await connection.execute(sa.text("SELECT * FROM feishu_mail_closure")):
+        values = {
+            "app_id": row.app_id,
+            "reach": _reach(reasons.load(row.reason)),
+            "reason": row.reason,
+            "until": _RESUMED.get(row.until, row.until),
+            "fingerprint": row.mark,
+        }
+        # As it stands there: a long name is kept as a digest, which must not become one of a digest.
+        await connection.execute(
+            sa.text(
+                "INSERT INTO feishu_mail_suspension (app_id, subject, reach, reason, until, ends, fingerprint) "
+                "VALUES (:app_id, :subject, :reach, :reason, :until, :ends, :fingerprint)"
+            ),
+            values | {"subject": row.scope, "ends": row.ends},
+        )
+    await run("DROP TABLE feishu_mail_closure")
+
+
+def _reach(reason: FeishuMailError) -> str:
+    """Return the reach of a suspension by what a send was answered."""
+    if isinstance(reason, AutomatedSendDisabled):
+        return SEND.name
+    row = CODES.get(reason.code) if isinstance(reason, ApiError) else None
+    reach = Reach.ALL if row is None else row.reach
+    return {Reach.ENDPOINT: SEND.name, Reach.SCOPE: SEND.scope}.get(reach, EVERYWHERE)
+
+
+_STEPS: Final[dict[int, Callable[[AsyncConnection], Awaitable[None]]]] = {1: _from_1_to_2}

@@ -1,0 +1,151 @@
+"""The rows of a ledger, and what the scheduler's rules make of them."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from feishu_mail_async._api.endpoints import Endpoint
+from feishu_mail_async._scheduling.state import EndpointState, Pause
+from feishu_mail_async._scheduling.suspensions import SuspensionEntry, SuspensionKey, Suspensions
+from feishu_mail_async.codes import ResumeWhen
+from feishu_mail_async.model import RateLimit
+
+from . import reasons, schema
+from .texts import stored
+
+__all__ = [
+    "LockRow",
+    "PermitRow",
+    "budget_columns",
+    "limit_of",
+    "look_again",
+    "permits_of",
+    "state_of",
+    "suspension_row",
+    "suspensions_of",
+]
+
+_LEAST_LOOK: Final = 0.05
+_MOST_LOOK: Final = 1.0
+_LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
+
+
+def limit_of(row: sa.Row[Any]) -> RateLimit:
+    """Return the limit in an endpoint's row."""
+    return RateLimit(**{name: getattr(row, name) for name in _LIMIT})
+
+
+def state_of(endpoint: Endpoint, row: sa.Row[Any], suspensions: Suspensions) -> EndpointState:
+    """Return the state of an endpoint by its row; its permits are not in it."""
+    state = EndpointState(endpoint, limit_of(row), suspensions)
+    state.last = row.last
+    state.pauses = row.pauses
+    if row.pause_until is not None:
+        state.pause = Pause(row.pause_until, row.pause_reason, row.probe, row.probe_lapses)
+    state.smooth_until = row.smooth_until
+    state.unreachable_since, state.unreachable_times = row.unreachable_since, row.unreachable_times
+    return state
+
+
+def budget_columns(state: EndpointState) -> dict[str, Any]:
+    """Return what an endpoint's row says of a state."""
+    pause = state.pause
+    return {
+        "last": state.last,
+        "pauses": state.pauses,
+        "pause_until": None if pause is None else pause.until,
+        "pause_reason": None if pause is None else pause.reason,
+        "probe": None if pause is None else pause.probe,
+        "probe_lapses": math.inf if pause is None or pause.probe is None else pause.probe_lapses,
+        "smooth_until": state.smooth_until,
+        "unreachable_since": state.unreachable_since,
+        "unreachable_times": state.unreachable_times,
+    }
+
+
+async def suspensions_of(
+    connection: AsyncConnection, app_id: int, subjects: Iterable[str] | None = None
+) -> Suspensions:
+    """Read the suspensions of these subjects, or all of an app."""
+    suspension = schema.suspension.c
+    query = sa.select(schema.suspension).where(suspension.app_id == app_id)
+    asked = {} if subjects is None else {stored(subject): subject for subject in subjects}
+    if subjects is not None:
+        query = query.where(suspension.subject.in_(list(asked)))
+    found = Suspensions()
+    for row in await connection.execute(query):
+        key = SuspensionKey(asked.get(row.subject, row.subject), row.reach)
+        found.entries[key] = SuspensionEntry(
+            reasons.load(row.reason), ResumeWhen[row.until], row.ends, row.fingerprint
+        )
+    return found
+
+
+def suspension_row(app_id: int, key: SuspensionKey, entry: SuspensionEntry) -> dict[str, Any]:
+    """Return the row of a suspension."""
+    return {
+        "app_id": app_id,
+        "subject": key.subject,
+        "reach": key.reach,
+        "reason": reasons.dump(entry.reason),
+        "until": entry.until.name,
+        "ends": entry.ends,
+        "fingerprint": entry.fingerprint,
+    }
+
+
+@dataclass(slots=True)
+class LockRow:
+    """A user's or a mailbox's lock, as its row says; `turn` holds it until `lapses`."""
+
+    kind: str
+    key: str
+    turn: str | None = None
+    taken: float = -math.inf
+    lapses: float = -math.inf
+    open_at: float = -math.inf
+    backoff_until: float = -math.inf
+    consecutive_refusals: int = 0
+
+    def free_at(self, now: float) -> float:
+        """Return when to look again; `now` or earlier if it is free."""
+        if self.turn is not None and self.lapses > now:
+            return max(look_again(self.taken, self.lapses, now), self.open_at)
+        return self.open_at
+
+    def at_rest(self, now: float) -> bool:
+        """Return whether there is nothing to remember of it, so that it needs no row."""
+        return self.turn is None and not self.consecutive_refusals and max(self.open_at, self.backoff_until) <= now
+
+
+@dataclass(slots=True)
+class PermitRow:
+    """A call that the window holds, as its row says: until `ended`, or else `lapses`, and a window more."""
+
+    turn: str
+    taken: float
+    lapses: float
+    ended: float | None = None
+
+    @property
+    def end(self) -> float:
+        """The time when the call ended, or will be taken to have ended."""
+        return self.lapses if self.ended is None else self.ended
+
+
+async def permits_of(connection: AsyncConnection, app_id: int, endpoint: str) -> list[PermitRow]:
+    """Read the calls of an endpoint that are on record; the window may hold some of them no more."""
+    permit = schema.permit.c
+    columns = permit.turn, permit.taken, permit.lapses, permit.ended
+    query = sa.select(*columns).where(permit.app_id == app_id, permit.endpoint == endpoint)
+    return [PermitRow(row.turn, row.taken, row.lapses, row.ended) for row in await connection.execute(query)]
+
+
+def look_again(since: float, until: float, now: float) -> float:
+    """Return when to look whether another process's call has ended: soon if it is young, later if it is old."""
+    return min(until, now + min(_MOST_LOOK, max(_LEAST_LOOK, (now - since) / 4)))
