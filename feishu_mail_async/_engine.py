@@ -6,11 +6,12 @@ by a database, because calls still count when their loop has ended.
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
-from ._api.endpoints import LIST, SEND
+from ._api.endpoints import ENDPOINTS, SEND
 from ._scheduling.memory import memory_store
 from ._scheduling.scheduler import Notices, Scheduler, Snapshot
 from ._scheduling.store import SchedulerStore, mutex
@@ -30,15 +31,13 @@ class Engine:
 
     Attributes:
         events: delivers what happens.
-        scheduler: gives turns to sends.
-        listing: gives turns to calls that list drafts.
+        schedulers: give turns to the calls of the endpoints, by their names.
         ledger: a ledger that was opened for it, and is closed with the last client; else None.
         clients: its open clients.
     """
 
     events: EventHub
-    scheduler: Scheduler
-    listing: Scheduler
+    schedulers: Mapping[str, Scheduler]
     ledger: StoringLedger | None
     clients: WeakSet[Any] = field(default_factory=WeakSet)
 
@@ -48,19 +47,27 @@ class Engine:
 
     def at_rest(self) -> bool:
         """Return whether nothing would be lost with it."""
-        return not self.clients and self.ledger is None and self.scheduler.at_rest() and self.listing.at_rest()
+        return (
+            not self.clients
+            and self.ledger is None
+            and all(scheduler.at_rest() for scheduler in self.schedulers.values())
+        )
 
     def resume(self, subject: str) -> None:
         """Resume a subject, whichever endpoint's answer has suspended it."""
-        self.scheduler.resume(subject)
-        self.listing.resume(subject)
+        for scheduler in self.schedulers.values():
+            scheduler.resume(subject)
+
+    async def written(self) -> None:
+        """Wait until all that has ended so far is on record."""
+        for scheduler in self.schedulers.values():
+            await scheduler.written()
 
     def snapshot(self) -> Snapshot:
-        """Return how the sends stand, and what is suspended, for listing too."""
-        sends = self.scheduler.snapshot()
-        every = [*self.listing.snapshot().suspended, *sends.suspended]
-        suspended = {(one.subject, one.reach): one for one in every}
-        return replace(sends, suspended=tuple(suspended.values()))
+        """Return how the sends stand, and what is suspended for any endpoint."""
+        shots = {name: scheduler.snapshot() for name, scheduler in self.schedulers.items()}
+        suspended = {(one.subject, one.reach): one for shot in shots.values() for one in shot.suspended}
+        return replace(shots[SEND.name], suspended=tuple(suspended.values()))
 
 
 _engines: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[EngineKey, Engine]]] = WeakKeyDictionary()
@@ -77,13 +84,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def engine_of(loop: asyncio.AbstractEventLoop, key: EngineKey, limit: RateLimit) -> Engine:
-    """Return the engine of a key in a loop; a new one begins with this limit of sends."""
+def engine_of(loop: asyncio.AbstractEventLoop, key: EngineKey, limits: Mapping[str, RateLimit]) -> Engine:
+    """Return the engine of a key in a loop; a new one begins with these limits of endpoints."""
     engines = _engines_in(loop)
     if key not in engines:
         for other in [other for other, engine in engines.items() if engine.at_rest()]:
             del engines[other]
-        engines[key] = _new_engine(key, limit)
+        engines[key] = _new_engine(key, limits)
     return engines[key]
 
 
@@ -107,17 +114,17 @@ def _engines_in(loop: asyncio.AbstractEventLoop) -> dict[EngineKey, Engine]:
     return engines
 
 
-def _new_engine(key: EngineKey, limit: RateLimit) -> Engine:
+def _new_engine(key: EngineKey, limits: Mapping[str, RateLimit]) -> Engine:
     base_url, app, ledger = key
     own = open_stores(ledger) if isinstance(ledger, str) else None
     kept = own if isinstance(ledger, str) else ledger
     assert kept is None or app is not None
-    stores: list[SchedulerStore] = []
-    for endpoint, its_limit in (SEND, limit), (LIST, LIST.limit):
-        if kept is None or app is None:
-            stores.append(memory_store((base_url, app), its_limit, endpoint))
-        else:
-            stores.append(kept.store(base_url, app, its_limit, endpoint))
     events, notices = EventHub(), Notices()
-    sends, listing = (Scheduler(store, events, notices) for store in stores)
-    return Engine(events, sends, listing, own)
+    schedulers = {}
+    for name, endpoint in ENDPOINTS.items():
+        if kept is None or app is None:
+            store: SchedulerStore = memory_store((base_url, app), limits[name], endpoint)
+        else:
+            store = kept.store(base_url, app, limits[name], endpoint)
+        schedulers[name] = Scheduler(store, events, notices)
+    return Engine(events, schedulers, own)

@@ -14,12 +14,13 @@ another loop nor a forked child can use it.
 import asyncio
 import itertools
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final, Self
 from weakref import WeakSet
 
 import aiohttp
 
+from ._api.endpoints import ENDPOINTS, LIST, SEND, Endpoint
 from ._api.protocol import FEISHU, check_base_url
 from ._auth.tokens import Tokens, UserTokens
 from ._calls.bulk import BulkRun, DraftSource
@@ -68,7 +69,9 @@ class FeishuMailClient:
         app: a name for the budget, for example the app id. All clients of one `base_url` and `app` in this process
             share one limit, in all event loops and threads. Required with a ledger on a database.
         base_url: the API's host; https, or http on a loopback host.
-        rate_limit: the limit that the server sets.
+        rate_limit: the limit that the server sets for sends.
+        limits: limits of other endpoints, by their names, such as {"list": RateLimit(10, 1)}, where the server
+            sets others than its documents say.
         retry: the retry policy.
         attempt_timeout: seconds for one call.
         ledger: the place where permits, locks and drafts are kept. None: in memory, for this process alone;
@@ -89,6 +92,7 @@ class FeishuMailClient:
         app: str | None = None,
         base_url: str = FEISHU,
         rate_limit: RateLimit = RateLimit(),  # noqa: B008 - frozen
+        limits: Mapping[str, RateLimit] | None = None,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         attempt_timeout: float = 30.0,
         ledger: str | Ledger | None = None,
@@ -100,7 +104,7 @@ class FeishuMailClient:
         if app is not None:
             check_text("app", app)
         self._key = check_base_url(base_url), app, _check_ledger(ledger, app)
-        self._limit = _check_type("rate_limit", rate_limit, RateLimit)
+        self._limits = _check_limits(rate_limit, limits)
         self._retry = _check_type("retry", retry, RetryPolicy)
         check_number("attempt_timeout", attempt_timeout, lambda value: value > 0, "seconds above 0")
         if session is not None:
@@ -110,8 +114,7 @@ class FeishuMailClient:
         self._transport = Transport(self._key[0], attempt_timeout, session)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shared: Engine | None = None
-        self._sender: Sender | None = None
-        self._lister: Sender | None = None
+        self._senders: dict[str, Sender] = {}
         self._runs: WeakSet[BulkRun] = WeakSet()
         self._subscriptions: list[Subscription] = []
         self._readers: WeakSet[EventReader] = WeakSet()
@@ -255,8 +258,8 @@ class FeishuMailClient:
         page_token = None
         seen: set[str] = set()
         while True:
-            assert self._lister is not None
-            job = await self._lister.request(self._lister.listing(mailbox, page_token, resolved), Priority.NORMAL)
+            lister = self._bound(LIST)
+            job = await lister.request(lister.listing(mailbox, page_token, resolved), Priority.NORMAL)
             page = job.page()
             for draft_id in page.draft_ids:
                 yield Draft(draft_id, mailbox, user)
@@ -266,7 +269,6 @@ class FeishuMailClient:
                 raise BadReply("the list of drafts does not end: two pages have the same page_token")
             seen.add(page.next_token)
             page_token = page.next_token
-            self._bound()
 
     def snapshot(self) -> Snapshot:
         """Return the state of the app's calls: waiters, free permits, pauses and suspensions.
@@ -356,20 +358,23 @@ class FeishuMailClient:
             subject = f"mailbox:{mailbox_key(user, 'me')}"
         self._engine.resume(subject)
 
-    def set_rate_limit(self, rate_limit: RateLimit) -> None:
+    def set_rate_limit(self, rate_limit: RateLimit, endpoint: str = SEND.name) -> None:
         """Change the limit at once, for all clients of the app; calls already made count against it.
 
         Args:
-            rate_limit: the new limit of the send endpoint.
+            rate_limit: the new limit.
+            endpoint: the endpoint's name, such as "send" or "list".
 
         Raises:
             TypeError: it is no RateLimit.
+            ValueError: there is no such endpoint.
             ClientClosed: the client is closed.
         """
         limit = _check_type("rate_limit", rate_limit, RateLimit)
+        _check_endpoint("endpoint", endpoint)
         self._bound()
-        self._limit = limit
-        self._engine.scheduler.set_limit(limit)
+        self._limits[endpoint] = limit
+        self._engine.schedulers[endpoint].set_limit(limit)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a promised name
         """Close the client: waiting sends end with ClientClosed, calls in flight are finished.
@@ -399,12 +404,12 @@ class FeishuMailClient:
         """End all waiting sends, let calls in flight finish, and release everything the client holds."""
         for run in list(self._runs):
             run.stop()
-        for sender in self._senders():
+        for sender in self._senders.values():
             sender.close()
         try:
             now = asyncio.get_running_loop().time
             began = now()
-            for sender in self._senders():
+            for sender in self._senders.values():
                 await sender.wait_closed(None if timeout is None else max(0.0, began + timeout - now()))
             for run in list(self._runs):
                 await run.finish(timeout)
@@ -417,13 +422,10 @@ class FeishuMailClient:
             self._unsubscribe()
             await asyncio.sleep(0)  # a dispatcher without waiters ends in this step, and not as a pending task
 
-    def _senders(self) -> list[Sender]:
-        return [sender for sender in (self._lister, self._sender) if sender is not None]
-
     async def _leave(self, engine: Engine, timeout: float | None) -> None:  # noqa: ASYNC109
         """Wait until the ended calls are on record; the last client of a ledger that was opened here closes it."""
         patience = None if timeout is None else max(timeout, _LEAST_WRITING)
-        writing = start_task(engine.scheduler.written(), "feishu-mail-written")
+        writing = start_task(engine.written(), "feishu-mail-written")
         await asyncio.wait([writing], timeout=patience)
         writing.cancel()
         if engine.ledger is not None and not engine.clients:
@@ -456,18 +458,25 @@ class FeishuMailClient:
         assert self._shared is not None
         return self._shared
 
-    def _bound(self) -> Sender:
-        """Return the sender of this client, bound to the running loop."""
+    def _bound(self, endpoint: Endpoint = SEND) -> Sender:
+        """Return the sender of an endpoint; the first use binds the client to the running loop.
+
+        Raises:
+            ClientClosed: the client is closed, or belongs to the process that this one was forked from.
+            RuntimeError: the client belongs to another loop.
+        """
         if self._closed:
             raise ClientClosed(_CLOSED)
         if self._origin.elsewhere:
             raise ClientClosed(NOT_THIS_CLIENT)
         loop = asyncio.get_running_loop()
-        if self._sender is None:
-            self._shared = engine_of(loop, self._key, self._limit)
+        if not self._senders:
+            self._shared = engine_of(loop, self._key, self._limits)
             self._join(self._shared)
-            self._sender = Sender(self._shared.scheduler, self._transport, self._tokens, self._retry)
-            self._lister = Sender(self._shared.listing, self._transport, self._tokens, self._retry)
+            self._senders = {
+                name: Sender(scheduler, self._transport, self._tokens, self._retry)
+                for name, scheduler in self._shared.schedulers.items()
+            }
             self._loop = loop
             self._origin.opened()
         elif self._loop is not loop:
@@ -475,18 +484,20 @@ class FeishuMailClient:
                 "the client belongs to another event loop; from other threads use "
                 "asyncio.run_coroutine_threadsafe(client.send_draft(...), loop)"
             )
-        return self._sender
+        return self._senders[endpoint.name]
 
     def _join(self, engine: Engine) -> None:
         """Share the engine; refuse if another open client has set a different limit."""
-        in_force = engine.scheduler.limit
-        if self._limit != in_force:
-            if is_open(self._key):
-                raise ValueError(
-                    f"rate_limit: another client of {self._key[0]} and app {self._key[1]!r} is open with "
-                    f"{in_force}; give the same, or change it with set_rate_limit"
-                )
-            engine.scheduler.set_limit(self._limit)
+        for name, limit in self._limits.items():
+            in_force = engine.schedulers[name].limit
+            if limit != in_force:
+                if is_open(self._key):
+                    what = "rate_limit" if name == SEND.name else f"limits[{name!r}]"
+                    raise ValueError(
+                        f"{what}: another client of {self._key[0]} and app {self._key[1]!r} is open with "
+                        f"{in_force}; give the same, or change it with set_rate_limit"
+                    )
+                engine.schedulers[name].set_limit(limit)
         engine.clients.add(self)
         for subscription in self._subscriptions:
             engine.events.add(subscription)
@@ -515,6 +526,22 @@ def _check_ledger(ledger: str | Ledger | None, app: str | None) -> str | Storing
     elif not isinstance(ledger, StoringLedger):
         raise TypeError(f"ledger: give a URL, what open_ledger returned, or None, not {type(ledger).__name__}")
     return ledger
+
+
+def _check_endpoint(name: str, endpoint: str) -> None:
+    if endpoint not in ENDPOINTS:
+        raise ValueError(f"{name}: there is no endpoint {endpoint!r}; give one of {', '.join(ENDPOINTS)}")
+
+
+def _check_limits(rate_limit: RateLimit, limits: Mapping[str, RateLimit] | None) -> dict[str, RateLimit]:
+    """Return the limits of all endpoints: those that are given, or else those of the documents."""
+    found = {name: endpoint.limit for name, endpoint in ENDPOINTS.items()}
+    for name, limit in (limits or {}).items():
+        _check_endpoint("limits", name)
+        if name == SEND.name:
+            raise ValueError("limits: the limit of sends is rate_limit")
+        found[name] = _check_type(f"limits[{name!r}]", limit, RateLimit)
+    return found | {SEND.name: _check_type("rate_limit", rate_limit, RateLimit)}
 
 
 def _check_type(name: str, value: Any, wanted: type[Any]) -> Any:

@@ -115,9 +115,8 @@ class Story:
         snapshot = self.client.snapshot()
         assert (snapshot.in_flight, snapshot.permits) == (0, limit.calls)
         assert not any(snapshot.waiting.values())
-        assert self.client._sender is not None
-        assert not self.client._sender.jobs
-        assert not self.client._sender.tasks
+        assert not self.client._senders["send"].jobs
+        assert not self.client._senders["send"].tasks
 
     def check(self, sandbox: Sandbox) -> None:
         for told in jobs_of(self.told).values():

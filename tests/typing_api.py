@@ -128,6 +128,7 @@ async def every_parameter(session: aiohttp.ClientSession) -> None:
         app="cli_a1b2c3",
         base_url="https://open.larksuite.com",
         rate_limit=RateLimit(calls=100, per=60, spacing=0.1, grace=10, margin=0.1, reserve=5),
+        limits={"list": RateLimit(calls=5, per=1, spacing=0)},
         retry=RetryPolicy(attempts=3, refusals=5, initial=0.5, maximum=30, outage=None),
         attempt_timeout=10,
         ledger=None,
@@ -139,6 +140,7 @@ async def every_parameter(session: aiohttp.ClientSession) -> None:
     await client.send_draft("d3", priority=0)  # type: ignore[arg-type]
     await client.send_draft("d4", "me")  # type: ignore[call-arg]
     client.set_rate_limit(RateLimit.smooth(50))
+    client.set_rate_limit(RateLimit(calls=5, per=1), "list")
     client.resume("user:alice")
     assert_type(await client.close(), None)
     await client.close(timeout=5.0)
