@@ -16,9 +16,10 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Final, TypeVar
 from unittest import mock
 
-from feishu_mail_async import Draft, FeishuMailClient
+from feishu_mail_async import FeishuMailClient
 from feishu_mail_async import client as client_module
-from feishu_mail_async._api.protocol import CallEnd, Reply, send_path
+from feishu_mail_async._api.endpoints import SEND
+from feishu_mail_async._api.protocol import CallEnd, Reply
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.sandbox import CallLog, Fault, Window
 from feishu_mail_async.sandbox import faults as sandbox_faults
@@ -136,13 +137,13 @@ class Server:
 
     def send(self, draft_id: str, token: str) -> asyncio.Future[sandbox_faults.Reply]:
         """Let the call set out that sends a draft of the token's own mailbox; as `post`."""
-        return self.post(send_path(Draft(draft_id)), token)
+        return self.post(SEND.url(mailbox="me", draft_id=draft_id), token)
 
     def post(self, path: str, token: str) -> asyncio.Future[sandbox_faults.Reply]:
         """Let a call set out.
 
         Args:
-            path: as `send_path` makes it.
+            path: as `Endpoint.url` makes it.
             token: whose call it is.
 
         Returns:

@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from weakref import WeakSet
 
 import aiohttp
@@ -50,11 +50,16 @@ from .model import (
 
 __all__ = ["FeishuMailClient"]
 
+T = TypeVar("T")
+
 
 _CLOSED: Final = "the client is closed; open a new one"
 
 _LEAST_WRITING: Final = 2.0
 """Least seconds that a client which closes at once leaves its ledger to record the calls that have ended."""
+
+_PAGE_SIZE: Final = "100"
+"""Drafts on a page of a list: the most that the server gives."""
 
 _LOOKED_UP: Final = 1000
 """Drafts per query of the ledger in `records`."""
@@ -258,9 +263,8 @@ class FeishuMailClient:
         page_token = None
         seen: set[str] = set()
         while True:
-            lister = self._bound(LIST)
-            job = await lister.request(lister.listing(mailbox, page_token, resolved), Priority.NORMAL)
-            page = job.page()
+            query = {"page_size": _PAGE_SIZE} | ({} if page_token is None else {"page_token": page_token})
+            page = await self._ask(LIST, resolved, query, mailbox=mailbox)
             for draft_id in page.draft_ids:
                 yield Draft(draft_id, mailbox, user)
             if page.next_token is None:
@@ -458,7 +462,7 @@ class FeishuMailClient:
         assert self._shared is not None
         return self._shared
 
-    def _bound(self, endpoint: Endpoint = SEND) -> Sender:
+    def _bound(self, endpoint: Endpoint[Any] = SEND) -> Sender:
         """Return the sender of an endpoint; the first use binds the client to the running loop.
 
         Raises:
@@ -485,6 +489,14 @@ class FeishuMailClient:
                 "asyncio.run_coroutine_threadsafe(client.send_draft(...), loop)"
             )
         return self._senders[endpoint.name]
+
+    async def _ask(
+        self, endpoint: Endpoint[T], user: str | None, query: Mapping[str, str] | None = None, **segments: str
+    ) -> T:
+        """Make a call that changes nothing at the server, for a resolved user."""
+        sender = self._bound(endpoint)
+        job = await sender.request(sender.asking(user, query, **segments), Priority.NORMAL)
+        return job.value(endpoint.read)
 
     def _join(self, engine: Engine) -> None:
         """Share the engine; refuse if another open client has set a different limit."""

@@ -26,6 +26,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Final, Self
 
+from ._api.endpoints import ENDPOINTS
 from ._api.protocol import CallEnd
 from ._forks import Origin
 from ._text import escape
@@ -124,7 +125,7 @@ class DraftEvent(Event):
     @property
     def what(self) -> str:
         """The draft, or the call, as a sentence names it."""
-        return "a list of drafts" if self.draft is None else f"draft {escape(self.draft.draft_id)}"
+        return ENDPOINTS[self.endpoint].what if self.draft is None else f"draft {escape(self.draft.draft_id)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ CREATE: Final = Endpoint(
     RateLimit(calls=5, per=1.0, spacing=0.0),
     writes=True,
     lost_reply=LostReply.SAFE,
+    what="a new draft",
+    read=dict,
     source="创建草稿",
 )
 USERS: Final = tuple(f"user{number}" for number in range(12))
@@ -83,7 +85,7 @@ class Callers:
         self,
         sandbox: Sandbox,
         transport: Transport,
-        stores: Callable[[RateLimit, Endpoint], SchedulerStore],
+        stores: Callable[[RateLimit, Endpoint[Any]], SchedulerStore],
         limit: RateLimit,
     ) -> None:
         self.sandbox = sandbox
@@ -92,7 +94,7 @@ class Callers:
         self.schedulers[SEND.name] = Scheduler(stores(limit, SEND))
         self.done: Counter[str] = Counter()
 
-    async def call(self, endpoint: Endpoint, user: str, writing: set[str]) -> None:
+    async def call(self, endpoint: Endpoint[Any], user: str, writing: set[str]) -> None:
         grant, scheduler = Grant(), self.schedulers[endpoint.name]
         scheduler.submit(Waiter(user, mailbox_key(user, "me"), Priority.NORMAL, grant))
         turn = await grant.turn
@@ -134,8 +136,9 @@ def nothing_refused(sandbox: Sandbox) -> None:
     assert (log.refusals, log.sibling_refusals, log.conflicts) == (0, 0, 0)
 
 
-def at_random(draw: random.Random) -> Endpoint:
-    return draw.choices([SEND, CREATE, LIST], [20, 60, 60])[0]
+def at_random(draw: random.Random) -> Endpoint[Any]:
+    endpoints: list[Endpoint[Any]] = [SEND, CREATE, LIST]
+    return draw.choices(endpoints, [20, 60, 60])[0]
 
 
 def hour(window: Window, *, minutes: int) -> None:

@@ -27,6 +27,7 @@ from feishu_mail_async import (
     TransportError,
     UserDailyQuota,
 )
+from feishu_mail_async._api.endpoints import SEND
 from feishu_mail_async._api.protocol import (
     FEISHU,
     LARK,
@@ -37,7 +38,6 @@ from feishu_mail_async._api.protocol import (
     judge,
     lost,
     never_left,
-    send_path,
 )
 from feishu_mail_async.codes import CODES, ResumeWhen, Subject, Verdict, named
 from feishu_mail_async.sandbox import Sandbox
@@ -80,6 +80,10 @@ def parts_of(path: str) -> list[str]:
     split = urlsplit(FEISHU + path)
     assert (split.query, split.fragment, split.netloc) == ("", "", "open.feishu.cn")
     return split.path.split("/")
+
+
+def send_path(draft: Draft) -> str:
+    return SEND.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
 
 
 @pytest.mark.parametrize("text", AWKWARD)

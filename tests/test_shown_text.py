@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feishu_mail_async import AutomatedSendDisabled, BadReply, FeishuMailClient, FeishuMailError, NotSent
-from feishu_mail_async._api.protocol import Reply, judge, lost, never_left, read_page
+from feishu_mail_async import AutomatedSendDisabled, FeishuMailClient, FeishuMailError, NotSent
+from feishu_mail_async._api.payloads import read_page
+from feishu_mail_async._api.protocol import Reply, judge, lost, never_left
 from feishu_mail_async._text import escape
 from feishu_mail_async.codes import named
 from feishu_mail_async.oauth import Login, Refusal, read_grant
@@ -69,9 +70,9 @@ def test_a_page_token_goes_back_as_it_came() -> None:
         data = {"items": [{"id": "a"}], "has_more": True, "page_token": token}
         return json.dumps({"code": 0, "data": data}).encode()
 
-    assert read_page(judge(Reply(200, page(EVIL)))).next_token == EVIL
-    with pytest.raises(BadReply):
-        read_page(judge(Reply(200, page("half \ud800"))))
+    assert read_page(judge(Reply(200, page(EVIL))).data).next_token == EVIL
+    with pytest.raises(ValueError, match="surrogates"):
+        read_page(judge(Reply(200, page("half \ud800"))).data)
 
 
 def test_what_stands_between() -> None:

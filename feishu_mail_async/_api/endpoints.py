@@ -3,14 +3,19 @@
 The sandbox has a table of its own, because a judge does not read the defendant's papers; a test compares the two.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
-from urllib.parse import quote
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, urlencode
 
 from feishu_mail_async.model import RateLimit
 
+from .payloads import Page, read_page
+
 __all__ = ["ENDPOINTS", "LIST", "SEND", "Endpoint", "LostReply"]
+
+T = TypeVar("T")
 
 _DRAFTS: Final = "/open-apis/mail/v1/user_mailboxes/{mailbox}/drafts"
 
@@ -23,7 +28,7 @@ class LostReply(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Generic[T]):
     """One endpoint.
 
     Attributes:
@@ -34,6 +39,8 @@ class Endpoint:
         limit: the calls that the platform allows an app.
         writes: whether a call needs its user and its mailbox for itself.
         lost_reply: the way on after a lost reply.
+        what: the object of a call, as sentences name it.
+        read: reads the `data` of a success; raises KeyError, TypeError or ValueError if it has another form.
         source: the document's title on the platform.
     """
 
@@ -44,11 +51,14 @@ class Endpoint:
     limit: RateLimit
     writes: bool
     lost_reply: LostReply
+    what: str
+    read: Callable[[Mapping[str, Any]], T]
     source: str
 
-    def url(self, **segments: str) -> str:
-        """Return the path of a call; each value becomes one percent-encoded segment."""
-        return self.path.format_map({name: _segment(value) for name, value in segments.items()})
+    def url(self, query: Mapping[str, str] | None = None, **segments: str) -> str:
+        """Return the path and the query of a call; each segment's value becomes one percent-encoded segment."""
+        path = self.path.format_map({name: _segment(value) for name, value in segments.items()})
+        return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
 
 
 def _segment(value: str) -> str:
@@ -57,7 +67,7 @@ def _segment(value: str) -> str:
     return quote(value, safe="") if value.strip(".") else value.replace(".", "%2E")
 
 
-SEND: Final = Endpoint(
+SEND: Final[Endpoint[dict[str, Any]]] = Endpoint(
     "send",
     "POST",
     _DRAFTS + "/{draft_id}/send",
@@ -65,10 +75,12 @@ SEND: Final = Endpoint(
     RateLimit(calls=20, per=60.0),
     writes=True,
     lost_reply=LostReply.CONFIRM,
+    what="a draft",
+    read=dict,
     source="发送草稿",
 )
 
-LIST: Final = Endpoint(
+LIST: Final[Endpoint[Page]] = Endpoint(
     "list",
     "GET",
     _DRAFTS,
@@ -76,8 +88,10 @@ LIST: Final = Endpoint(
     RateLimit(calls=10, per=1.0, spacing=0.0),
     writes=False,
     lost_reply=LostReply.SAFE,
+    what="a list of drafts",
+    read=read_page,
     source="列出草稿",
 )
 
-ENDPOINTS: Final = {endpoint.name: endpoint for endpoint in (SEND, LIST)}
+ENDPOINTS: Final[Mapping[str, Endpoint[Any]]] = {endpoint.name: endpoint for endpoint in (SEND, LIST)}
 """The endpoints by their names."""

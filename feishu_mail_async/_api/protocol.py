@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_tz
 from enum import Enum
 from types import MappingProxyType
@@ -27,9 +26,7 @@ from feishu_mail_async.errors import (
     TransportError,
     api_error,
 )
-from feishu_mail_async.model import Draft, check_id, check_text
-
-from .endpoints import LIST, SEND
+from feishu_mail_async.model import check_text
 
 __all__ = [
     "FEISHU",
@@ -38,17 +35,13 @@ __all__ = [
     "REDACTED",
     "CallEnd",
     "Judgement",
-    "Page",
     "Reply",
     "check_base_url",
     "is_loopback",
     "judge",
-    "list_path",
     "lost",
     "never_left",
-    "read_page",
     "redact",
-    "send_path",
 ]
 
 FEISHU: Final = "https://open.feishu.cn"
@@ -139,31 +132,6 @@ def _before_api_path(path: str) -> tuple[str, bool]:
     segments = path.split("/")
     known = [segment.lower() == _API_PATH for segment in segments]
     return ("/".join(segments[: known.index(True)]), True) if any(known) else (path, False)
-
-
-def send_path(draft: Draft) -> str:
-    """Return the path of the call that sends this draft.
-
-    Args:
-        draft: the draft.
-    """
-    return SEND.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
-
-
-def list_path(mailbox: str, page_token: str | None, page_size: int = _PAGE_SIZE) -> str:
-    """Return the path and query of the call that lists a page of a mailbox's drafts.
-
-    Args:
-        mailbox: the address of the mailbox, or `me`.
-        page_token: the token that the page before gave; None: the first page.
-        page_size: drafts on a page.
-
-    Source: "列出草稿".
-    """
-    query = f"?page_size={page_size}"
-    if page_token is not None:
-        query += f"&page_token={quote(page_token, safe='')}"
-    return LIST.url(mailbox=mailbox) + query
 
 
 class Reply(NamedTuple):
@@ -281,42 +249,6 @@ def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Jud
     if row.verdict is Verdict.ALREADY_SENT:
         return Judgement(Verdict.ALREADY_SENT, code=code, http_status=reply.status, log_id=log_id)
     return _refused(row, code, reply, log_id, _text(body.get("msg"), _LONGEST_MESSAGE) or "")
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page of a mailbox's drafts.
-
-    Attributes:
-        draft_ids: the ids of the drafts, in the server's order.
-        next_token: the `page_token` of the next page; None on the last one.
-    """
-
-    draft_ids: tuple[str, ...]
-    next_token: str | None
-
-
-def read_page(judgement: Judgement) -> Page:
-    """Read the `data` of a successful list call.
-
-    Args:
-        judgement: the judgement on the call.
-
-    Raises:
-        BadReply: it does not have the documented form.
-    """
-    items = judgement.data.get("items") or []
-    more = judgement.data.get("has_more") is True
-    next_token = judgement.data.get("page_token") if more else None
-    try:
-        draft_ids = tuple(check_id("id", item["id"]) for item in items)
-        if more and not (isinstance(next_token, str) and next_token and next_token.encode()):
-            raise ValueError("there is more, but no page_token")  # noqa: TRY301 - one way to say it
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadReply(
-            f"the list of drafts does not have the documented form ({error})", log_id=judgement.log_id
-        ) from None
-    return Page(draft_ids, next_token)
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:

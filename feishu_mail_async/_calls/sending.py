@@ -13,21 +13,17 @@ import contextvars
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from feishu_mail_async._api.protocol import (
     CallEnd,
     Judgement,
-    Page,
     Reply,
     judge,
-    list_path,
     lost,
     never_left,
-    read_page,
-    send_path,
 )
 from feishu_mail_async._auth.tokens import Tokens
 from feishu_mail_async._scheduling.lanes import Stream, Turn, Waiter, mailbox_key
@@ -40,6 +36,7 @@ from feishu_mail_async._tasks import being_cancelled, check_stack, start_task
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.codes import ResumeWhen, Verdict
 from feishu_mail_async.errors import (
+    BadReply,
     ClientClosed,
     FeishuMailError,
     LedgerError,
@@ -70,6 +67,8 @@ _CLOSED: Final = "the client was closed before the draft was sent"
 _SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
 _BROKEN_OFF: Final = Failure(CallEnd.LOST, "the call was broken off")
 """The end of a call whose task was cancelled before an answer was there: it may have arrived."""
+T = TypeVar("T")
+
 _numbers: Final = itertools.count(1)  # of jobs, as `DraftEvent.job` has them: one count for the whole process
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 
@@ -140,6 +139,7 @@ class Sender:
 
     def __init__(self, scheduler: Scheduler, transport: Transport, tokens: Tokens, policy: RetryPolicy) -> None:
         self.scheduler = scheduler
+        self.endpoint = scheduler.endpoint
         self.transport = transport
         self.tokens = tokens
         self.policy = policy
@@ -245,12 +245,15 @@ class Sender:
 
     def sending(self, draft: Draft, user: str | None) -> Call:
         """Return the call that sends a draft for a resolved user."""
-        return Call("POST", send_path(draft), self._key(user, draft.mailbox, draft.draft_id), user, draft)
+        path = self.endpoint.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
+        return Call(self.endpoint.method, path, self._key(user, draft.mailbox, draft.draft_id), user, draft)
 
-    def listing(self, mailbox: str, page_token: str | None, user: str | None) -> Call:
-        """Return the call that lists a page of a mailbox's drafts for a resolved user."""
-        path = list_path(mailbox, page_token)
-        return Call("GET", path, self._key(user, mailbox, path), user)
+    def asking(
+        self, user: str | None, query: Mapping[str, str] | None = None, *, mailbox: str, **segments: str
+    ) -> Call:
+        """Return a call that changes nothing at the server, for a resolved user."""
+        path = self.endpoint.url(query, mailbox=mailbox, **segments)
+        return Call(self.endpoint.method, path, self._key(user, mailbox, path), user)
 
     def _key(self, user: str | None, mailbox: str, name: str) -> DraftKey:
         key = self.tokens.key(user)
@@ -503,12 +506,18 @@ class Job:
         error.draft, error.__cause__ = draft, self.error.__cause__
         return error
 
-    def page(self) -> Page:
-        """Return the page of drafts that the call has listed, or raise the job's error."""
+    def value(self, read: Callable[[Mapping[str, Any]], T]) -> T:
+        """Return what `read` makes of the answer's data, or raise the job's error."""
         if self.error is not None:
             raise self._error_for(None)
         assert self.success is not None
-        return read_page(self.success)
+        try:
+            return read(self.success.data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadReply(
+                f"{self._sender.endpoint.what} does not have the documented form ({error})",
+                log_id=self.success.log_id,
+            ) from None
 
     @property
     def calls(self) -> int:

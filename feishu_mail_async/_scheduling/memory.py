@@ -8,7 +8,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from feishu_mail_async._api.endpoints import SEND, Endpoint
 from feishu_mail_async._api.protocol import Judgement
@@ -48,7 +48,7 @@ class MemoryStore:
     shared = False
     most = 1
 
-    def __init__(self, store: ProcessStore, limit: RateLimit, endpoint: Endpoint = SEND) -> None:
+    def __init__(self, store: ProcessStore, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> None:
         self.state = store.state(endpoint, limit)
         self.flying = 0
         self._store = store
@@ -217,7 +217,7 @@ StoreKey = tuple[str, str | None]
 _stores: Final[dict[StoreKey, ProcessStore]] = {}
 
 
-def memory_store(key: StoreKey, limit: RateLimit, endpoint: Endpoint = SEND) -> MemoryStore:
+def memory_store(key: StoreKey, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> MemoryStore:
     """Return a new part of the process's store of this key.
 
     Args:

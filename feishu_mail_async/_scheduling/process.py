@@ -32,7 +32,7 @@ queues and dispatchers stay with the loop.
 import itertools
 import math
 import weakref
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._clock import monotonic
@@ -189,7 +189,7 @@ class ProcessStore:
         self._ahead: float | None = None  # the time less `time.monotonic`; None: no loop has come yet
         self._real = -math.inf  # `time.monotonic` when it was last looked at
 
-    def state(self, endpoint: Endpoint, limit: RateLimit) -> EndpointState:
+    def state(self, endpoint: Endpoint[Any], limit: RateLimit) -> EndpointState:
         """Return the state of an endpoint; a new one begins with this limit."""
         found = self.states.get(endpoint.name)
         if found is None:
@@ -241,7 +241,7 @@ class ProcessStore:
             )
         )
 
-    def locks(self, endpoint: Endpoint, user: str, mailbox: str, now: float) -> tuple[_Lock, _Lock]:
+    def locks(self, endpoint: Endpoint[Any], user: str, mailbox: str, now: float) -> tuple[_Lock, _Lock]:
         """Return the locks of a user and a mailbox: endpoints that write share them, a reading one has its own."""
         kind = _WRITING if endpoint.writes else endpoint.name
         if kind not in self._locks:

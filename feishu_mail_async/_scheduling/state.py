@@ -19,7 +19,7 @@ process knows until the next transaction.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._api.protocol import CallEnd, Judgement
@@ -155,7 +155,7 @@ class EndpointState:
         "unreachable_times",
     )
 
-    def __init__(self, endpoint: Endpoint, limit: RateLimit, suspensions: Suspensions) -> None:
+    def __init__(self, endpoint: Endpoint[Any], limit: RateLimit, suspensions: Suspensions) -> None:
         self.endpoint = endpoint
         self.suspensions = suspensions
         self.budget = Budget(limit)

@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from feishu_mail_async._api.endpoints import SEND, Endpoint
@@ -44,7 +44,7 @@ class Ledger(Protocol):
 class StoringLedger(Ledger, Protocol):
     """A ledger as clients need it: it keeps the schedulers' stores."""
 
-    def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint = SEND) -> SchedulerStore:
+    def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> SchedulerStore:
         """Return a store of one app and endpoint. Nothing is opened before it is used."""
 
 

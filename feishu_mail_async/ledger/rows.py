@@ -40,7 +40,7 @@ def limit_of(row: sa.Row[Any]) -> RateLimit:
     return RateLimit(**{name: getattr(row, name) for name in _LIMIT})
 
 
-def state_of(endpoint: Endpoint, row: sa.Row[Any], suspensions: Suspensions) -> EndpointState:
+def state_of(endpoint: Endpoint[Any], row: sa.Row[Any], suspensions: Suspensions) -> EndpointState:
     """Return the state of an endpoint by its row; its permits are not in it."""
     state = EndpointState(endpoint, limit_of(row), suspensions)
     state.last = row.last

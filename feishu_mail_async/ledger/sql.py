@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from typing import Final
+from typing import Any, Final
 from weakref import WeakSet
 
 import sqlalchemy as sa
@@ -57,7 +57,7 @@ class SqlLedger:
         """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
         return self.database.caution
 
-    def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint = SEND) -> SqlStore:
+    def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> SqlStore:
         """Return a store of one app and endpoint. Nothing is opened before it is used."""
         store = SqlStore(self.database, base_url, app, endpoint, limit, f"{socket.gethostname()}:{os.getpid()}")
         self._stores.add(store)

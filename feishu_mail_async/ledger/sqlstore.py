@@ -77,7 +77,7 @@ class SqlStore:
     most = 20
 
     def __init__(  # noqa: PLR0917 - one for each thing concerned
-        self, database: Database, base_url: str, app: str, endpoint: Endpoint, limit: RateLimit, holder: str
+        self, database: Database, base_url: str, app: str, endpoint: Endpoint[Any], limit: RateLimit, holder: str
     ) -> None:
         self.state = EndpointState(endpoint, limit, Suspensions())
         self._database = database

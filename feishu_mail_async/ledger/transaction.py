@@ -82,7 +82,7 @@ class Transaction:
         self._suspended_before = dict(state.suspensions.entries)
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> Endpoint[Any]:
         """The endpoint of the store."""
         return self.state.endpoint
 

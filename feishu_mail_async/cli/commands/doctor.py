@@ -13,7 +13,8 @@ from typing import Final
 
 from rich.text import Text
 
-from feishu_mail_async._api.protocol import Reply, judge, list_path
+from feishu_mail_async._api.endpoints import LIST
+from feishu_mail_async._api.protocol import Reply, judge
 from feishu_mail_async._auth.refresh import RefreshingTokens
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._clock import wall_clock
@@ -223,7 +224,7 @@ def _look_at_permits(findings: _Findings, overview: Overview, account: Account, 
 async def _reach(findings: _Findings, transport: Transport) -> bool:
     """Check the host with a call without a token: a refusal by the API is the good result."""
     began, clock = time.monotonic(), wall_clock()
-    answer = await transport.exchange("GET", list_path("me", None, 1), None)
+    answer = await transport.exchange("GET", LIST.url({"page_size": "1"}, mailbox="me"), None)
     took = time.monotonic() - began
     if isinstance(answer, Failure):
         advice = "" if answer.lasting else "; check the network, the proxy (HTTPS_PROXY) and --base-url"
@@ -303,7 +304,7 @@ async def _use_login(
 
 async def _use(findings: _Findings, transport: Transport, token: str, mailbox: str) -> bool:
     """Check a token by listing one draft of the mailbox, and return whether the token was refused."""
-    answer = await transport.exchange("GET", list_path(mailbox, None, 1), token)
+    answer = await transport.exchange("GET", LIST.url({"page_size": "1"}, mailbox=mailbox), token)
     if isinstance(answer, Failure):
         findings.problem("host", f"it answered, and then it did not ({answer.reason}): try again")
         return False
