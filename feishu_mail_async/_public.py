@@ -1,5 +1,6 @@
 """The public names of the package."""
 
+from ._api.payloads import Address, Attachment, DraftContent
 from ._auth.refresh import RefreshingTokens
 from ._auth.store import MemoryTokens, StoredToken, TokenStore
 from ._auth.tokens import TokenSource
@@ -55,8 +56,10 @@ from .oauth import Login
 
 __all__ = [
     "AccessDenied",
+    "Address",
     "ApiError",
     "AppQuotaSpent",
+    "Attachment",
     "AutomatedSendDisabled",
     "BadReply",
     "BulkRun",
@@ -64,6 +67,7 @@ __all__ = [
     "ConcurrentWrite",
     "ContentRisk",
     "Draft",
+    "DraftContent",
     "DraftNotFound",
     "DraftRejected",
     "DraftState",

@@ -20,7 +20,8 @@ from weakref import WeakSet
 
 import aiohttp
 
-from ._api.endpoints import ENDPOINTS, LIST, SEND, Endpoint
+from ._api.endpoints import ENDPOINTS, LIST, READ, SEND, Endpoint
+from ._api.payloads import DraftContent
 from ._api.protocol import FEISHU, check_base_url
 from ._auth.tokens import Tokens, UserTokens
 from ._calls.bulk import BulkRun, DraftSource
@@ -32,7 +33,7 @@ from ._scheduling.scheduler import Snapshot
 from ._secrecy import Hidden
 from ._tasks import carry_through, start_task
 from ._transport import Transport
-from .errors import BadReply, ClientClosed, UnknownUser
+from .errors import BadReply, ClientClosed, FeishuMailError, UnknownUser
 from .events import Event, EventReader, Subscription
 from .ledger import Ledger, Record, check_url
 from .ledger.opening import StoringLedger
@@ -237,6 +238,34 @@ class FeishuMailClient:
             known = [records.get(call.key) for call in some]
             found += [record if isinstance(record, Record) else None for record in known]
         return found
+
+    async def read_draft(
+        self, draft: str | Draft, *, mailbox: str = "me", user: str | None = None
+    ) -> DraftContent:
+        """Read a draft: its subject, its parties, its bodies and the names of its attachments.
+
+        Args:
+            draft: its id, or a `Draft`, which brings its mailbox and user.
+            mailbox: the address of the mailbox that it lies in; `me` is the user's own.
+            user: the user whose token reads it; None: the client's only user.
+
+        Returns:
+            its content.
+
+        Raises:
+            DraftNotFound: there is no such draft; what was sent is none any more.
+            BadReply: no readable answer came, also after retries.
+            ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
+
+        Source: "获取草稿详情" (`GET …/user_mailboxes/:id/drafts/:id`), as the official SDK calls it.
+        """
+        self._bound()
+        asked = _draft(draft, mailbox, user)
+        try:
+            return await self._ask(READ, self._user(asked), mailbox=asked.mailbox, draft_id=asked.draft_id)
+        except FeishuMailError as error:
+            error.draft = asked
+            raise
 
     async def list_drafts(self, *, mailbox: str = "me", user: str | None = None) -> AsyncIterator[Draft]:
         """List the drafts of a mailbox, within the limit of that endpoint (10 calls a second).

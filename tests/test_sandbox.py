@@ -700,7 +700,14 @@ async def test_a_draft_is_created_read_and_deleted() -> None:
         created = await caller.mail("POST", "drafts", json={"raw": raw.rstrip("=")})
         draft = created.data["draft"]["id"]
         read = (await caller.mail("GET", f"drafts/{draft}?format=metadata")).data["draft"]
-        assert read["message"] == {"subject": "Hello", "to": [{"mail_address": "bob@example.com"}]}
+        assert read["message"] == {
+            "message_state": 3,
+            "subject": "Hello",
+            "to": [{"mail_address": "bob@example.com", "name": ""}],
+            "cc": [],
+            "bcc": [],
+            "attachments": [],
+        }
         assert (await caller.mail("DELETE", f"drafts/{draft}")).code == 0
         for answer in (
             await caller.mail("GET", f"drafts/{draft}"),

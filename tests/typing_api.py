@@ -9,8 +9,10 @@ import aiohttp
 
 from feishu_mail_async import (
     AccessDenied,
+    Address,
     ApiError,
     AppQuotaSpent,
+    Attachment,
     AutomatedSendDisabled,
     BadReply,
     BulkRun,
@@ -18,6 +20,7 @@ from feishu_mail_async import (
     ConcurrentWrite,
     ContentRisk,
     Draft,
+    DraftContent,
     DraftNotFound,
     DraftRejected,
     DraftState,
@@ -217,6 +220,16 @@ async def ledgers() -> None:
     error: NotSent = LedgerError("the disk is full")
     alone: LedgerError = RecordRefused("no record of it can be made")
     print(error, alone)
+
+
+async def reading(client: FeishuMailClient, draft: Draft) -> None:
+    content = await client.read_draft(draft)
+    assert_type(content, DraftContent)
+    assert_type(await client.read_draft("d1", mailbox="me", user="alice"), DraftContent)
+    assert_type(content.to, tuple[Address, ...])
+    assert_type(content.sender, Address | None)
+    assert_type(content.attachments, tuple[Attachment, ...])
+    assert_type(content.html, str | None)
 
 
 async def logins() -> None:

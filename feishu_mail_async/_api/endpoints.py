@@ -11,9 +11,9 @@ from urllib.parse import quote, urlencode
 
 from feishu_mail_async.model import RateLimit
 
-from .payloads import Page, read_page
+from .payloads import DraftContent, Page, read_content, read_page
 
-__all__ = ["ENDPOINTS", "LIST", "SEND", "Endpoint", "LostReply"]
+__all__ = ["ENDPOINTS", "LIST", "READ", "SEND", "Endpoint", "LostReply"]
 
 T = TypeVar("T")
 
@@ -93,5 +93,18 @@ LIST: Final[Endpoint[Page]] = Endpoint(
     source="列出草稿",
 )
 
-ENDPOINTS: Final[Mapping[str, Endpoint[Any]]] = {endpoint.name: endpoint for endpoint in (SEND, LIST)}
+READ: Final[Endpoint[DraftContent]] = Endpoint(
+    "read",
+    "GET",
+    _DRAFTS + "/{draft_id}",
+    "mail:user_mailbox.message:readonly",
+    RateLimit(calls=10, per=1.0, spacing=0.0),
+    writes=False,
+    lost_reply=LostReply.SAFE,
+    what="the content of a draft",
+    read=read_content,
+    source="获取草稿详情",
+)
+
+ENDPOINTS: Final[Mapping[str, Endpoint[Any]]] = {endpoint.name: endpoint for endpoint in (SEND, LIST, READ)}
 """The endpoints by their names."""

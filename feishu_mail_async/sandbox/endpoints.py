@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 from feishu_mail_async import codes
 
 from .calllog import SEND, CallLog
+from .content import show_message
 from .faults import Reply, refusal, success
 from .paths import Call
 from .world import Mailbox, StoredDraft, User, World
@@ -173,8 +174,7 @@ class Endpoints:
         draft_id = self._world.new_id()
 
         def create() -> None:
-            subject, to = str(message["subject"] or ""), str(message["to"] or "")
-            self._world.add_draft(case.mailbox, draft_id, subject, to)
+            self._world.add_draft(case.mailbox, draft_id, message)
 
         return success({"draft": {"id": draft_id, "message": {}}}), create
 
@@ -204,11 +204,12 @@ def _list(case: Case) -> Reply:
     return success(data)
 
 
-def _read(_: Case, draft: StoredDraft) -> tuple[Reply, Effect | None]:
+def _read(case: Case, draft: StoredDraft) -> tuple[Reply, Effect | None]:
     if not draft.listed:
         return refusal(codes.named("DraftNotFound")), None
-    message = {"subject": draft.subject, "to": [{"mail_address": draft.to}] if draft.to else []}
-    return success({"draft": {"id": draft.draft_id, "message": message}}), None
+    bodies = parse_qs(case.call.query).get("format") != ["metadata"]
+    shown = show_message(draft.message, bodies=bodies)
+    return success({"draft": {"id": draft.draft_id, "message": shown}}), None
 
 
 def _delete(_: Case, draft: StoredDraft) -> tuple[Reply, Effect | None]:

@@ -4,6 +4,7 @@ import random
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.message import EmailMessage
 from itertools import islice
 from typing import Final
 
@@ -78,8 +79,7 @@ class StoredDraft:
     Attributes:
         draft_id: its id, unique in the sandbox.
         mailbox: the address of its mailbox.
-        subject: the Subject header; empty if there is none.
-        to: the To header; empty if there is none.
+        message: the mail; None if it was put there without one.
         sent: True if the mail has gone out.
         scheduled: True if the mail is scheduled and not yet sent.
         deleted: True if the draft was deleted.
@@ -87,8 +87,7 @@ class StoredDraft:
 
     draft_id: str
     mailbox: str
-    subject: str = ""
-    to: str = ""
+    message: EmailMessage | None = None
     sent: bool = False
     scheduled: bool = False
     deleted: bool = False
@@ -219,14 +218,15 @@ class World:
             raise ValueError(f"mailbox: {address!r} is not one of {sorted(self.mailboxes)}")
         return self.mailboxes[address.lower()]
 
-    def add_draft(self, mailbox: Mailbox, draft_id: str | None, subject: str = "", to: str = "") -> StoredDraft:
+    def add_draft(
+        self, mailbox: Mailbox, draft_id: str | None, message: EmailMessage | None = None
+    ) -> StoredDraft:
         """Add a draft to a mailbox.
 
         Args:
             mailbox: the mailbox.
             draft_id: the id; None for a new one.
-            subject: the Subject header.
-            to: the To header.
+            message: the mail.
 
         Raises:
             ValueError: the id is taken.
@@ -234,7 +234,7 @@ class World:
         draft_id = draft_id or self.new_id()
         if draft_id in self.drafts:
             raise ValueError(f"draft_id: {draft_id!r} is there already")
-        draft = self.drafts[draft_id] = StoredDraft(draft_id, mailbox.address, subject, to)
+        draft = self.drafts[draft_id] = StoredDraft(draft_id, mailbox.address, message)
         mailbox.drafts.append(draft)
         return draft
 
