@@ -12,10 +12,11 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from ._api.endpoints import ENDPOINTS, SEND
+from ._hub import EventHub
 from ._scheduling.memory import memory_store
 from ._scheduling.scheduler import Notices, Scheduler, Snapshot
 from ._scheduling.store import SchedulerStore, mutex
-from .events import EventHub, TokenRefreshed
+from .events import TokenRefreshed
 from .ledger.opening import StoringLedger, open_stores
 from .model import RateLimit
 

@@ -4,7 +4,7 @@ from ._api.payloads import Address, Attachment, DraftContent
 from ._auth.refresh import RefreshingTokens
 from ._auth.store import MemoryTokens, StoredToken, TokenStore
 from ._auth.tokens import TokenSource
-from ._calls.bulk import BulkRun, Outcome, Summary
+from ._calls.bulk import BulkRun
 from ._scheduling.scheduler import Snapshot
 from ._scheduling.suspensions import Suspension
 from .client import FeishuMailClient
@@ -53,6 +53,7 @@ from .events import Event
 from .ledger import DraftState, Ledger, Overview, Record, open_ledger
 from .model import Draft, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
 from .oauth import Login
+from .outcomes import Outcome, Summary
 
 __all__ = [
     "AccessDenied",

@@ -28,13 +28,14 @@ from ._calls.bulk import BulkRun, DraftSource
 from ._calls.sending import Sender
 from ._engine import Engine, engine_of, forget_engine, is_open
 from ._forks import NOT_THIS_CLIENT, Origin
+from ._hub import EventReader, Subscription
 from ._scheduling.lanes import mailbox_key
 from ._scheduling.scheduler import Snapshot
 from ._secrecy import Hidden
 from ._tasks import carry_through, start_task
 from ._transport import Transport
 from .errors import BadReply, ClientClosed, FeishuMailError, UnknownUser
-from .events import Event, EventReader, Subscription
+from .events import Event
 from .ledger import Ledger, Record, check_url
 from .ledger.opening import StoringLedger
 from .model import (

@@ -20,7 +20,7 @@ thousand drafts must not block it.
 
 import asyncio
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -31,7 +31,7 @@ from collections.abc import (
     Iterator,
     Sized,
 )
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -41,19 +41,18 @@ from feishu_mail_async._scheduling.sweeps import Sweep, drain, each
 from feishu_mail_async._secrecy import forget_frames
 from feishu_mail_async._tasks import start_task
 from feishu_mail_async.errors import (
-    ApiError,
     ClientClosed,
     FeishuMailError,
     NotSent,
     RecordRefused,
     UnknownUser,
-    root_cause,
 )
-from feishu_mail_async.model import Draft, OutcomeStatus, Priority, SendResult
+from feishu_mail_async.model import Draft, Priority
+from feishu_mail_async.outcomes import Outcome, Summary
 
 from .sending import Call, Job, Sender, early
 
-__all__ = ["BulkRun", "DraftSource", "Outcome", "Summary"]
+__all__ = ["BulkRun", "DraftSource"]
 
 DraftSource = Iterable[str | Draft] | AsyncIterable[str | Draft]
 """The input of `send_drafts`."""
@@ -66,63 +65,6 @@ _LOOKED_UP: Final = 200
 
 _BREATH: Final = 50
 """Items handled in one step before the event loop runs its other tasks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The outcome of one draft of a run: either `result` or `error` is set.
-
-    Attributes:
-        draft: the draft as it was given.
-        status: sent, already_sent; failed (certainly not sent, for a reason of its own); unknown (it may have been
-            sent); skipped (not sent, for a reason that is not its own).
-        result: set if it was sent.
-        error: set if it was not, or may not have been.
-    """
-
-    draft: Draft
-    status: OutcomeStatus
-    result: SendResult | None
-    error: FeishuMailError | None
-
-
-@dataclass(slots=True)
-class Summary:
-    """The counts of a run so far.
-
-    Attributes:
-        statuses: outcomes by status.
-        codes: outcomes that an answer of the API decided, by its code.
-        errors: outcomes that ended in an error, by the class of the deciding one: for an unknown outcome the last
-            error, for a skipped draft the one that suspended its subject.
-        calls: calls made for the drafts that have an outcome.
-    """
-
-    statuses: Counter[OutcomeStatus] = field(default_factory=Counter)
-    codes: Counter[int] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    calls: int = 0
-
-    @property
-    def total(self) -> int:
-        """The number of outcomes."""
-        return self.statuses.total()
-
-    def count(self, outcome: Outcome, calls: int) -> None:
-        """Add one outcome.
-
-        Args:
-            outcome: the outcome.
-            calls: calls made for its draft.
-        """
-        self.statuses[outcome.status] += 1
-        self.calls += calls
-        if outcome.error is None:
-            return
-        told = root_cause(outcome.error)
-        self.errors[type(told).__name__] += 1
-        if isinstance(told, ApiError):
-            self.codes[told.code] += 1
 
 
 class _Entry:

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from feishu_mail_async._api.protocol import Judgement
+from feishu_mail_async._hub import EventHub
 from feishu_mail_async._tasks import check_stack, look_at, start_task
 from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
 from feishu_mail_async.errors import FeishuMailError, LedgerError, Suspended, TransportError
 from feishu_mail_async.events import (
     AppPaused,
     AppResumed,
-    EventHub,
     SuspensionEnded,
     SuspensionStarted,
     UserCooled,

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, OutcomeStatus
+from feishu_mail_async.outcomes import Outcome
 
 from .interrupts import STOPPING, UNDER_WAY, Interrupts
 from .problems import INTERRUPTED, SOME_NOT

@@ -16,10 +16,10 @@ from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.utils import utcnow
 from procrastinate.worker import Worker
 
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError, OutcomeUnknown, RecordRefused
 from feishu_mail_async.model import Draft, Priority, RateLimit
+from feishu_mail_async.outcomes import Outcome
 
 from .connector import PAUSE, Connector, Jobs, loop_time
 from .jobs import TASK, Queue, QueueTrouble, read_draft, said

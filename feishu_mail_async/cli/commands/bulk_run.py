@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from feishu_mail_async._calls.bulk import BulkRun, Outcome
+from feishu_mail_async._calls.bulk import BulkRun
 from feishu_mail_async._text import escape
 from feishu_mail_async.cli.interrupts import STOPPING, UNDER_WAY, Interrupts
 from feishu_mail_async.cli.logs import Verbose
@@ -17,6 +17,7 @@ from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.events import AppPaused, AppResumed, DraftDone, Event
 from feishu_mail_async.model import Draft
+from feishu_mail_async.outcomes import Outcome
 
 __all__ = ["BulkEnd", "run_bulk"]
 

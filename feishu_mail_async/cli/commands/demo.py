@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.text import Text
 
 from feishu_mail_async import codes
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.cli.account import ENVIRONMENT
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
@@ -22,6 +21,7 @@ from feishu_mail_async.cli.runner import Run, run_drafts
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed
 from feishu_mail_async.model import OutcomeStatus, RateLimit, RetryPolicy
+from feishu_mail_async.outcomes import Outcome
 from feishu_mail_async.sandbox import CallLog, Sandbox
 
 from .demo_scene import FEWEST, Scene, mistakes, set_scene

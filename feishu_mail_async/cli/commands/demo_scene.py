@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.model import Draft, OutcomeStatus, RateLimit
+from feishu_mail_async.outcomes import Outcome
 from feishu_mail_async.sandbox import CallLog, Fault, Sandbox
 
 __all__ = ["FEWEST", "Scene", "mistakes", "set_scene"]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async._streams import output_trouble
 from feishu_mail_async._text import escape
 from feishu_mail_async.cli.account import Account, read_account
@@ -39,6 +38,7 @@ from feishu_mail_async.cli.results import make_row
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import Suspended
 from feishu_mail_async.model import RetryPolicy
+from feishu_mail_async.outcomes import Outcome
 
 if TYPE_CHECKING:
     from feishu_mail_async.fleet import DraftWorker

@@ -13,9 +13,9 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.model import OutcomeStatus
+from feishu_mail_async.outcomes import Outcome
 
 from .waiting import Wait
 from .wording import as_json, detail, name_draft, name_status

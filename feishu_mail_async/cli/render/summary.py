@@ -7,9 +7,9 @@ from typing import Final
 
 from rich.text import Text
 
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, Suspended, root_cause
 from feishu_mail_async.model import OutcomeStatus
+from feishu_mail_async.outcomes import Outcome
 
 from .console import STYLES
 from .wording import advise, brief, name_status, name_subject

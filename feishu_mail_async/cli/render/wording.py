@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from feishu_mail_async._calls.bulk import Outcome
 from feishu_mail_async._text import escape
 from feishu_mail_async.errors import (
     ApiError,
@@ -26,6 +25,7 @@ from feishu_mail_async.errors import (
     root_cause,
 )
 from feishu_mail_async.model import Draft, OutcomeStatus
+from feishu_mail_async.outcomes import Outcome
 
 __all__ = [
     "advise",
