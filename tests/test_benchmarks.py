@@ -246,3 +246,17 @@ def test_results_of_two_machines_are_not_told_together(results: Path) -> None:
     change(results, "scale", lambda result: result["machine"].update(cores=1024))
     with pytest.raises(ValueError, match="1024"):
         measured.measured(measured.ENGLISH, results)
+
+
+def test_frames() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "frames.py"), "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    counted = json.loads(done.stdout)
+    assert counted["by function"]["client.py:FeishuMailClient.send_draft"] >= 1
+    assert sum(counted["by function"].values()) == counted["calls"]
+    assert not any(name.startswith("sandbox/") for name in counted["by function"])
