@@ -13,9 +13,12 @@ from typing import Any, Final
 import aiohttp
 import pytest
 from conftest import run_virtual
-from ledgersupport import apps_of, home_url, ledger_on
+from ledgersupport import Clock, Process, apps_of, ask, home_url, ledger_on, refused, timed_ledger
+from support import FREE
 
 from feishu_mail_async import (
+    AppQuotaSpent,
+    Draft,
     FeishuMailClient,
     InvalidToken,
     NotSent,
@@ -36,7 +39,7 @@ from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.store import SchedulerStore
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.errors import FeishuMailError
-from feishu_mail_async.sandbox import Sandbox, Window
+from feishu_mail_async.sandbox import Fault, Sandbox, Window
 
 CREATE: Final = Endpoint(
     "create",
@@ -308,6 +311,43 @@ async def test_a_pause_of_listing_does_not_pause_sends(kept: dict[str, Any]) -> 
 
 async def collected(drafts: AsyncIterator[Any]) -> list[Any]:
     return [draft async for draft in drafts]
+
+
+@pytest.mark.looptime(start=0)
+async def test_the_first_call_of_each_endpoint_probes_when_an_hour_has_passed(tmp_path: Path) -> None:
+    async with server(latency=0.1) as (sandbox, _):
+        drafts = [Draft(draft_id, user=user) for user in USERS for draft_id in sandbox.add_drafts(user, 1)]
+        sandbox.script(drafts[0].draft_id, Fault.code("AppQuotaSpent"))
+        async with FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url) as client:
+            with pytest.raises(AppQuotaSpent):
+                await client.send_draft(drafts[0])
+            with pytest.raises(Suspended):
+                await client.read_draft(drafts[1])
+            await asyncio.sleep(3601)
+            before = len(sandbox.ledger.arrivals)
+            sandbox.on_call = lambda _: Fault.code("AppQuotaSpent")
+            await client.read_draft(drafts[1])  # it has found out for reading; sends have their own probe
+            done = await asyncio.gather(*(client.send_draft(one) for one in drafts[1:]), return_exceptions=True)
+            assert {type(one) for one in done} == {AppQuotaSpent, Suspended}
+            assert [arrival.endpoint for arrival in sandbox.ledger.arrivals[before:]] == ["read", "send"]
+
+
+@pytest.mark.parametrize("home", ["sqlite", "postgresql"])
+async def test_the_first_call_of_each_endpoint_probes_on_a_ledger(
+    home: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    request.param = home
+    clock = Clock()
+    ledger = timed_ledger(home_url(request, tmp_path), clock)
+    sends, lists = (Process(ledger, ledger.store("http://x", "app", FREE, row)) for row in (SEND, LIST))
+    await lists.send(ask(user="z"))
+    await sends.send(ask(user="a"), judgement=refused("AppQuotaSpent"))
+    assert (await lists.take(ask(user="b"))).granted is None
+    clock.now += 3600.5
+    assert (await lists.turn(ask(user="b"))).permit.probe
+    assert (await sends.turn(ask(user="c"))).permit.probe
+    assert (await sends.take(ask(user="d"))).granted is None
+    await ledger.close()
 
 
 # --- limits -----------------------------------------------------------------------------------------------

@@ -166,6 +166,7 @@ class EndpointState:
         self.unreachable_since: float | None = None
         self.unreachable_times = 0
         self.unreachable_lasted = 0.0
+        suspensions.probing.append(self._probe)
 
     # -- when the next call may go ---------------------------------------------------------------------
 
@@ -269,11 +270,12 @@ class EndpointState:
         return Settled(ended, suspended, outage)
 
     def lost(self, at: float, user: Lock, mailbox: Lock) -> float:
-        """When a call counts as ended that ended without an answer; until then its locks are shut."""
+        """Return when a call counts as ended that ended without an answer; until then it keeps its locks."""
         # It may still arrive, and be counted, and run into the next call of the same user.
         ended = at + self.budget.limit.grace
-        for lock in (user, mailbox):
-            lock.open_at = max(lock.open_at, ended)
+        if self.endpoint.writes:
+            for lock in (user, mailbox):
+                lock.open_at = max(lock.open_at, ended)
         return ended
 
     def give_back(self, turn: str) -> None:
@@ -333,16 +335,14 @@ class EndpointState:
         return key.reach in {EVERYWHERE, self.endpoint.scope, self.endpoint.name}
 
     def suspended(self, keys: Iterable[SuspensionKey], now: float) -> SuspensionKey | None:
-        """Return the first of these keys under which a suspension holds.
-
-        Those whose time is over are dropped. The calls of a user go one at a time, so the next one is the probe;
-        the app's do not, so they are paused for one probe.
-        """
+        """Return the first of these keys under which a suspension holds; drop those whose time is over."""
         keys = list(keys)
-        reason = self.suspensions.lapse(keys, now)
-        if reason is not None:
-            self.pause_calls(now, reason)
+        self.suspensions.lapse(keys, now)
         return self.suspensions.find(keys, now)
+
+    def _probe(self, now: float, key: SuspensionKey, reason: str) -> None:
+        if self.concerns(key):
+            self.pause_calls(now, reason)
 
 
 def _settle_user(user: Lock, judgement: Judgement, delays: Delays, now: float) -> None:

@@ -11,7 +11,7 @@ All endpoints of an app share one `Suspensions`. Pure: the time is handed in.
 """
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -90,13 +90,16 @@ class Suspensions:
     Attributes:
         entries: the suspensions; some of them may be over by time.
         changes: the number of times that `entries` has changed.
+        probing: called with the time, the key and the reason when time has ended a suspension of the app: the
+            calls that it reached have to begin with one probe.
     """
 
-    __slots__ = ("_crowded", "changes", "entries")
+    __slots__ = ("_crowded", "changes", "entries", "probing")
 
     def __init__(self) -> None:
         self.entries: dict[SuspensionKey, SuspensionEntry] = {}
         self.changes = 0
+        self.probing: list[Callable[[float, SuspensionKey, str], None]] = []
         self._crowded = _FEW  # suspensions at which those are dropped whose time is over
 
     def suspend(
@@ -117,16 +120,18 @@ class Suspensions:
         self.entries[key] = SuspensionEntry(kept, until, ends, fingerprint)
         self.changes += 1
 
-    def lapse(self, keys: Iterable[SuspensionKey], now: float) -> str | None:
-        """Drop those of these suspensions whose time is over; return the reason of the app's if it is one."""
-        reason = None
+    def lapse(self, keys: Iterable[SuspensionKey], now: float) -> None:
+        """Drop those of these suspensions whose time is over.
+
+        The calls of a user go one at a time, so the next one is the probe; the app's do not.
+        """
         for key in keys:
             entry = self.entries.get(key)
             if entry is not None and entry.ends <= now:
                 self._drop(key)
                 if key.subject == APP:
-                    reason = str(entry.reason)
-        return reason
+                    for probe in self.probing:
+                        probe(now, key, str(entry.reason))
 
     def resume(self, subject: str, when: ResumeWhen | None = None) -> None:
         """End the suspensions of a subject.

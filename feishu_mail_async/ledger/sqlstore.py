@@ -502,7 +502,7 @@ class SqlStore:
                     await begun.free(turn)
                 for subject, when in resumed.items():
                     begun.state.suspensions.resume(subject, when)
-                begun.lapse()
+                await begun.lapse()
                 done = await work(begun)
                 await begun.write_back()
                 return done, begun

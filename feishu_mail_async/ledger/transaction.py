@@ -14,6 +14,7 @@ from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.lanes import Turn
 from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record
 from feishu_mail_async._scheduling.state import EndpointState
+from feishu_mail_async._scheduling.suspensions import EVERYWHERE, SuspensionKey
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.errors import ApiError, FeishuMailError, root_cause
 from feishu_mail_async.model import OutcomeStatus, RateLimit
@@ -242,10 +243,18 @@ class Transaction:
         )
         self.state.give_back(turn)
 
-    def lapse(self) -> None:
-        """Drop the suspensions whose time is over, as `EndpointState.suspended` does."""
-        entries = self.state.suspensions.entries
-        self.state.suspended([key for key in entries if self.state.concerns(key)], self.now)
+    async def lapse(self) -> None:
+        """Drop the suspensions whose time is over; the calls of an app that they reached begin with one probe."""
+        suspensions, lapsed = self.state.suspensions, list[tuple[SuspensionKey, str]]()
+        suspensions.probing.append(lambda _, key, reason: lapsed.append((key, reason)))
+        suspensions.lapse([key for key in suspensions.entries if self.state.concerns(key)], self.now)
+        budget = schema.budget.c
+        for key, reason in lapsed:
+            if key.reach == EVERYWHERE:
+                others = budget.app_id == self.app_id, budget.endpoint != self.endpoint.name
+                values = {"pauses": budget.pauses + 1, "pause_until": self.now, "pause_reason": reason}
+                paused = sa.update(schema.budget).where(*others, budget.pause_until.is_(None))
+                await self.run(paused.values(**values, probe=None))
 
     async def write_back(self) -> None:
         """Write what has changed in the state and in the suspensions."""
