@@ -1,11 +1,49 @@
-"""Who waits, and whose turn it is among them. Pure: the time is handed in, and nothing is awaited.
+"""The waiters of one endpoint, and the choice of the next one. Pure: time is passed in, nothing is awaited.
 
-A call that waits is an `Waiter`. Asks of one user, mailbox, priority and run form a `Lane`, first come, first
-served. A lane is *ready* when its gates, its user's and its mailbox's, are open: no call in flight, no cool-down.
-(A run has a gate too, its `Stream`, which is shut while its consumer does not keep up.) Otherwise it is *parked*
-on a gate that is shut, and a gate that opens wakes one lane; of the lanes of an open gate one stands in for the
-others. All choices are made on heaps, so that a decision costs the same however many wait; where many lanes have
-to move from gate to gate, they do so a few at a time (`Lanes.more`).
+Theory of operation. A draft that waits for a call is a `Waiter`. Waiters of one user, mailbox, priority and run
+form a `Lane`: first in, first out. A lane needs two or three locks (`CallLock`): its user's, its mailbox's, and in
+a run, the run's `Stream`. A lock is *open* or *shut*, and four independent reasons can shut it:
+
+           a call is in flight (`busy`)           a token is renewed, or a run is held back (`held`)
+           a sweep ends its waiters (`sweeps`)    a lost call, or a backoff (`open_at`)
+    OPEN ----------------------------------------------------------------------------------------> SHUT
+      ^                                                                                              |
+      +--- release, unhold, swept, or its alarm rings (`ring`): if none of the other reasons is left +
+
+A lane that holds waiters is in exactly one heap, and that is its state:
+
+    add --+-- all its locks are open, none has a better representative --> READY -- serve --> its head leaves
+          |                                                                |   ^
+          |                a lock has shut since: `offer` notices, parks   |   | its lock opened, and it is the
+          |                                                                v   | best lane there
+          +-- a lock is shut, or has a better representative -----------> PARKED on that lock
+                                                                           |   ^
+                           its lock opened, but another one is shut: moved +---+
+
+After `serve` the lane is placed anew, by the same test as in `add`; a lane without waiters is dropped.
+
+- Representative. Of the lanes of an open lock one is ready on behalf of the others, which stay parked on that lock
+  until it has left. So one turn of a user changes the key of one ready lane, not of all the lanes of that user.
+- Alarm. A lock that only time keeps shut has an entry in `Lanes.alarms`, and `ring` opens it. There is no timer
+  for each lock: the dispatcher sleeps until `next_alarm`.
+- Held. A lock is held while its user's token is renewed, or while a run's consumer does not keep up. Like any lock
+  that shuts, it moves no lane then, and one lane when it opens.
+- Sweeps. An error may end 100,000 waiters at once (`condemn`). They are ended a few in each pass of the loop, and
+  the lock that they share stays shut until that is done, so that none of them gets a turn meanwhile.
+- Lazy heaps. An entry whose lane has left, or whose key has changed, is corrected when it comes up (`LaneHeap`,
+  `offer`, `_wake`), not when it becomes wrong.
+
+What may never happen:
+- A waiter is served while one of its locks is shut. `offer` tests the locks of a lane again before it returns it.
+- An open lock has parked lanes, none of its lanes is ready, and nothing is left to wake one: they would wait for
+  ever. So whatever takes a lane out of the ready heap or opens a lock has `_wake` or `_opened` run for the locks
+  concerned, at the latest when the lane's call has ended; and a wake-up that has too many lanes to move leaves its
+  lock in `_unfinished`, where the next `offer` goes on.
+- A decision takes longer because more drafts wait. At most `_MOST_MOVES` lanes are moved in one call; `Lanes.more`
+  then says that the caller has to let other tasks run and call again.
+
+Why not one heap of waiters? A user with 100,000 drafts has one call at a time, so nearly every decision would have
+to skip all the others. Why not all lanes of open locks in one heap? Each turn would change the keys of many.
 """
 
 import functools
@@ -26,16 +64,16 @@ from .sweeps import drain
 __all__ = ["OWN", "CallLock", "Condemned", "Lanes", "Stream", "Turn", "TurnCallbacks", "Waiter", "mailbox_key"]
 
 OWN: Final = "me/"
-"""Begins the key of a user's own mailbox whose address is not known."""
+"""The prefix of the key of a user's own mailbox, where its address is not known."""
 
 _MOST_MOVES: Final = 16
-"""Lanes that are moved in one go, before others in the event loop have their chance."""
+"""Lanes that are moved in one call, before other tasks of the event loop have their chance."""
 
 _MOST_PLACES: Final = 50
-"""Lanes, gates and asks that are looked at in one go."""
+"""Lanes, locks and waiters that a sweep passes over in one step."""
 
 USERS_REMEMBERED: Final = 10_000
-"""Users at rest whose last turn is remembered."""
+"""Idle users whose last turn is remembered, so that the user unserved the longest still goes first."""
 
 _NAMES_KEPT: Final = 1000
 _Key = tuple[int, int, int]
@@ -44,7 +82,7 @@ _tickets: Final = itertools.count(1)
 
 @functools.lru_cache(_NAMES_KEPT)  # the drafts of a mailbox share its name, and the time to make it
 def mailbox_key(user: str, mailbox: str) -> str:
-    """The name under which a mailbox is locked: addresses compare without case, and `me` is the user's own."""
+    """Return the key under which a mailbox is locked: addresses compare without case, `me` is the user's own."""
     folded = mailbox.casefold()
     if folded != "me":
         return folded
@@ -52,26 +90,26 @@ def mailbox_key(user: str, mailbox: str) -> str:
 
 
 class TurnCallbacks(Protocol):
-    """Whoever asks for a turn. Both calls must be quick and must not raise."""
+    """The callbacks of a waiter: one of them is called, once. They must be quick and must not raise."""
 
     def granted(self, turn: "Turn") -> None:
-        """It is this ask's turn: make the call now, then settle the turn."""
+        """Make the call now, then settle the turn."""
 
     def refused(self, error: FeishuMailError) -> None:
         """End without a turn: suspended, nothing reachable for too long, or the ledger fails."""
 
     def recorded(self, record: Record) -> None:
-        """There is no need of a turn: the ledger has it that the draft was sent."""
+        """End without a turn: the ledger's record says that the draft was sent."""
 
 
 class Turn:
-    """The leave to make one call. It must be given to the scheduler's `settle` or `give_back`, once.
+    """The permission to make one call. It must be passed to the scheduler's `settle` or `give_back`, once.
 
     Attributes:
-        user: whose call it is; no other of theirs is made meanwhile.
-        mailbox: the mailbox concerned, likewise.
-        waiter: what asked for it.
-        permit: what the ledger has granted.
+        user: the user's lock; no other call of the user is made meanwhile.
+        mailbox: the mailbox's lock, likewise.
+        waiter: the waiter whose turn it is.
+        permit: the permit that the store has granted.
     """
 
     __slots__ = ("mailbox", "permit", "user", "waiter")
@@ -89,12 +127,14 @@ class Waiter:
     Attributes:
         user: the user's key; calls of one user go one at a time.
         mailbox: the mailbox's key (see `mailbox_key`).
-        priority: who goes first.
-        callbacks: who is told.
-        outage: seconds nothing may be reachable before this ask is refused; infinity: as long as it takes.
+        priority: its rank; the smallest value goes first.
+        callbacks: called when it is granted a turn, or ends without one.
+        outage: seconds for which nothing may be reachable before it is refused; infinity: as long as it takes.
         stream: the run it belongs to, which can be held back as a whole.
         draft_id: the draft that its call sends; None for a call that changes nothing at the server.
-        timeout: seconds after which its call is broken off.
+        timeout: seconds after which its call is cancelled.
+        seq: its number in the order of arrival; 0 before it is added.
+        lane: the lane in which it waits; None while it does not wait.
     """
 
     __slots__ = (
@@ -135,7 +175,11 @@ class Waiter:
 
 
 class LaneHeap:
-    """Lanes by their keys; a lane is in one heap at most. A record is void once its lane has left."""
+    """A priority queue of lanes by their keys. A lane is in one heap at most.
+
+    A lane that leaves only loses its ticket. Its entry stays in the heap, void, and is dropped when it comes up:
+    to take an entry out of the middle would take time in proportion to the heap's length.
+    """
 
     __slots__ = ("_live", "_records")
 
@@ -159,7 +203,7 @@ class LaneHeap:
             heapq.heapify(self._records)
 
     def first(self) -> "tuple[_Key, Lane] | None":
-        """The lane with the smallest key, and the key it had when it came."""
+        """Return the lane with the smallest key, and the key it had when it was pushed."""
         while self._records:
             key, ticket, lane = self._records[0]
             if ticket == lane.ticket:
@@ -169,7 +213,22 @@ class LaneHeap:
 
 
 class CallLock:
-    """A user or a mailbox: at most one call passes at a time."""
+    """The lock of a user or a mailbox: at most one call holds it at a time.
+
+    Attributes:
+        key: the user's or the mailbox's key.
+        busy: a call holds it.
+        held: it is shut until `Lanes.unhold`: the user's token is being renewed, or a run is held back.
+        sweeps: the sweeps under way that end its waiters.
+        open_at: the time until which it stays shut after a lost call or during a backoff.
+        backoff_until: the end of the backoff alone, for the snapshot.
+        served: the number of the last turn that it had; 0: none so far.
+        consecutive_refusals: refusals in a row.
+        lanes: all lanes that need it, in the order in which they came.
+        parked: the lanes that wait here until it is open, or until its representative has left.
+        representative: the ready lane on whose behalf the parked ones wait while it is open.
+        alarm: the time of its entry in `Lanes.alarms`; infinity if it has none.
+    """
 
     __slots__ = (
         "alarm",
@@ -189,32 +248,30 @@ class CallLock:
     def __init__(self, key: str) -> None:
         self.key = key
         self.busy = False
-        self.held = False  # while the user's token is renewed
-        self.sweeps = 0  # under way, which end what waits here
-        self.open_at = -math.inf  # after a lost call, or a cool-down
-        self.backoff_until = -math.inf  # the end of a cool-down alone, for the snapshot
-        self.served = 0  # the count of turns when it had its last
-        self.consecutive_refusals = 0  # refusals in a row
+        self.held = False
+        self.sweeps = 0
+        self.open_at = -math.inf
+        self.backoff_until = -math.inf
+        self.served = 0
+        self.consecutive_refusals = 0
         self.lanes: dict[Lane, None] = {}  # a set that keeps its order
         self.parked = LaneHeap()
-        self.representative: Lane | None = (
-            None  # the ready lane that stands for those parked here while it is open
-        )
-        self.alarm = math.inf  # the time for which an alarm is set
+        self.representative: Lane | None = None
+        self.alarm = math.inf
 
     def shut(self, now: float) -> bool:
-        """Whether no call can pass now."""
+        """Return whether it keeps calls from being made now."""
         return self.busy or self.held or self.sweeps > 0 or self.open_at > now
 
 
 class Stream(CallLock):
-    """The asks of one run, which can be held back together. Any number of them may have a turn at once."""
+    """The lock of one run, whose waiters can be held back together. Several of them may have a turn at once."""
 
     __slots__ = ()
 
 
 class Lane:
-    """Asks of one user, mailbox, priority and stream."""
+    """The queue of the waiters of one user, mailbox, priority and stream; see the theory of operation above."""
 
     __slots__ = ("heap", "locks", "mailbox", "priority", "stream", "ticket", "user", "waiters")
 
@@ -224,30 +281,35 @@ class Lane:
         self.priority = waiter.priority
         self.stream = waiter.stream
         self.locks = (user, mailbox) if waiter.stream is None else (user, mailbox, waiter.stream)
-        # A linked list: first in, first out, and any ask can leave at once.
+        # A linked list, because any waiter may leave at any time, at the same cost.
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.heap: LaneHeap | None = None
         self.ticket = 0
 
     def head(self) -> Waiter:
-        """The ask that came first."""
+        """Return the waiter that came first."""
         return next(iter(self.waiters))
 
     def key(self, at: CallLock | None = None) -> _Key:
-        """The smallest goes first: by priority, then the user unserved the longest, then the ask's arrival.
+        """Return its place in the order: by priority, then the user unserved the longest, then first come.
 
-        Among those parked `at` their user, all of one user, the user's last turn makes no difference; left
-        out, a turn does not make the keys of all the others wrong.
+        Args:
+            at: the lock on which it is parked. Lanes parked on their user's lock belong to one user, so the user's
+                last turn makes no difference between them; it is left out, because each turn would make all their
+                keys wrong.
         """
         return (self.priority, 0 if at is self.user else self.user.served, self.head().seq)
 
 
 class Condemned:
-    """Asks that an error is to end, one after another; none that comes later is meant.
+    """The waiters that an error is to end, one after another. Waiters that come later are not among them.
+
+    Nothing is copied: membership is computed, and iteration goes over the lanes as they are, because to list
+    100,000 waiters would block the event loop.
 
     Attributes:
         error: the error.
-        lock: the user or the mailbox that all of them wait for, if it is one.
+        lock: the user's or the mailbox's lock that all of them wait for; None if they have none in common.
     """
 
     __slots__ = ("_before", "_gates", "_lasted", "error", "lock")
@@ -271,8 +333,8 @@ class Condemned:
         )
 
     def __iter__(self) -> Iterator[Waiter | None]:
-        """Go through them. None stands for many places without any."""
-        for number, place in enumerate(self._places(), 1):
+        """Yield the waiters, and None now and then, so that the caller can pause where many places hold none."""
+        for number, place in enumerate(self._places(), 1):  # empty places cost time, too
             if place is not None and place in self:
                 yield place
             elif number % _MOST_PLACES == 0:
@@ -287,13 +349,19 @@ class Condemned:
 
 
 class Lanes:
-    """All the lanes of one app.
+    """The lanes and locks of one endpoint; see the theory of operation above.
+
+    Args:
+        exclusive: a call holds its user's and its mailbox's lock; False for an endpoint that only reads.
 
     Attributes:
-        waiting: asks that wait, by priority.
-        users: the users' gates.
-        mailboxes: the mailboxes' gates.
-        more: `take` gave up for now, because many lanes had to move: let others run, and call it again.
+        waiting: the number of waiters, by priority.
+        users: the users' locks, by key.
+        mailboxes: the mailboxes' locks, by key.
+        ready: the heap of ready lanes.
+        lanes: all lanes, by user, mailbox, priority and stream.
+        alarms: a heap of the times at which locks open.
+        more: `offer` gave up for now, because many lanes had to be moved: let others run, and call it again.
     """
 
     def __init__(self, *, exclusive: bool = True) -> None:
@@ -308,18 +376,18 @@ class Lanes:
         self._count = itertools.count(1)
         self._turns = 0
         self._unfinished: dict[CallLock, None] = {}
-        self._elsewhere: list[CallLock] = []  # gates that are shut by calls of other loops
+        self._elsewhere: list[CallLock] = []  # locks that calls of other loops hold
         self.more = False
 
-    # -- asks ------------------------------------------------------------------------------------------
+    # -- waiters ---------------------------------------------------------------------------------------
 
     def add(self, waiter: Waiter, now: float) -> None:
-        """Let an ask wait, behind what its lane holds."""
+        """Append a waiter to its lane."""
         waiter.seq = next(self._count)
         self._enqueue(waiter, now)
 
     def cancel(self, waiter: Waiter, now: float) -> None:
-        """Take a waiting ask out. Nothing happens if it is not waiting."""
+        """Remove a waiter. Nothing happens if it does not wait."""
         lane = waiter.lane
         if lane is None:
             return
@@ -330,12 +398,22 @@ class Lanes:
         self._unplace(lane)
         self._drop(lane)
         for lock in lane.locks:
-            # If it stood in for others at an open gate, another takes its place.
+            # If it was the representative of others at an open lock, another one has to be.
             if was_ready or not lock.lanes:
                 self._opened(lock, now)
 
     def move(self, waiter: Waiter, priority: Priority, stream: Stream | None, now: float) -> None:
-        """Somebody else wants an ask's call too: it gets the higher priority, and no single stream holds it."""
+        """Move a waiter whose call a second caller wants, too.
+
+        It gets the higher one of the two priorities. Unless both belong to one stream, it leaves its stream, so
+        that holding back one run does not hold back the other caller.
+
+        Args:
+            waiter: the waiter; it need not wait now.
+            priority: the second caller's.
+            stream: the second caller's run, or None.
+            now: the time.
+        """
         if stream is waiter.stream and priority >= waiter.priority:
             return
         waiting = waiter.lane is not None
@@ -346,22 +424,22 @@ class Lanes:
             self._enqueue(waiter, now)
 
     def any_waiting(self) -> bool:
-        """Whether any ask waits."""
-        return bool(self.lanes)  # a lane goes with its last ask
+        """Return whether there is any waiter."""
+        return bool(self.lanes)  # a lane goes with its last waiter
 
     def any_shut(self, now: float) -> bool:
-        """Whether any user or mailbox has to wait."""
+        """Return whether any user or mailbox has to wait."""
         return any(lock.shut(now) for locks in (self.users, self.mailboxes) for lock in locks.values())
 
     def condemn(
         self, error: FeishuMailError, *, lock: CallLock | None = None, lasted: float = math.inf
     ) -> "Condemned":
-        """Those of the asks that wait now which an error is to end; they stay where they are.
+        """Return the present waiters that an error is to end. They stay where they are.
 
         Args:
             error: the error.
-            lock: only those of this user or mailbox.
-            lasted: only those that wait for no longer than so many seconds for something to be reachable.
+            lock: only the waiters that need this lock; None: all.
+            lasted: seconds that an outage has lasted: only the waiters whose `outage` is at most this.
         """
         locks = self.users.values() if lock is None else (lock,)
         return Condemned(error, lock, lasted, next(self._count), drain(locks))
@@ -380,7 +458,7 @@ class Lanes:
         user = self.users.get(waiter.user) or CallLock(waiter.user)
         mailbox = self.mailboxes.get(waiter.mailbox) or CallLock(waiter.mailbox)
         lane = Lane(user, mailbox, waiter)
-        # Only now that all of it is there: a gate without a lane would be forgotten by nobody.
+        # Only now, when everything has been made: a lock without a lane would never be forgotten.
         self.users[waiter.user], self.mailboxes[waiter.mailbox] = user, mailbox
         self._idle_users.pop(waiter.user, None)
         self.lanes[waiter.user, waiter.mailbox, waiter.priority, waiter.stream] = lane
@@ -396,12 +474,12 @@ class Lanes:
     # -- turns -----------------------------------------------------------------------------------------
 
     def offer(self, now: float, *, urgent_only: bool, most: int = 1) -> list[Waiter]:
-        """The asks that could go now, the one whose turn it is first; they stay where they are.
+        """Return waiters that could go now, the next one first. They stay where they are.
 
         Args:
             now: the time.
-            urgent_only: only INTERACTIVE asks may go.
-            most: asks wanted; one, or several where a shared ledger may know what keeps the first.
+            urgent_only: only INTERACTIVE waiters may go.
+            most: waiters wanted: one, or several where a shared ledger may know of an obstacle to the first.
         """
         self.more = False
         offered: list[Lane] = []
@@ -420,10 +498,11 @@ class Lanes:
                 offered.append(lane)
                 if len(offered) == most:
                     break
-                self.ready.remove(lane)  # only to see what is behind it
+                self.ready.remove(lane)  # only to see the next one; it is put back below
                 aside.append(lane)
                 continue
-            # A gate has shut since, or its user was served. Where a gate is open, another lane has to stand in.
+            # A lock has shut since, or the user was served. At its locks that are open another lane has to be the
+            # representative now.
             self._unplace(lane)
             self._place(lane, now)
             for lock in lane.locks:
@@ -435,7 +514,7 @@ class Lanes:
         return [lane.head() for lane in offered]
 
     def serve(self, waiter: Waiter, now: float) -> tuple[CallLock, CallLock]:
-        """Give a waiting ask its turn: its user's and its mailbox's gate, which are shut by it."""
+        """Take a waiter out and shut the locks of its user and mailbox, which are returned."""
         lane = waiter.lane
         assert lane is not None
         user, mailbox = lane.user, lane.mailbox
@@ -449,15 +528,15 @@ class Lanes:
         else:
             self._drop(lane)
         if lane.stream is not None:
-            self._wake(lane.stream, now)  # it is still open, and another lane has to stand in
+            self._wake(lane.stream, now)  # it is still open, and another lane has to be its representative
         return user, mailbox
 
     def shut(self, lock: CallLock, until: float) -> None:
-        """Let nothing pass a gate before that time; the lanes that stand ready behind it are moved when found.
+        """Shut a lock until that time. Its ready lanes are parked when they come up in `offer`.
 
         Args:
-            lock: the gate.
-            until: the time; infinity: a call of another loop shuts it, until `look_anew`.
+            lock: the lock.
+            until: the time; infinity: a call of another loop holds it, until `look_anew`.
         """
         if until < math.inf:
             lock.open_at = max(lock.open_at, until)
@@ -466,50 +545,54 @@ class Lanes:
             self._elsewhere.append(lock)
 
     def look_anew(self, now: float) -> None:
-        """Open the gates that calls of other loops shut; one that is still shut is found so when it is passed."""
+        """Open the locks that calls of other loops held.
+
+        One that is still held is noticed in the store's next `take`, and shut again.
+        """
         elsewhere, self._elsewhere = self._elsewhere, []
         for lock in elsewhere:
             lock.busy = False
             self._opened(lock, now)
 
     def swept(self, lock: CallLock, now: float) -> None:
-        """A sweep of what waited at this gate has ended."""
+        """Note that a sweep of a lock's waiters has ended."""
         lock.sweeps -= 1
         self._opened(lock, now)
 
     def release(self, user: CallLock, mailbox: CallLock, now: float) -> None:
-        """The call that shut these gates has ended."""
+        """Open the locks of a call that has ended."""
         user.busy = mailbox.busy = False
         self._opened(user, now)
         self._opened(mailbox, now)
 
     def unhold(self, lock: CallLock, now: float) -> None:
-        """Nothing holds this gate any longer."""
+        """Open a lock that was held."""
         lock.held = False
         self._opened(lock, now)
 
     def ring(self, now: float) -> None:
-        """Open the gates whose time has come."""
+        """Open the locks whose time has come."""
         while self.alarms and self.alarms[0][0] <= now:
             lock = heapq.heappop(self.alarms)[2]
             lock.alarm = math.inf
             self._opened(lock, now)
 
     def next_alarm(self) -> float:
-        """When the next gate opens by time alone; infinity if none does."""
+        """Return when the next lock opens by time alone; infinity if none does."""
         return self.alarms[0][0] if self.alarms else math.inf
 
-    # -- where a lane stands ---------------------------------------------------------------------------
+    # -- the state of a lane ---------------------------------------------------------------------------
 
     def _place(self, lane: Lane, now: float) -> None:
-        """Put a lane that holds asks where it belongs: ready, or parked on what keeps it."""
+        """Put a lane that holds waiters where it belongs: make it ready, or park it on the lock that keeps it."""
         shut = self._shut_lock(lane, now)
         if shut is not None:
             self._park(lane, shut, now)
             return
         key = lane.key()
         for lock in lane.locks:
-            # One ready lane stands in for all of an open gate: the others cost nothing until it has gone.
+            # The representative is ready on behalf of all lanes of an open lock: the others cost nothing until it
+            # has left.
             if lock.representative is not None and lock.representative.key() <= key:
                 self._park(lane, lock, now)
                 return
@@ -527,6 +610,7 @@ class Lanes:
         self._set_alarm(lock, now)
 
     def _make_ready(self, lane: Lane, key: _Key) -> None:
+        # A worse lane that was the representative stays ready: it is tested like any other when it comes up.
         for lock in lane.locks:
             lock.representative = lane
         self.ready.push(lane, key)
@@ -540,15 +624,15 @@ class Lanes:
                 lock.representative = None
 
     def _drop(self, lane: Lane) -> None:
-        """An empty lane goes."""
+        """Forget an empty lane."""
         del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
         for lock in lane.locks:
             del lock.lanes[lane]
 
     def _wake(self, lock: CallLock, now: float) -> None:
-        """Make the best of the lanes parked on an open gate ready.
+        """Make the best of the lanes parked on an open lock ready.
 
-        A lane that another gate keeps moves there.
+        A lane that another of its locks keeps is parked there instead, and the next one is tried.
         """
         if lock.shut(now):
             return
@@ -566,10 +650,10 @@ class Lanes:
             else:
                 self._make_ready(lane, lane.key())
                 return
-        self._unfinished[lock] = None
+        self._unfinished[lock] = None  # `offer` goes on with it: no call may move more than a few
 
     def _opened(self, lock: CallLock, now: float) -> None:
-        """A gate has opened, or may have: it wakes a lane, waits for longer, or can be forgotten."""
+        """Wake a lane of a lock that may have opened, or set its alarm, or forget it if no lane needs it."""
         if lock.shut(now):
             self._set_alarm(lock, now)
         elif lock.lanes:
@@ -578,13 +662,14 @@ class Lanes:
             self._forget(lock)
 
     def _set_alarm(self, lock: CallLock, now: float) -> None:
-        """Have a gate that only time keeps shut looked at when it opens."""
+        """Set an alarm for a lock that opens by time."""
+        # Not for one that a call or a renewal keeps shut: when that ends, `_opened` comes here again.
         if not lock.busy and not lock.held and now < lock.open_at < lock.alarm:
             lock.alarm = lock.open_at
             heapq.heappush(self.alarms, (lock.open_at, next(self._count), lock))
 
     def _forget(self, lock: CallLock) -> None:
-        """Drop what need not be remembered: a mailbox at rest; of users at rest, those served longest ago."""
+        """Drop a lock that need not be remembered: an idle mailbox's; of idle users, the one longest idle."""
         if self.mailboxes.get(lock.key) is lock:
             del self.mailboxes[lock.key]
         elif self.users.get(lock.key) is lock:

@@ -1,4 +1,4 @@
-"""The book that memory keeps of an app, and the stores of the process beneath: see `process`."""
+"""The store in memory: one scheduler's part in the store of its process; see `process` for the theory."""
 
 import asyncio
 import contextlib
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["MemoryStore", "StoreKey", "forget_all", "memory_store"]
 
 _LOOK: Final = 1.0
-"""Seconds after which a member that waits looks whether the loops of the others' calls still run."""
+"""Seconds after which a waiting member checks whether the loops of the other members' calls still run."""
 
 
 class MemoryStore:
-    """A member of a store: the book of one scheduler in one loop; see `SchedulerStore` for what its methods do.
+    """A member of a process's store, for one scheduler in one loop; see `SchedulerStore` for its methods.
 
-    Drafts are not remembered in it: the server says of one that was sent that it was.
+    It keeps no records of drafts: the server itself answers that a draft has been sent before.
 
     Args:
         store: the store.
@@ -42,7 +42,8 @@ class MemoryStore:
         endpoint: the endpoint.
 
     Attributes:
-        flying: its calls under way.
+        state: the endpoint's state, which all its members share.
+        flying: the number of its calls in flight.
     """
 
     shared = False
@@ -55,8 +56,8 @@ class MemoryStore:
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._offset = 0.0
         self._changed: weakref.WeakMethod[Callable[[], None]] | None = None
-        self._told = False  # of changes that it has not looked at yet
-        self._look_at = math.inf  # when a lock that was left to another member is looked at again
+        self._told = False  # it was notified of changes, and has not looked at them yet
+        self._look_at = math.inf  # when to look again at a lock that was promised to another member
 
     def join(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> float:
         self._loop, self._changed = weakref.ref(loop), weakref.WeakMethod(changed)
@@ -65,32 +66,33 @@ class MemoryStore:
             self._offset = self._store.offset(loop.time())
         return self._offset
 
-    # -- its loop, as other threads ask for it ---------------------------------------------------------
+    # -- for members in other threads ------------------------------------------------------------------
 
     def ended(self) -> bool:
-        """Whether its loop has ended."""
+        """Return whether its loop has ended."""
         if self._loop is None:
-            return False  # it has not come yet
+            return False  # it has not joined yet
         loop = self._loop()
         return loop is None or loop.is_closed()
 
     def stands_still(self) -> bool:
-        """Whether its loop does not run now; it may never do so again."""
+        """Return whether its loop does not run now; it may never do so again."""
         loop = None if self._loop is None else self._loop()
         return loop is None or not loop.is_running()
 
     def to_be_told(self) -> bool:
-        """Whether it has to be told of a change; from now on it counts as told."""
+        """Return whether it has to be notified of a change; from now on it counts as notified."""
         if self._told or self._loop is None:
-            return False  # it has not come yet, and looks when it comes
+            return False  # one that has not joined yet looks when it joins
         self._told = True
         return True
 
     def tell(self) -> None:
-        """Have it look anew, in its own loop."""
+        """Have it look at the store anew, in its own loop."""
         loop = None if self._loop is None else self._loop()
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
+                # An empty context: this thread's has nothing to do with that loop.
                 loop.call_soon_threadsafe(self._look, context=contextvars.Context())
 
     def _look(self) -> None:
@@ -114,7 +116,7 @@ class MemoryStore:
     # -- turns -----------------------------------------------------------------------------------------
 
     def take(self, waiters: "Sequence[Waiter]", now: float) -> Offer:
-        # The scheduler has looked whether the first one may go; a loop in another thread may have been quicker.
+        # The scheduler has seen that the first one may go, but a loop in another thread may have been quicker.
         waiter, store, shut = waiters[0], self._store, list[Shut]()
         with mutex:
             user, mailbox = store.locks(self.state.endpoint, waiter.user, waiter.mailbox, now)
@@ -142,7 +144,9 @@ class MemoryStore:
             flight = store.land(turn.permit.turn)
             if flight is not None:
                 user, mailbox = flight.user, flight.mailbox
-            else:  # it counts as lost already: as its loop goes on, it counts once more
+            else:
+                # It counts as lost already, because its loop stood still; but the loop has gone on, and the server
+                # may count the call up to now. So it takes another permit, which comes back after now.
                 user, mailbox = store.locks(state.endpoint, turn.user.key, turn.mailbox.key, now)
                 state.budget.take()
             settled = state.end(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
@@ -199,7 +203,7 @@ class MemoryStore:
         pass
 
     async def written(self) -> None:
-        """There is nothing to write but how late it is."""
+        """Advance the store's time; there is nothing else to write."""
         with mutex:
             self._store.advance(asyncio.get_running_loop().time() + self._offset)
 
@@ -218,7 +222,7 @@ _stores: Final[dict[StoreKey, ProcessStore]] = {}
 
 
 def memory_store(key: StoreKey, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> MemoryStore:
-    """Return a new part of the process's store of this key.
+    """Return a new member of the process's store of this key, which is made if there is none.
 
     Args:
         key: the key.
@@ -235,7 +239,7 @@ def memory_store(key: StoreKey, limit: RateLimit, endpoint: Endpoint[Any] = SEND
 
 
 def forget_all() -> None:
-    """Forget all stores; whoever uses one goes on with it."""
+    """Forget all stores; their present members keep using them."""
     with mutex:
         _stores.clear()
 
@@ -246,5 +250,6 @@ def _after_fork() -> None:
     mutex.release()
 
 
+# The fork waits for the mutex, so that the child finds every store in a consistent state.
 if sys.platform != "win32":
     os.register_at_fork(before=mutex.acquire, after_in_parent=mutex.release, after_in_child=_after_fork)

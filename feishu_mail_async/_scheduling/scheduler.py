@@ -1,13 +1,20 @@
-"""Whose turn it is: all that decides when the next call may go, and which, lives here.
+"""The scheduler: the decision when the next call of an endpoint may go, and which.
 
-A draft that waits is an `Waiter`; the leave to make one call is a `Turn`. One dispatcher waits for the spacing,
-then for any pause, then for a permit, and only then picks an ask; nothing is awaited between the pick and the
-dispatch, so a late, urgent ask never stands behind one picked earlier. Every turn ends in `settle`, which takes
-the judgement on the call and says who waits and who is suspended.
+Theory of operation. A draft that waits is a `Waiter`; the permission to make one call is a `Turn`.
 
-The scheduler is shared by all clients of one app in one event loop, and knows nothing of HTTP. What its book keeps
-may be shared by more: by other loops, which tell it of what they change (`_look_anew`), and by other processes.
-Times are the book's, which are the loop's and an offset; events have the loop's.
+    submit -> waiter -- the dispatcher picks it --> granted(turn) --> the call --> settle or give_back
+                |                                                                   |
+                +-- refused or recorded: it ends without a turn                     +-> others wait, are suspended
+
+One dispatcher, a task only while there are waiters, waits for spacing, then for any pause, then for a permit, and
+only then picks a waiter; nothing is awaited between pick and dispatch, so a late, urgent waiter never waits behind
+one that was picked earlier. (With a database, permit and locks are taken in one transaction among the waiters
+offered to it.) Every turn ends in `settle`, which takes the judgement on the call and decides who waits and which
+subject is suspended, or in `give_back` if no call was made.
+
+One scheduler is shared by all clients of one app in one event loop, and knows nothing of HTTP. The state in its
+store may be shared further: by other loops of the process, which notify it of changes (`_look_anew`), and by other
+processes. Times are the store's, which are the loop's plus an offset; events have the loop's.
 """
 
 import asyncio
@@ -42,26 +49,26 @@ from .sweeps import Sweep, Sweeper
 __all__ = ["Scheduler", "Snapshot"]
 
 _SUCCESSOR: Final = 0.1
-"""Seconds after which a dispatcher that was cancelled has a successor."""
+"""Seconds after which a dispatcher that was cancelled is started again."""
 
 _SAME: Final = 1e-3
-"""Seconds by which the end of a pause may be read differently from one look at a shared ledger to the next."""
+"""Seconds by which two readings of one pause's end in a shared ledger may differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How an app's calls stand at one moment.
+    """The state of an app's calls at one moment.
 
     Attributes:
         waiting: drafts of this loop that wait for a turn, by priority.
         in_flight: calls that have been made and not answered, over all loops of the process.
-        permits: calls that could be made now, as far as the window goes.
+        permits: free permits: calls that the window would let go now.
         limit: the limit in force.
         next_permit: seconds until a permit is free (0: now); None while that depends on calls in flight.
         paused: seconds until the next probe while the whole app is paused (0: it is being made); else None.
-        pause_reason: why it is paused.
-        cooling: seconds that users still cool down, by user.
-        suspended: what is suspended, why and until when.
+        pause_reason: the reason of the pause, in words.
+        cooling: seconds of backoff that are left, by user.
+        suspended: the suspensions that hold.
     """
 
     waiting: dict[Priority, int]
@@ -77,15 +84,15 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _Told:
-    """The pauses and suspensions that subscribers have heard of.
+    """The pauses, suspensions and outages that have been noticed, and published or passed on to waiters.
 
     Attributes:
-        pauses: the count of pauses when one was told last.
-        paused_since: when the pause was first told that lasts; None: there is none.
-        paused_until: the end that was told of it.
-        suspended: the keys of the suspensions that hold.
-        suspension_changes: the count of changes of what is suspended when they were told last.
-        outages: the probes that found nothing reachable when the last of them was told to those that wait.
+        pauses: `EndpointState.pauses` when a pause was last published.
+        paused_since: when the present pause was first published; None: there is none.
+        paused_until: its end, as published.
+        suspended: the keys of the suspensions that held when they were last looked at.
+        suspension_changes: `Suspensions.changes` at that time.
+        outages: `EndpointState.unreachable_times` when waiters were last refused for an outage.
     """
 
     pauses: int = 0
@@ -97,7 +104,10 @@ class _Told:
 
 
 class Notices:
-    """The suspensions that have been published, whichever endpoint's scheduler noticed them first."""
+    """The suspensions that have been published by the schedulers of an app.
+
+    All of them notice a suspension, each when it looks; only the first one publishes it.
+    """
 
     def __init__(self) -> None:
         self._published: set[tuple[str, str]] = set()
@@ -110,7 +120,7 @@ class Notices:
         at: float,
         endpoint: str,
     ) -> None:
-        """Publish those that have ended and begun, but not twice."""
+        """Publish suspensions that have ended or begun, each of them once."""
         for key in sorted(ended):
             if key in self._published:
                 self._published.remove(key)
@@ -122,12 +132,17 @@ class Notices:
 
 
 class Scheduler:
-    """The turns of one endpoint of an app in one event loop.
+    """The scheduler of one endpoint of an app in one event loop; see the theory of operation above.
 
     Args:
-        store: keeps its permits, locks, pauses and suspensions.
-        events: delivers what happens; None: to no one.
-        notices: what is published of the app's suspensions; schedulers of one app share it.
+        store: keeps the endpoint's permits, locks and pauses, and the app's suspensions.
+        events: delivers events to subscribers; None: there are none.
+        notices: the suspensions published so far; schedulers of one app share it.
+
+    Attributes:
+        store: as above.
+        events: as above.
+        endpoint: the endpoint.
     """
 
     def __init__(
@@ -140,14 +155,14 @@ class Scheduler:
         self._told = _Told()
         self._spacing = Spacing()
         self._lanes = Lanes(exclusive=self.endpoint.writes)
-        self._time: Callable[[], float] | None = None  # the book's, once there is a loop
-        self._offset = 0.0  # what it is ahead of the loop's
-        self._rung = -math.inf
+        self._time: Callable[[], float] | None = None  # the store's clock, once there is a loop
+        self._offset = 0.0  # seconds by which it is ahead of the loop's
+        self._rung = -math.inf  # the time for which the last timer was set; see `_now`
         self._dispatcher: asyncio.Task[None] | None = None
         self._sleeper: asyncio.Future[None] | None = None
         self._writing: set[asyncio.Task[None]] = set()
         self._sweeper = Sweeper()
-        self._sweeping = 0  # sweeps of what waits at no one gate: meanwhile nobody has a turn
+        self._sweeping = 0  # sweeps of waiters that share no lock; meanwhile no turn is granted
         self._condemned: list[Condemned] = []
 
     @property
@@ -156,13 +171,13 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits, so that whoever comes next may go at once."""
+        """True if there are no waiters, so that the next one may go at once."""
         return self._dispatcher is None
 
-    # -- asking ----------------------------------------------------------------------------------------
+    # -- waiters ---------------------------------------------------------------------------------------
 
     def submit(self, waiter: Waiter) -> None:
-        """Let a waiter wait for its turn, behind what its lane holds; refuse it at once if it is suspended."""
+        """Append a waiter to its lane; refuse it at once if its user, mailbox or app is suspended."""
         now = self._now()
         suspended = self._suspended_for(waiter, now)
         if suspended is not None:
@@ -172,26 +187,26 @@ class Scheduler:
         self._run()
 
     def cancel(self, waiter: Waiter) -> None:
-        """Take a waiting ask out. Nothing happens if it is not waiting."""
+        """Remove a waiter. Nothing happens if it does not wait."""
         self._lanes.cancel(waiter, self._now())
         if not self._lanes.any_waiting():
-            self._nudge()  # the dispatcher ends when nobody waits
+            self._nudge()  # so that the dispatcher ends
 
     def move(self, waiter: Waiter, priority: Priority, stream: Stream | None) -> None:
-        """Somebody else wants an ask's call too: it gets the higher priority, and no single stream holds it."""
+        """Move a waiter whose call a second caller wants, too; see `Lanes.move`."""
         self._lanes.move(waiter, priority, stream, self._now())
         self._nudge()
 
     def stream(self) -> Stream:
-        """A new stream, for the asks of one run."""
+        """Return a new stream, for the waiters of one run."""
         return Stream("")
 
     def hold(self, stream: Stream) -> None:
-        """Give the asks of a stream no turn until `unhold`."""
+        """Grant the waiters of a stream no turn until `unhold`."""
         stream.held = True
 
     def unhold(self, stream: Stream) -> None:
-        """Let the asks of a stream go again."""
+        """Let the waiters of a stream have turns again."""
         check_stack()
         self._lanes.unhold(stream, self._now())
         self._nudge()
@@ -199,7 +214,7 @@ class Scheduler:
     # -- the dispatcher --------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Have the dispatcher look: it is a task only while somebody waits."""
+        """Start the dispatcher, or wake it: it is a task only while there are waiters."""
         if self._dispatcher is None:
             self._dispatcher = start_task(self._dispatch(), "feishu-mail-turns")
         else:
@@ -225,19 +240,19 @@ class Scheduler:
                 else:
                     await self._sleep(self._next_change(now))
         except asyncio.CancelledError:
-            # Not a task at once: whoever cancels until there are none left would never come to an end.
+            # Not at once: code that cancels all tasks of a loop until none is left would never come to an end.
             asyncio.get_running_loop().call_later(_SUCCESSOR, self._succeed)
             raise
         finally:
             self._dispatcher = None
 
     def _succeed(self) -> None:
-        """The dispatcher was cancelled by a stranger; those who still wait get another one."""
+        """Start another dispatcher for the remaining waiters after the first was cancelled from outside."""
         if self._dispatcher is None and self._lanes.any_waiting():
             self._run()
 
     async def _take(self, waiters: list[Waiter], now: float) -> None:
-        """Take a turn for one of these asks; what else the ledger knows of them is told them."""
+        """Take a turn for one of these waiters, and apply the rest of the store's answer to the others."""
         offered = self.store.take(waiters, now)
         if isinstance(offered, Offer):
             taken = offered
@@ -258,23 +273,23 @@ class Scheduler:
         if taken.granted is None:
             return
         waiter, permit = taken.granted
-        if self.store.shared and self._gone(waiter):  # while the ledger was asked
-            with contextlib.suppress(LedgerError):  # then it lapses
+        if self.store.shared and self._gone(waiter):  # during the await above
+            with contextlib.suppress(LedgerError):  # then its lease lapses
                 await of(self.store.give_back(permit))
             return
-        await self._spacing.take()  # `_not_before` has seen that this does not suspend
+        await self._spacing.take()  # does not suspend: `_not_before` has seen that the bucket holds a token
         user, mailbox = self._lanes.serve(waiter, now)
         waiter.callbacks.granted(Turn(user, mailbox, waiter, permit))
 
     def _nobody_takes(self, offered: asyncio.Future[Offer]) -> None:
-        """The dispatcher that offered these asks is gone, and their turn comes without it."""
+        """Give back a permit that was granted after its dispatcher had been cancelled."""
         if not offered.cancelled() and offered.exception() is None:
             granted = offered.result().granted
             if granted is not None:
                 self.store.give_back(granted[1])
 
     def _heard(self, waiters: list[Waiter], taken: Offer, now: float) -> None:
-        """What a book knows of asks that were offered to it, beside whose turn it is."""
+        """Apply the answer of the store for waiters that were not granted a turn: shut locks, or end waiters."""
         for kind, name, until, backoff_until in taken.shut:
             lock = (self._lanes.users if kind == "user" else self._lanes.mailboxes).get(name)
             if lock is not None:
@@ -292,14 +307,14 @@ class Scheduler:
                 self._refuse_suspended(key, now)
 
     def _not_before(self, now: float) -> float:
-        """The earliest moment of the next dispatch, as far as no ask's own obstacles go."""
+        """Return the earliest time of the next dispatch: spacing, pause and permits, but no waiter's own locks."""
         with mutex:
             state = self._state
             at, spacing = state.not_before(now), state.spacing(now)
         return at if at > now else self._spacing.ready_at(now, spacing)
 
     def _next_change(self, now: float) -> float:
-        """When to look again though a call could be made now: an alarm, or a permit beyond the reserve."""
+        """Return when to look again if no waiter may go now: at an alarm, or at a permit above the reserve."""
         alarm = self._lanes.next_alarm()
         if not self._reserved(now):
             return alarm
@@ -315,7 +330,7 @@ class Scheduler:
             return budget.free(now) <= budget.limit.reserve
 
     async def _sleep(self, until: float) -> None:
-        """Sleep until that moment, or until something has changed."""
+        """Sleep until that time, or until `_nudge`."""
         loop = asyncio.get_running_loop()
         until = min(until, self.store.look_again(self._now()))
         self._sleeper = loop.create_future()
@@ -336,18 +351,19 @@ class Scheduler:
             self._sleeper.set_result(None)
 
     def _now(self) -> float:
-        # A timer may fire before its time by as much as the clock's resolution: then its time is the time.
+        # A timer may fire early, by as much as the clock's resolution. Taken as it is read, the time would then be
+        # before the one that was waited for, and the dispatcher would spin until the clock has caught up.
         return max((self._time or self._join())(), self._rung)
 
     def _join(self) -> Callable[[], float]:
         loop = asyncio.get_running_loop()
         offset = self._offset = self.store.join(loop, self._look_anew)
         self._time = (lambda: loop.time() + offset) if offset else loop.time
-        loop.call_soon(self._look_anew)  # at what others have done before
+        loop.call_soon(self._look_anew)  # at what other loops have changed before
         return self._time
 
     def _look_anew(self) -> None:
-        """Others of the process have changed something: what kept our asks may keep them no longer."""
+        """Publish and apply what other loops of the process have changed, and open the locks that they held."""
         now = self._now()
         before = self._told.suspended
         self._tell_changes(now)
@@ -367,17 +383,17 @@ class Scheduler:
     def settle(
         self, turn: Turn, judgement: Judgement, delays: Delays, *, renewing: bool = False
     ) -> asyncio.Task[None] | None:
-        """The call of a turn has ended: permit and locks come back, and others wait or are closed.
+        """End a turn whose call has ended: give permit and locks back, and let others wait or be suspended.
 
         Args:
             turn: the turn.
-            judgement: what the call means.
-            delays: how long those wait who wait.
+            judgement: the judgement on the call.
+            delays: the lengths of the waits.
             renewing: the user's token was refused and is being renewed: the user's calls are held, instead
-                of closed, until `renewed`.
+                of suspended, until `renewed`.
 
         Returns:
-            None if that is done; else the task that does it, whatever becomes of the caller.
+            None if that is done; else the task that does it. Cancelling the caller does not cancel the task.
         """
         turn.user.held = renewing
         now = self._now()
@@ -392,7 +408,7 @@ class Scheduler:
             done = await answer_of(settled)
             self._settled(turn, done, judgement, self._now())
         except BaseException:
-            self._given_back(turn)  # whatever broke it off must not keep a user shut
+            self._given_back(turn)  # cancelled or failed, it must not leave its user shut for ever
             raise
 
     def _settled(self, turn: Turn, settled: Settled, judgement: Judgement, now: float) -> None:
@@ -415,7 +431,7 @@ class Scheduler:
         self._refuse_all(error, lasted=lasted)
 
     def give_back(self, turn: Turn) -> asyncio.Task[None] | None:
-        """No call was made in this turn; what is returned is as for `settle`."""
+        """End a turn in which no call was made; returns the same as `settle`."""
         given = self.store.give_back(turn.permit)
         if given is None:
             self._given_back(turn)
@@ -433,12 +449,12 @@ class Scheduler:
         self._nudge()
 
     def renewed(self, user: str, error: FeishuMailError | None = None, fingerprint: str | None = None) -> None:
-        """The renewal of a user's token has ended.
+        """End the hold on a user whose token was being renewed.
 
         Args:
             user: the user's key.
-            error: why the user is suspended until the token changes; None: there is a new token.
-            fingerprint: with `error`, what identifies the refused token (not the token itself).
+            error: the reason to suspend the user until the token changes; None: there is a new token.
+            fingerprint: with `error`, the fingerprint of the refused token.
         """
         if error is None:
             self._renewed(user)
@@ -467,19 +483,20 @@ class Scheduler:
         self._nudge()
 
     def _write(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Let something be written that must not be broken off with whoever wanted it."""
+        """Start a task for a write that must not be cancelled with its caller."""
         task = start_task(work, "feishu-mail-ledger", self._writing)
-        task.add_done_callback(look_at)  # a ledger that closes ends it, and whoever wanted it may have gone
+        # Closing the ledger cancels it, and its caller may have gone: without this asyncio would log the error.
+        task.add_done_callback(look_at)
         return task
 
     async def written(self) -> None:
-        """Wait until all that has ended so far is on record."""
+        """Wait until the end of every call that has ended so far is on record."""
         if self._writing:
             await asyncio.wait(set(self._writing))
         await self.store.written()
 
     def obstacle(self, user: str) -> str | None:
-        """What keeps a user's drafts from having their turn, in words; None if others just come first."""
+        """Return in words the obstacle to a user's drafts; None if others just come first."""
         now, lock = self._now(), self._lanes.users.get(user)
         with mutex:
             state = self._state
@@ -495,15 +512,15 @@ class Scheduler:
         return None
 
     def unreachable_for(self) -> float:
-        """Seconds for which nothing has been reachable; 0 while all is well."""
+        """Return the seconds for which nothing has been reachable; 0 while there is no outage."""
         since = self._state.unreachable_since
         return 0.0 if since is None else self._now() - since
 
     # -- suspensions ---------------------------------------------------------------------------------
 
     def refuse(self, waiter: Waiter, error: FeishuMailError) -> None:
-        """End an ask if it waits."""
-        if waiter.lane is not None:  # it may have been given up by one who was told before it
+        """End a waiter with an error, if it still waits."""
+        if waiter.lane is not None:  # the callback of one that was refused before may have cancelled it
             self.cancel(waiter)
             waiter.callbacks.refused(copy.copy(error))
 
@@ -535,7 +552,7 @@ class Scheduler:
             self._refuse_all(refusal, lock=lock)
 
     def refuse_condemned(self, waiter: Waiter) -> bool:
-        """End an ask now if it waits and a sweep is about to end it; whether that was so."""
+        """End a waiter now if a sweep under way is going to end it; return True if it was ended."""
         for condemned in self._condemned:
             if waiter in condemned:
                 self.refuse(waiter, condemned.error)
@@ -550,13 +567,16 @@ class Scheduler:
         lock: CallLock | None = None,
         done: Callable[[], object] = lambda: None,
     ) -> Sweep:
-        """End many asks, a few in each pass of the loop. Meanwhile none of them has a turn.
+        """End many waiters, a few in each pass of the loop. Meanwhile none of them is granted a turn.
 
         Args:
-            steps: ends one, or does as little, whenever it is asked for its next item.
-            lock: what all of them wait for: a user, a mailbox or a stream; None: they have nothing in common, and
-                nobody has a turn.
+            steps: an iterator of which each step ends one waiter, or does as little.
+            lock: the lock that all of them need, a user's, a mailbox's or a stream, which is shut meanwhile; None:
+                they share none, and no turn at all is granted meanwhile.
             done: called when all is done.
+
+        Returns:
+            the sweep.
         """
         if lock is None:
             self._sweeping += 1
@@ -574,17 +594,17 @@ class Scheduler:
         return self._sweeper.start(steps, end)
 
     def _gone(self, waiter: Waiter) -> bool:
-        """Whether an ask has ended, or may be about to."""
+        """Return whether a waiter has ended, or a sweep may be about to end it."""
         return waiter.lane is None or self._sweeping > 0 or any(lock.sweeps for lock in waiter.lane.locks)
 
     def _refusal(self, key: SuspensionKey, now: float) -> Suspended | None:
-        """Return the error for those that a suspension concerns; None if a subscriber has resumed its subject."""
+        """Return the error for the waiters of a suspended subject; None if a subscriber has resumed it already."""
         suspensions = self._state.suspensions
         with mutex:
             return suspensions.refusal(key, now) if key in suspensions.entries else None
 
     def _suspended_for(self, waiter: Waiter, now: float) -> Suspended | None:
-        """Return the reason for which a waiter would be skipped; None if nothing that concerns it is suspended."""
+        """Return the error with which a waiter is refused; None if no suspension concerns it."""
         if not self._state.suspensions.entries:
             return None
         key = self.store.suspended(waiter.user, waiter.mailbox, now)
@@ -592,18 +612,18 @@ class Scheduler:
         return None if key is None else self._refusal(key, now)
 
     def refused_fingerprint(self, user: str) -> str | None:
-        """Return the fingerprint of the token for which the user is suspended; None if that is not so."""
+        """Return the fingerprint of the refused token for which a user is suspended; None if there is none."""
         entries = self._state.suspensions.entries
         entry = entries.get(SuspensionKey(f"user:{user}", EVERYWHERE)) if entries else None
         return entry.fingerprint if entry is not None else None
 
     def token_changed(self, user: str) -> None:
-        """Let a user's drafts go again that were suspended until the token changes."""
+        """Resume a user who was suspended until the token changes."""
         self.store.resume(f"user:{user}", ResumeWhen.TOKEN)
         self._tell_changes(self._now())
 
     def resume(self, subject: str) -> None:
-        """Let drafts of a suspended subject go again; nothing happens if it is not closed.
+        """Let drafts of a suspended subject go again; nothing happens if it is not suspended.
 
         Args:
             subject: "app", "user:NAME" or "mailbox:ADDRESS", as `Suspended.subject` and `snapshot` say.
@@ -622,7 +642,7 @@ class Scheduler:
     # -- events ----------------------------------------------------------------------------------------
 
     def _tell_changes(self, now: float) -> None:
-        """Tell of pauses and suspensions that have begun or ended, by whatever and whichever process it was."""
+        """Publish pauses and suspensions that have begun or ended, here, in another loop or another process."""
         state, told = self._state, self._told
         if state.pauses != told.pauses or (state.pause is None) != (told.paused_since is None):
             self._tell_pause(state, now)
@@ -649,7 +669,7 @@ class Scheduler:
             self._told.suspended, self._told.suspension_changes = held, suspensions.changes
         self._notices.publish(self.events, before - held, news, now - self._offset, self.endpoint.name)
 
-    # -- the limit, and how things stand ---------------------------------------------------------------
+    # -- the limit, and the snapshot -------------------------------------------------------------------
 
     @property
     def limit(self) -> RateLimit:
@@ -657,7 +677,7 @@ class Scheduler:
         return self._state.budget.limit
 
     def at_rest(self) -> bool:
-        """Tell whether nothing is to be remembered: no call counts, nothing waits, is paused or suspended."""
+        """Return whether there is nothing to remember: no call counts, nothing waits, is paused or suspended."""
         now = self._now()
         with mutex:
             rests = self._state.at_rest(now)
@@ -669,7 +689,7 @@ class Scheduler:
         self._nudge()
 
     def snapshot(self) -> Snapshot:
-        """How things stand now."""
+        """Return the present state."""
         now = self._now()
         users = self._lanes.users.values()
         with mutex:

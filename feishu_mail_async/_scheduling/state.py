@@ -1,6 +1,6 @@
-"""How the calls of one endpoint of an app stand, and what the end of a call changes in that.
+"""The state of one endpoint of an app: permits, pause and suspensions, and the rules by which calls change them.
 
-Theory of operation. An endpoint has a budget of permits, a pause, and a time of its last dispatch; the app's
+Theory of operation. An endpoint has a budget of permits, a pause, and the time of its last dispatch; the app's
 suspensions are shared by all its endpoints. `not_before` says when the next call may be dispatched; `settle`
 applies the judgement on a call that has ended: who waits, and who is suspended.
 
@@ -9,11 +9,12 @@ applies the judgement on a call that has ended: who waits, and who is suspended.
       |                                                       +------ refused, or no answer -----+  |
       +------ answered: then at the even pace for one `per` ----------------------------------------+
 
-An answer to a call that was made before the pause ends nothing, so a permit knows how many pauses there had been.
+An answer to a call made before the pause must not end it: it says nothing about the server's state since. So each
+permit carries the number of pauses that there had been when it was granted.
 
-Pure: the time is handed in. In memory one state lasts as long as the process's store. A database ledger reads one
-from its rows in each transaction, applies the same rules, writes the changes back, and hands it on as what its
-process knows until the next transaction.
+Pure: time is passed in. In memory one state lives as long as the process's store. A database ledger builds one
+from its rows in each transaction, applies the same rules, and writes the changes back; its process keeps the
+result as its knowledge until the next transaction.
 """
 
 import math
@@ -32,9 +33,9 @@ from .suspensions import APP, EVERYWHERE, SuspensionKey, Suspensions, subjects
 __all__ = ["Delays", "EndpointState", "Lock", "Pause", "Permit", "Settled"]
 
 _MOST_WINDOWS: Final = 4
-"""Windows of the limit that a pause lasts at most: after one all calls are forgotten, whatever a server says."""
+"""Windows of the limit that a pause lasts at most: the server forgets all calls after one, whatever it says."""
 _ALWAYS_BELIEVED: Final = 60.0
-"""Seconds of a pause that are kept in any case: the server's window may be longer than the limit's."""
+"""Seconds of a pause that are always kept, because the server's window may be longer than the limit's."""
 _UNWATCHED: Final = 60.0
 """Seconds without a probe after which an outage may have ended and begun again."""
 
@@ -43,19 +44,19 @@ class Delays(Protocol):
     """The lengths of the waits, which a retry policy computes and the scheduler obeys."""
 
     def backoff(self, times: int) -> float:
-        """Seconds to wait after the same thing went wrong `times` times in a row."""
+        """Return the seconds to wait after `times` refusals in a row."""
 
     def outage(self, times: int, lasted: float) -> float:
-        """Seconds to the next probe of an outage that has lasted that long."""
+        """Return the seconds to the next probe of an outage, after so many probes and so many seconds of it."""
 
 
 class Lock(Protocol):
-    """What a user or a mailbox is locked by.
+    """The lock of a user or a mailbox, as memory, a database's rows and the lanes each have one.
 
     Attributes:
-        key: its name.
-        open_at: when a call may pass again, after a lost call or a cool-down.
-        backoff_until: the end of a cool-down alone.
+        key: the user's or the mailbox's key.
+        open_at: the time until which it stays shut after a lost call or during a backoff.
+        backoff_until: the end of the backoff alone.
         consecutive_refusals: refusals in a row.
     """
 
@@ -66,14 +67,14 @@ class Lock(Protocol):
 
 
 class Permit(NamedTuple):
-    """What a turn was granted with.
+    """The permit of one turn.
 
     Attributes:
-        turn: its name in the ledger.
-        at: when it was granted.
+        turn: the turn's name in the store.
+        at: the time when it was granted.
         pauses: the number of pauses of the endpoint by then.
-        probe: the app is paused, and this call finds out whether it still has to be.
-        in_doubt: an earlier call, of this process or another, may have sent the draft without anybody's knowing.
+        probe: the endpoint is paused, and this call finds out whether it still has to be.
+        in_doubt: an earlier call, of this process or another, may have sent the draft, and no answer says so.
         good_until: the last moment at which its call may be made, by the loop's clock.
     """
 
@@ -87,13 +88,13 @@ class Permit(NamedTuple):
 
 @dataclass(slots=True)
 class Pause:
-    """All calls of the endpoint wait, then one probes; its answer ends the pause.
+    """A pause of all calls of an endpoint. Then one call probes, and its answer ends the pause.
 
     Attributes:
         until: when the next call may probe.
-        reason: why it is paused.
+        reason: the reason, in words.
         probe: the turn that probes; None while there is none.
-        probe_lapses: when a probe of which nothing was heard counts for nothing.
+        probe_lapses: when a probe without any answer is given up, so that another call may probe.
     """
 
     until: float
@@ -103,17 +104,17 @@ class Pause:
 
     @property
     def next_probe(self) -> float:
-        """When the next call may probe; infinity while one is on its way."""
+        """The time when the next call may probe; while one is in flight, the time when that one lapses."""
         return self.until if self.probe is None else self.probe_lapses
 
 
 class Settled(NamedTuple):
-    """What the end of a call has changed, beside the state itself.
+    """The consequences of a call's end, beside the changed state.
 
     Attributes:
         ended: when the call counts as ended, for its permit; None: it never left.
-        suspended: the suspension that it brought about.
-        outage: seconds for which nothing has been reachable, if that is what it found.
+        suspended: the suspension that it brought about, if any.
+        outage: seconds for which nothing has been reachable, if the call reached nothing either.
     """
 
     ended: float | None
@@ -122,24 +123,24 @@ class Settled(NamedTuple):
 
 
 class EndpointState:
-    """How one endpoint of an app stands.
+    """The state of one endpoint of an app.
 
     Args:
         endpoint: the endpoint.
         limit: the limit in force.
-        suspensions: those of the app.
+        suspensions: the app's suspensions.
 
     Attributes:
         endpoint: as above.
         suspensions: as above.
         budget: its permits.
-        last: when the last call was dispatched.
-        pause: why and until when all its calls wait.
-        pauses: how many pauses there have been.
-        smooth_until: the end of the time after a pause, in which calls go at the even pace.
-        unreachable_since: when nothing was reachable for the first time; None while all is well.
+        last: the time of the last dispatch.
+        pause: the pause, if it is paused.
+        pauses: the number of pauses so far.
+        smooth_until: the end of the time after a pause in which calls go at the even pace.
+        unreachable_since: when an outage began; None while there is none.
         unreachable_times: probes that found nothing reachable.
-        unreachable_lasted: for how long nothing had been reachable at the last of them.
+        unreachable_lasted: seconds that the outage had lasted at the last of them.
     """
 
     __slots__ = (
@@ -171,14 +172,14 @@ class EndpointState:
     # -- when the next call may go ---------------------------------------------------------------------
 
     def spacing(self, now: float) -> float:
-        """The least seconds between two dispatches, as things stand now."""
+        """Return the least seconds between two dispatches now: more than usual for one `per` after a pause."""
         limit = self.budget.limit
         return max(limit.spacing, limit.per / limit.calls) if now < self.smooth_until else limit.spacing
 
     def not_before(self, now: float) -> float:
-        """The earliest moment of the next dispatch; infinity while that depends on a call in flight."""
+        """Return the earliest time of the next dispatch; infinity while that depends on a call in flight."""
         at = self.last + self.spacing(now)
-        if at > self.smooth_until > now:
+        if at > self.smooth_until > now:  # the even pace ends before it would let the next call go
             at = max(self.smooth_until, self.last + self.budget.limit.spacing)
         if self.pause is not None:
             at = max(at, self.pause.next_probe)
@@ -189,18 +190,18 @@ class EndpointState:
         return self.budget.free(now) >= self.budget.limit.calls and self.pause is None
 
     def permit(self, turn: str, now: float, good_until: float) -> Permit:
-        """Count a dispatch that `not_before` allows, of a call that is made until `good_until`."""
+        """Take a permit of the budget and dispatch; for a time that `not_before` allows."""
         self.budget.take()
         return self.dispatch(turn, now, good_until=good_until)
 
     def dispatch(self, turn: str, now: float, lapses: float = math.inf, good_until: float = math.inf) -> Permit:
-        """Note a dispatch whose permit is counted elsewhere.
+        """Record a dispatch whose permit is counted elsewhere, and return the permit.
 
         Args:
             turn: the turn's name.
             now: the time.
-            lapses: when a probe of which nothing was heard counts for nothing.
-            good_until: the last moment for its call, by the loop's clock.
+            lapses: if it is a probe, the time when it is given up without an answer.
+            good_until: the last moment at which its call may be made, by the loop's clock.
         """
         self.last = now
         if self.pause is not None:
@@ -220,7 +221,7 @@ class EndpointState:
         *,
         renewing: bool,
     ) -> Settled:
-        """A call has ended whose permit is counted here; the parameters are those of `settle`."""
+        """Settle a call whose permit is counted here; the parameters are those of `settle`."""
         settled = self.settle(permit, judgement, delays, now, user, mailbox, renewing=renewing)
         if settled.ended is None:
             self.budget.refund()
@@ -229,7 +230,7 @@ class EndpointState:
         return settled
 
     def refund(self, permit: Permit) -> None:
-        """No call was made in the turn of this grant, whose permit is counted here."""
+        """Give back a turn in which no call was made, with its permit, which is counted here."""
         self.budget.refund()
         self.give_back(permit.turn)
 
@@ -244,15 +245,15 @@ class EndpointState:
         *,
         renewing: bool,
     ) -> Settled:
-        """A call has ended: say who waits and what is suspended. The permit is the caller's business.
+        """Apply the judgement on a call that has ended. To count its permit is left to the caller.
 
         Args:
-            permit: the grant of its turn.
-            judgement: what the call means.
-            delays: how long those wait who wait.
+            permit: the permit of its turn.
+            judgement: the judgement on the call.
+            delays: the lengths of the waits.
             now: the time.
-            user: the lock of its user.
-            mailbox: the lock of its mailbox.
+            user: the lock of its user, which is changed.
+            mailbox: the lock of its mailbox, which is changed.
             renewing: the user's token was refused and is being renewed; nothing is suspended for that yet.
         """
         ended: float | None = now
@@ -279,7 +280,7 @@ class EndpointState:
         return ended
 
     def give_back(self, turn: str) -> None:
-        """No call is made in the turn of this name (any more): another may probe. Its permit is the caller's."""
+        """Let another call probe if this turn was the probe. To count its permit is left to the caller."""
         if self.pause is not None and self.pause.probe == turn:
             self.pause.probe = None
 
@@ -302,7 +303,7 @@ class EndpointState:
         return None
 
     def pause_calls(self, until: float, reason: str) -> None:
-        """Let all calls wait until then; of several pauses the latest end counts."""
+        """Pause all calls until that time; of several pauses the latest end counts."""
         self.pauses += 1
         if self.pause is None:
             self.pause = Pause(until, reason)
@@ -311,7 +312,7 @@ class EndpointState:
 
     def _unreachable(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
         if self.unreachable_since is not None and permit.pauses != self.pauses:
-            return None  # made before the pause: it tells nothing new
+            return None  # it was made before the pause, so it shows nothing new
         unwatched = self.pause is not None and permit.at > self.pause.until + _UNWATCHED
         if self.unreachable_since is None or unwatched:
             self.unreachable_since, self.unreachable_times = now, 0
@@ -326,7 +327,7 @@ class EndpointState:
         return {Reach.ENDPOINT: self.endpoint.name, Reach.SCOPE: self.endpoint.scope}.get(reach, EVERYWHERE)
 
     def keys_of(self, user: str, mailbox: str) -> list[SuspensionKey]:
-        """Return the keys under which a suspension would keep a call of this user and mailbox."""
+        """Return the keys of all suspensions that could keep a call of this user and mailbox from being made."""
         reaches = EVERYWHERE, self.endpoint.scope, self.endpoint.name
         return [SuspensionKey(subject, reach) for subject in subjects(user, mailbox) for reach in reaches]
 

@@ -1,4 +1,4 @@
-"""What the scheduler asks of a ledger: one protocol, which memory and a database fulfil."""
+"""The port of the scheduler to a ledger: one protocol, implemented in memory and on a database."""
 
 import asyncio
 import threading
@@ -24,11 +24,11 @@ __all__ = ["SLACK", "Later", "Offer", "SchedulerStore", "Shut", "answer_of", "mu
 T = TypeVar("T")
 
 Later: TypeAlias = T | asyncio.Future[T]
-"""What memory answers at once and a database in a while."""
+"""A value, or a future for it where the store is a database."""
 
 
 async def of(later: Later[T]) -> T:
-    """Wait for the answer, where it takes a while. Whoever gives up waiting does not break it off.
+    """Return the value, awaiting it where it is a future. Cancelling the caller does not cancel the work.
 
     Raises:
         LedgerError: the ledger was closed, or its work cancelled, before it answered.
@@ -37,7 +37,7 @@ async def of(later: Later[T]) -> T:
 
 
 async def answer_of(work: asyncio.Future[T]) -> T:
-    """The same of what always takes a while."""
+    """Await a future as `of` does."""
     return await outcome_of(work, _broken_off)
 
 
@@ -49,20 +49,20 @@ SLACK: Final = 5.0
 """Seconds that may pass between taking a turn and making its call."""
 
 mutex: Final = threading.RLock()
-"""Held while a standing is read or changed, which other threads may use too: see `memory`.
+"""The lock of the process that guards every `EndpointState`, which other threads may use too: see `memory`.
 
-Reentrant, because a finalizer of a user's may call us while it is held, in the midst of anything.
+Reentrant, because a finalizer in the user's code may run at any bytecode, while it is held, and call us.
 """
 
 
 class Shut(NamedTuple):
-    """What calls of others keep shut.
+    """A lock that calls of other loops or processes keep shut.
 
     Attributes:
         kind: "user" or "mailbox".
-        key: its key.
-        until: when to look again; infinity: when the book tells of a change.
-        backoff_until: the end of its cool-down.
+        key: the user's or the mailbox's key.
+        until: when to look again; infinity: when the store notifies of a change.
+        backoff_until: the end of its backoff.
     """
 
     kind: str
@@ -73,13 +73,13 @@ class Shut(NamedTuple):
 
 @dataclass(slots=True)
 class Offer:
-    """What came of offering asks for a turn.
+    """The store's answer to waiters that were offered to it for one turn.
 
     Attributes:
-        granted: the ask whose turn it is, and what it was granted with; None if no call may go now.
-        recorded: asks whose drafts were sent before, with what is known of them.
-        refused: asks of whose drafts no record can be made, and why.
-        shut: what calls of other processes or loops keep shut.
+        granted: the waiter whose turn it is, and its permit; None if no call may go now.
+        recorded: waiters whose drafts were sent before, with their records.
+        refused: waiters for whose drafts no record can be made, and the errors.
+        shut: locks that calls of other processes or loops keep shut.
     """
 
     granted: "tuple[Waiter, Permit] | None" = None
@@ -89,16 +89,15 @@ class Offer:
 
 
 class SchedulerStore(Protocol):
-    """The permits, locks, pauses, suspensions and drafts of one app.
+    """The store of one endpoint of an app: its permits, locks and pauses, the app's suspensions, and drafts.
 
-    Times are seconds of the running loop's clock and the offset that `join` tells. What a method changes it
-    changes in `state` too, at the latest when its answer is there; one that has nothing to wait for answers at
-    once.
+    Times are seconds of the running loop's clock plus the offset that `join` returns. A method's changes are in
+    `state` too, at the latest when its future is done; a method that has nothing to wait for returns a value.
 
     Attributes:
-        state: how the endpoint stands, as far as this process knows; read under `mutex`, but for single numbers.
-        shared: whether other processes, or a later one, see what this one does.
-        most: asks worth offering at once.
+        state: the endpoint's state, as far as this process knows; read under `mutex`, except single numbers.
+        shared: other processes, or a later one, see the changes of this one.
+        most: the number of waiters that are worth offering at once.
     """
 
     state: EndpointState
@@ -106,48 +105,51 @@ class SchedulerStore(Protocol):
     most: int
 
     def join(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> float:
-        """Its scheduler is bound to this loop.
+        """Bind the store to the loop of its scheduler.
 
         Args:
             loop: the loop.
-            changed: a method that is called in this loop when others of the process have changed something; it
-                keeps nobody alive.
+            changed: a method that is called in this loop when others of the process have changed something; the
+                store holds it weakly.
 
         Returns:
-            what the book's time is ahead of the loop's.
+            the seconds by which the store's time is ahead of the loop's.
         """
 
     def look_again(self, now: float) -> float:
-        """When to look again, at the latest, if nothing is told before."""
+        """Return when to look again at the latest, if the store notifies of nothing before."""
 
     def take(self, waiters: "Sequence[Waiter]", now: float) -> Later[Offer]:
-        """Take a permit, the locks and the intent to send for the first of these asks that may go."""
+        """Take a permit and the locks, and record the intent to send, for the first of these that may go."""
 
     def settle(
         self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool
     ) -> Later[Settled]:
-        """The call of a turn has ended; see `Standing.settle`. The draft's record says what came of it."""
+        """End a turn whose call has ended, as `EndpointState.settle` does, and record the draft's outcome."""
 
     def give_back(self, permit: Permit) -> Later[None]:
-        """No call was made in the turn of this grant."""
+        """End a turn in which no call was made."""
 
     def suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, now: float) -> Later[None]:
-        """A user's token was refused for good: close the user until the token changes."""
+        """Suspend a user whose token was refused for good, until the token changes."""
 
     def suspended(self, user: str, mailbox: str, now: float) -> SuspensionKey | None:
         """Return the first suspension that keeps calls of this user and mailbox from being made."""
 
     def resume(self, subject: str, when: ResumeWhen | None = None) -> None:
-        """End the suspensions of a subject; with `when` only those that end by it."""
+        """End the suspensions of a subject; with `when` only those that end by that event."""
 
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit."""
 
     def records(self, keys: Sequence[DraftKey]) -> Later[Mapping[DraftKey, Record | RecordRefused]]:
-        """Look up what is known of these drafts, or why nothing can be; and what is suspended of theirs."""
+        """Look up the records of these drafts, or the errors why there can be none.
+
+        It also reads the suspensions of their subjects into `state`.
+        """
 
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
-        """A draft has ended without being sent, for all that is known."""
+        """Record the outcome of a draft that ended without being sent, as far as is known."""
 
     async def written(self) -> None:
-        """Wait until all that was begun so far is written."""
+        """Wait until everything begun so far is written."""

@@ -1,13 +1,13 @@
-"""The suspensions of an app: whose calls are not attempted, on which endpoints, and what resumes them.
+"""The suspensions of an app: subjects for which no call is attempted, on which endpoints, and until when.
 
 Theory of operation. A code of the API that is final for more than one draft suspends a *subject*: a user, a
-mailbox or the app. How far that reaches is said by the code's row: this endpoint alone, the endpoints of the same
-OAuth scope, or all of them. So a suspension is known by its subject and its reach, and a call is attempted only if
-none holds that has one of its subjects and one of its endpoint's reaches.
+mailbox or the app. The *reach* of that is in the code's row: this endpoint alone, the endpoints of the same OAuth
+scope, or all of them. Subject and reach together identify a suspension, and a call is attempted only if none holds
+that has one of its subjects and one of its endpoint's reaches.
 
     free -- suspend --> suspended -- resume, the token changes, an hour has passed --> free
 
-All endpoints of an app share one `Suspensions`. Pure: the time is handed in.
+All endpoints of an app share one `Suspensions`. Pure: time is passed in.
 """
 
 import math
@@ -28,7 +28,7 @@ EVERYWHERE: Final = ""
 
 _HOUR: Final = 3600.0
 _FEW: Final = 64
-"""Suspensions that are kept before those are looked for whose time is over."""
+"""Suspensions that are kept before the expired ones among them are looked for."""
 
 
 class SuspensionKey(NamedTuple):
@@ -51,7 +51,7 @@ class SuspensionEntry:
         reason: the error that brought it about.
         until: the event that ends it.
         ends: the time that ends it; infinity if time does not.
-        fingerprint: that of the token that was refused, where that is the reason.
+        fingerprint: the fingerprint of the refused token, where that is the reason.
     """
 
     reason: FeishuMailError
@@ -100,7 +100,7 @@ class Suspensions:
         self.entries: dict[SuspensionKey, SuspensionEntry] = {}
         self.changes = 0
         self.probing: list[Callable[[float, SuspensionKey, str], None]] = []
-        self._crowded = _FEW  # suspensions at which those are dropped whose time is over
+        self._crowded = _FEW  # the number at which the next `suspend` drops those that have expired
 
     def suspend(
         self,
@@ -138,7 +138,7 @@ class Suspensions:
 
         Args:
             subject: the subject; it need not be suspended.
-            when: only those that end by this; None: all of them.
+            when: only the suspensions that end by this event; None: all of them.
         """
         for key in [key for key in self.entries if key.subject == subject]:
             if when is None or self.entries[key].until is when:
@@ -157,7 +157,7 @@ class Suspensions:
         return None
 
     def holding(self, now: float, but: Container[SuspensionKey] = ()) -> tuple[Suspension, ...]:
-        """Return the suspensions that hold, for people; those under the keys `but` are left out."""
+        """Return the suspensions that hold, for showing; those under the keys `but` are left out."""
         return tuple(
             Suspension(
                 key.subject,
@@ -171,7 +171,7 @@ class Suspensions:
         )
 
     def refusal(self, key: SuspensionKey, now: float) -> Suspended:
-        """Return the error for calls that a suspension keeps from being made."""
+        """Return the error for calls that are not attempted because of a suspension."""
         entry = self.entries[key]
         left = None if entry.ends == math.inf else max(0.0, entry.ends - now)
         ends = f"until {entry.until}" if left is None else f"for another {left:.0f} s"
