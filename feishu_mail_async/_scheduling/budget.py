@@ -1,8 +1,10 @@
-"""How many calls a window may hold, and how close together: the decision has its home here.
+"""The budget of calls in a window, and the spacing between calls. No other module decides either.
 
-A permit is taken at the dispatch of a call and comes back `per + margin` seconds after the call has ENDED.
-The server counts a call somewhere between its dispatch and its answer; a window that opened at the dispatch
-would let the next call arrive while the server still counts this one.
+A permit is taken at the dispatch of a call and comes back `per + margin` seconds after the call has ENDED. The
+server counts a call at some moment between its dispatch and its answer. With dispatch d, arrival s and answer r,
+d <= s <= r: the call that reuses the permit starts after r + per, so the two arrivals are at least `per` apart
+however the server lays its window. Counted from the dispatch, the second call could arrive while the server still
+counts the first.
 """
 
 import heapq
@@ -20,10 +22,13 @@ _ROUNDING: Final = 1e-5
 
 
 class Budget:
-    """The permits of one app. All times are seconds of the loop's clock, handed in.
+    """The permits of one endpoint. All times are seconds of the store's clock, passed in.
+
+    Args:
+        limit: the limit to begin with.
 
     Attributes:
-        limit: the limit in force; setting another one counts the calls made so far against it.
+        limit: the limit in force; the calls made so far count against a new one, too.
         in_flight: permits taken by calls that have not ended.
     """
 
@@ -32,18 +37,18 @@ class Budget:
     def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
         self.in_flight = 0
-        # When each call ended that still counts, the earliest first. Kept as ends, not as the times the
-        # permits come back, so that a changed `per` holds for them too.
+        # A heap of the ends of calls that still count. Kept as ends, not as the times at which the permits come
+        # back, so that a changed `per` applies to them too.
         self._ended: list[float] = []
 
     def free(self, now: float) -> int:
-        """Permits that can be taken now; 0 or less while there is none."""
+        """Return the number of free permits; 0 or less while there is none."""
         while self._ended and self._back(self._ended[0]) <= now:
             heapq.heappop(self._ended)
         return self.limit.calls - self.in_flight - len(self._ended)
 
     def next_at(self, now: float, reserve: int = 0) -> float:
-        """When more than `reserve` permits are free; infinity while that depends on a call in flight."""
+        """Return when more than `reserve` permits are free; infinity while that depends on calls in flight."""
         missing = reserve + 1 - self.free(now)
         if missing <= 0:
             return now
@@ -53,7 +58,7 @@ class Budget:
         return self._back(self._ended[0] if missing == 1 else heapq.nsmallest(missing, self._ended)[-1])
 
     def load(self, in_flight: int, ended: Iterable[float]) -> None:
-        """Put what a ledger says in place of what was known: calls in flight, and when the others ended."""
+        """Replace the calls by those on record in a ledger: the number in flight, and the ends of the others."""
         self.in_flight = in_flight
         self._ended = sorted(ended)
 
@@ -62,12 +67,12 @@ class Budget:
         self.in_flight += 1
 
     def ended(self, at: float) -> None:
-        """The call has ended: its permit comes back `per + margin` after `at`."""
+        """Count a call as ended: its permit comes back `per + margin` after `at`."""
         self.in_flight -= 1
         heapq.heappush(self._ended, at)
 
     def refund(self) -> None:
-        """The call never left: its permit comes back at once."""
+        """Give back at once the permit of a call that never left."""
         self.in_flight -= 1
 
     def _back(self, ended: float) -> float:
@@ -89,7 +94,12 @@ class Spacing:
         self._bucket: AsyncLimiter | None = None
 
     def ready_at(self, at: float, seconds: float) -> float:
-        """When the next dispatch may go that is due `at`, now or earlier, with that spacing in force."""
+        """Return when the next dispatch may go.
+
+        Args:
+            at: when it could go as far as all else is concerned; now or earlier.
+            seconds: the spacing in force.
+        """
         if seconds != self._seconds:
             self._seconds = seconds
             self._bucket = AsyncLimiter(1, seconds) if seconds else None  # AsyncLimiter(1, 0) divides by zero
@@ -98,6 +108,6 @@ class Spacing:
         return at
 
     async def take(self) -> None:
-        """Count a dispatch. Where `ready_at` said at once, this does not suspend."""
+        """Count a dispatch. It does not suspend if `ready_at` has just allowed the dispatch at once."""
         if self._bucket is not None:
             await self._bucket.acquire()

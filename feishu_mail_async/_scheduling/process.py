@@ -1,32 +1,33 @@
-"""Memory's ledger: what an app's calls have used up and locked, kept by the process and not by a loop.
+"""The store in memory of one app: used permits and held locks, kept by the process and not by an event loop.
 
-Theory of operation. A `ProcessStore` is one budget of one app: its `EndpointState`, the locks of its users and
-mailboxes, and its *flights*, which are the calls that have a turn. The process has one of each
-(`memory.memory_store`), whichever loops come and go. A loop reaches it through a store of its own, a *member*;
-queues and dispatchers stay with the loop.
+Theory of operation. A `ProcessStore` belongs to one app. It holds an `EndpointState` for each endpoint, the locks
+of the app's users and mailboxes, and the *flights*: the calls that have a turn. The process has one store for each
+app (`memory.memory_store`), whichever loops come and go, because calls still count when their loop has ended. A
+loop reaches it through a *member* for each endpoint; queues and dispatchers stay with the loop.
 
-    take     under the mutex: nothing is in the way? then permit, locks and flight at once  --> the call
-    settle   under the mutex: the flight ends, permit and locks come back or are timed      --> the others are told
+    take     under the mutex: no obstacle? then permit, locks and flight at once           --> the call
+    settle   under the mutex: the flight ends, permit and locks come back now or later     --> members are notified
 
     lock     free -- take --> held by a flight -- settle --> free, or shut until `open_at` --> free
     flight   -- take --> under way -- settle, give_back --> gone
                                    -- its loop has ended --> lost: permit and locks come back `grace` later
 
-- Who may call what. A member is its loop's: only `ended`, `stands_still`, `to_be_told` and `tell` are for others.
-  What is shared is read and changed under `mutex`, which is the process's. It is held for microseconds, never
-  across an await, and never while a subscriber, a taker or other code of a user's is called. A fork waits for it,
-  so that the child finds everything whole; there the parent's calls are lost.
-- A look is a hint, taking is the truth. Between a dispatcher's look at the standing and its `take` another thread
-  may have taken the permit or the lock: `take` looks again, and says what is in the way.
-- Endpoints take turns. One that finds a lock held by a call of another is promised it, and the others leave it the
-  next turn while it has a permit: a user whose drafts are created as fast as they go has sends, too.
-- Nobody waits in vain. Whoever changes something tells all other members, in their loops, after the change;
-  several changes before they look are told once. Only a loop that has ended tells nothing: while calls of other
-  loops are under way, a member that waits looks after those loops.
-- Time. A store has one time: the clock of the first loop that comes. For ordinary loops that is `time.monotonic`,
-  and so it is for all ordinary loops after it. A loop with another clock, a virtual one, gets an offset when it
-  comes: the time goes on from where it stood, later by what has passed in the process. It never goes back, and
-  what cannot be known counts as just used.
+- Threads. A member belongs to its loop's thread: other threads may call only `ended`, `stands_still`, `to_be_told`
+  and `tell`. Shared state is read and changed under the process's `mutex`. It is held for microseconds, never
+  across an await, and never while a subscriber, a callback of a waiter or other user code runs. A fork waits for
+  it, so that the child finds consistent state; in the child the parent's calls are lost.
+- Looking is a hint, taking decides. Between a dispatcher's look at the state and its `take`, another thread may
+  have taken the permit or the lock: `take` looks again, and reports the locks that are shut.
+- Endpoints alternate. An endpoint that finds a lock held by another endpoint's call is promised that lock, and the
+  others leave it the next turn while it has a permit. Otherwise a user whose drafts are created as fast as the
+  limit allows would have no sends.
+- No lost wake-ups. A member that changes something notifies all other members, in their loops, after the change;
+  several changes before they look are one notification. Only a loop that has ended can notify no one: so while
+  calls of other loops are in flight, a waiting member checks those loops now and then.
+- Time. A store has one clock, that of the first loop. For ordinary loops that is `time.monotonic`, the same for
+  all of them. A loop with another clock (a virtual one) gets an offset when it joins: the store's time continues
+  from its last value plus the time that has passed in the process. It never goes back; where the age of a call
+  cannot be known, the call counts as just ended.
 """
 
 import itertools
@@ -48,24 +49,24 @@ if TYPE_CHECKING:
 __all__ = ["Member", "ProcessStore"]
 
 _BEHIND: Final = 1.0
-"""Seconds by which an ordinary loop's clock may be read late: uvloop reads it once in each of its passes."""
+"""Seconds by which an ordinary loop's time may lag behind the clock: uvloop reads the clock once in each pass."""
 _RESOLUTION: Final = 0.02
-"""Seconds by which an ordinary loop's time may be ahead of the clock: its timers ring that early."""
+"""Seconds by which an ordinary loop's time may be ahead of the clock: its timers fire that early."""
 _SWEPT: Final = 64
-"""Locks that are not worth sweeping."""
+"""The number of locks up to which idle ones are not looked for."""
 _STRUCK: Final = 10_000
-"""Users at rest of whom refusals in a row are remembered."""
+"""Idle users whose consecutive refusals are remembered."""
 
 _PROMISE: Final = 0.5
 """Seconds for which a free lock is left to the member that was promised it."""
 _WRITING: Final = ""
-"""The kind of the locks that all endpoints share that write."""
+"""The kind of the locks that all writing endpoints share."""
 
 _turns: Final = itertools.count(1)
 
 
 class _Lock:
-    """A user or a mailbox: `turn` holds it, and after that it is shut until `open_at`."""
+    """The lock of a user or a mailbox: `turn` holds it, and after that it is shut until `open_at`."""
 
     __slots__ = ("_promise_ends", "_promised", "backoff_until", "consecutive_refusals", "key", "open_at", "turn")
 
@@ -82,12 +83,12 @@ class _Lock:
         return self.turn is None and self.open_at <= now
 
     def promise(self, member: "Member") -> None:
-        """Leave the next turn to a member that found it locked, unless another one came before."""
+        """Leave the next turn to a member that found it held, unless it is promised to another one."""
         if self._promised is None or self._promised() is None:
             self._promised, self._promise_ends = weakref.ref(member), math.inf
 
     def promised_until(self, member: "Member", now: float) -> float:
-        """Return until when a member leaves this free lock to another one; in the past if it need not.
+        """Return the time until which a member leaves this free lock to another one; in the past if it need not.
 
         A promise ends when it is kept, when its endpoint has no permit, or a while after the lock was found free:
         the waiter for which it was given may have gone.
@@ -103,7 +104,7 @@ class _Lock:
 
 
 class _Locks(dict[str, _Lock]):
-    """The locks of the users or of the mailboxes, by key; those at rest are swept out when there are many."""
+    """The locks of the users or of the mailboxes, by key. When there are many, idle ones are dropped."""
 
     __slots__ = ("_sweep_at",)
 
@@ -112,7 +113,7 @@ class _Locks(dict[str, _Lock]):
         self._sweep_at = _SWEPT
 
     def add(self, key: str, now: float) -> _Lock:
-        """The lock of a key that has none."""
+        """Make the lock of a key that has none."""
         if len(self) >= self._sweep_at:
             self._sweep(now)
         lock = self[key] = _Lock(key)
@@ -129,38 +130,40 @@ class _Locks(dict[str, _Lock]):
 
 
 class Member(Protocol):
-    """An endpoint's part of a store in one loop. Its methods may be called in any thread, under the mutex.
+    """The part of a store that belongs to one endpoint in one loop.
+
+    Its methods may be called in any thread; all but `tell` are called under the mutex.
 
     Attributes:
-        state: that of its endpoint.
-        flying: its calls under way.
+        state: the endpoint's state.
+        flying: the number of its calls in flight.
     """
 
     state: EndpointState
     flying: int
 
     def ended(self) -> bool:
-        """Tell whether its loop has ended."""
+        """Return whether its loop has ended."""
 
     def stands_still(self) -> bool:
-        """Tell whether its loop does not run now; it may never do so again."""
+        """Return whether its loop does not run now; it may never do so again."""
 
     def to_be_told(self) -> bool:
-        """Tell whether it has to be told of a change; from now on it counts as told."""
+        """Return whether it has to be notified of a change; from now on it counts as notified."""
 
     def tell(self) -> None:
-        """Have it look anew, in its own loop."""
+        """Have it look at the store anew, in its own loop."""
 
 
 class _Flight(NamedTuple):
     """A call that has a turn.
 
     Attributes:
-        member: the part in which it was made.
-        state: that of its endpoint.
+        member: the member that made it.
+        state: its endpoint's state.
         user: its user's lock.
         mailbox: its mailbox's lock.
-        lapses: when it has ended at the latest, if its loop stands still.
+        lapses: when it counts as ended, if its loop stands still.
     """
 
     member: Member
@@ -171,13 +174,13 @@ class _Flight(NamedTuple):
 
 
 class ProcessStore:
-    """What one app's calls have used up and locked, for all loops of the process. The caller holds the mutex.
+    """The permits, locks and suspensions of one app, for all loops of the process. The caller holds the mutex.
 
     Attributes:
-        suspensions: those of the app.
-        states: the endpoints that are in use, by name.
-        flights: the calls that have a turn, by its name.
-        members: the loops' parts in it, one for each endpoint.
+        suspensions: the app's suspensions.
+        states: the states of the endpoints that are in use, by the endpoint's name.
+        flights: the calls that have a turn, by the turn's name.
+        members: its members, one for each loop and endpoint.
     """
 
     def __init__(self) -> None:
@@ -186,8 +189,8 @@ class ProcessStore:
         self._locks: dict[str, tuple[_Locks, _Locks]] = {}
         self.flights: dict[str, _Flight] = {}
         self.members: list[weakref.ref[Member]] = []
-        self._ahead: float | None = None  # the time less `time.monotonic`; None: no loop has come yet
-        self._real = -math.inf  # `time.monotonic` when it was last looked at
+        self._ahead: float | None = None  # the store's time minus `time.monotonic`; None: no loop has joined yet
+        self._real = -math.inf  # `time.monotonic` when it was last read
 
     def state(self, endpoint: Endpoint[Any], limit: RateLimit) -> EndpointState:
         """Return the state of an endpoint; a new one begins with this limit."""
@@ -199,30 +202,31 @@ class ProcessStore:
     # -- members ---------------------------------------------------------------------------------------
 
     def add(self, member: Member) -> None:
-        """Take in a member."""
+        """Add a member."""
         self.members = [ref for ref in self.members if (other := ref()) is not None and not other.ended()]
         self.members.append(weakref.ref(member))
 
     def listeners(self, but: Member | None) -> list[Member]:
-        """The members to tell of a change, beside the one that has made it; those told already hear of it then."""
+        """Return the members to notify of a change: all but the one that made it, and those notified already."""
         found = [member for ref in self.members if (member := ref()) is not None and member is not but]
         return [member for member in found if member.to_be_told()]
 
     # -- time ------------------------------------------------------------------------------------------
 
     def offset(self, now: float) -> float:
-        """What the time is ahead of the clock of a loop that comes now."""
+        """Return the seconds by which the store's time is ahead of the clock of a loop that joins now."""
         real = monotonic()
         ordinary = 0 <= real - now < _BEHIND
         if self._ahead is None:
             self._ahead, self._real = 0.0 if ordinary else now - real, real
             return 0.0
-        self._ahead += max(0.0, self._real - real)  # somebody has set the clock back, as tests do
+        # The clock has been set back, as tests do: the store's time does not go back with it.
+        self._ahead += max(0.0, self._real - real)
         self._real = real
         return self._ahead if ordinary else real + self._ahead - now
 
     def advance(self, now: float) -> None:
-        """It is `now`, by the clock of a loop, which may be virtual and go faster than the real one."""
+        """Advance to `now`, the time of a loop whose clock may be virtual, and faster than the real one."""
         real = self._real = monotonic()
         if self._ahead is None or now - real > self._ahead + _RESOLUTION:
             self._ahead = now - real
@@ -230,7 +234,7 @@ class ProcessStore:
     # -- flights ---------------------------------------------------------------------------------------
 
     def allows(self, state: EndpointState, waiter: "Waiter", now: float) -> bool:
-        """Return whether a call could be made now, as far as the locks of its user and mailbox do not matter."""
+        """Return whether a call could be made now if the locks of its user and mailbox are free."""
         budget, suspensions = state.budget, self.suspensions
         return (
             state.not_before(now) <= now
@@ -242,7 +246,7 @@ class ProcessStore:
         )
 
     def locks(self, endpoint: Endpoint[Any], user: str, mailbox: str, now: float) -> tuple[_Lock, _Lock]:
-        """Return the locks of a user and a mailbox: endpoints that write share them, a reading one has its own."""
+        """Return the locks of a user and a mailbox: writing endpoints share them, a reading one has its own."""
         kind = _WRITING if endpoint.writes else endpoint.name
         if kind not in self._locks:
             self._locks[kind] = _Locks(), _Locks()
@@ -252,7 +256,7 @@ class ProcessStore:
     def begin(  # noqa: PLR0917 - one for each thing concerned
         self, member: Member, state: EndpointState, waiter: "Waiter", user: _Lock, mailbox: _Lock, now: float
     ) -> str:
-        """Begin a call, which holds its locks if it writes; its permit is counted elsewhere."""
+        """Begin a call, which holds its locks if it writes; its permit is counted elsewhere. Return its turn."""
         turn = str(next(_turns))
         if state.endpoint.writes:
             user.turn = mailbox.turn = turn
@@ -261,7 +265,7 @@ class ProcessStore:
         return turn
 
     def land(self, turn: str) -> _Flight | None:
-        """A call has ended or was never made: its locks are free. None if it counts as lost already."""
+        """Free the locks of a call that has ended or was never made; None if it counts as lost already."""
         flight = self.flights.pop(turn, None)
         if flight is not None:
             for lock in (flight.user, flight.mailbox):
@@ -271,7 +275,7 @@ class ProcessStore:
         return flight
 
     def lose_ended(self, now: float) -> bool:
-        """Let the calls of loops that have ended be lost; whether there were any."""
+        """Count the calls of loops that have ended as lost; return whether there were any."""
         lost = [
             (turn, min(now, flight.lapses))
             for turn, flight in self.flights.items()
@@ -282,7 +286,7 @@ class ProcessStore:
         return bool(lost)
 
     def lose_all(self) -> None:
-        """Let all calls be lost: this process is a child of the one that makes them, and does not hear of them."""
+        """Count all calls as lost, in a forked process: its parent makes them, and this one never sees them end."""
         for turn, flight in list(self.flights.items()):
             self._lose(turn, flight.lapses)
 
@@ -295,7 +299,7 @@ class ProcessStore:
     # -- the whole -------------------------------------------------------------------------------------
 
     def at_rest(self) -> bool:
-        """Whether nothing would be lost with it."""
+        """Return whether nothing would be lost if it were forgotten."""
         now = monotonic() + (self._ahead or 0.0)
         return (
             all((member := ref()) is None or member.ended() for ref in self.members)

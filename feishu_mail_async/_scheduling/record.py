@@ -1,4 +1,4 @@
-"""What a ledger knows of a draft."""
+"""The record of a draft in a ledger."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ __all__ = ["UNREAD", "DraftKey", "DraftState", "Record"]
 
 
 class DraftKey(NamedTuple):
-    """What tells the drafts of one app apart.
+    """The identity of a draft within one app.
 
     Attributes:
         user: the user's key.
@@ -22,12 +22,19 @@ class DraftKey(NamedTuple):
 
 
 class DraftState(StrEnum):
-    """How a draft stands in a ledger: the statuses of outcomes, and two on the way there."""
+    """The state of a draft in a ledger: the statuses of outcomes, and two before one is reached.
+
+        no record -- take --> IN_FLIGHT -- settle --> WAITING -- take --> IN_FLIGHT
+                                        -- settle --> SENT, ALREADY_SENT, FAILED, UNKNOWN
+
+    A draft that ends without a call of its own is recorded as FAILED, UNKNOWN or SKIPPED. All states but SENT and
+    ALREADY_SENT may be left again: a later run may try the draft once more.
+    """
 
     WAITING = "waiting"
-    """Its last call has ended without settling it; another is to come."""
+    """Its last call has ended without settling it; another one is to come."""
     IN_FLIGHT = "in_flight"
-    """A call is being made, or was being made when its process died."""
+    """A call is in flight, or was when its process died."""
     SENT = "sent"
     ALREADY_SENT = "already_sent"
     FAILED = "failed"
@@ -36,22 +43,22 @@ class DraftState(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Whether the mail went out, so that no call is needed any more."""
+        """True if the mail went out, so that no call is needed any more."""
         return self in {DraftState.SENT, DraftState.ALREADY_SENT}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a ledger knows of a draft.
+    """The record of a draft in a ledger.
 
     Attributes:
-        state: how it stands.
+        state: its state.
         message_id: the sent mail's id.
         thread_id: the conversation's id.
         log_id: the `X-Tt-Logid` of the last answer.
         calls: calls made for it so far, in all processes.
-        in_doubt: a call may have sent it without anybody's knowing.
-        error: what came last, in words, where it was not sent.
+        in_doubt: a call may have sent it, and no answer says so.
+        error: the last error, in words, where it was not sent.
     """
 
     state: DraftState
@@ -64,9 +71,9 @@ class Record:
 
     @property
     def maybe_sent(self) -> bool:
-        """Whether the mail may have gone out though it is not on record as sent."""
+        """True if the mail may have gone out although it is not on record as sent."""
         return self.in_doubt or self.state is DraftState.IN_FLIGHT
 
 
 UNREAD: Final = Record(DraftState.UNKNOWN, in_doubt=True)
-"""Stands for a record until it has been read: an earlier call may have sent the draft."""
+"""The record to assume until the real one has been read: an earlier call may have sent the draft."""

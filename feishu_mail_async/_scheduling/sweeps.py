@@ -1,4 +1,4 @@
-"""Work on any number of waiters, a few in each pass of the loop, so that it never blocks what else runs there."""
+"""Work on any number of waiters, a few in each pass of the loop, so that the loop is never blocked."""
 
 import asyncio
 import contextvars
@@ -15,7 +15,7 @@ SLICE: Final = 50
 
 
 def each(items: Iterable[T], act: Callable[[T], object]) -> Iterator[None]:
-    """Steps that call a function with each of the items that there are now."""
+    """Return an iterator of steps: each calls a function with one of the items that there are now."""
     return _done_with(drain(items), act)
 
 
@@ -26,7 +26,7 @@ def _done_with(items: Iterator[T], act: Callable[[T], object]) -> Iterator[None]
 
 
 def drain(items: Iterable[T]) -> Iterator[T]:
-    """Iterate over what there is now, and let go of each: to free many at once takes long, too."""
+    """Iterate over the items that there are now, and let go of each: to free many at once would block, too."""
     return _taken_from(deque(items))
 
 
@@ -36,11 +36,11 @@ def _taken_from(left: deque[T]) -> Iterator[T]:
 
 
 class Sweep:
-    """Work that is under way, or done.
+    """A piece of work that is done in steps.
 
     Args:
-        steps: does a small part of it whenever it is asked for its next item.
-        done: called when all is done.
+        steps: an iterator of which each step does a small part.
+        done: called when all is done, or a step has failed.
     """
 
     __slots__ = ("_context", "_done", "_ended", "_steps")
@@ -52,7 +52,7 @@ class Sweep:
         self._ended: asyncio.Future[None] | None = None
 
     def step(self) -> bool:
-        """Do a part; tell whether there is more to do."""
+        """Do a part, in the context of the caller that began the sweep; return whether there is more to do."""
         try:
             self._context.run(next, self._steps)
         except BaseException as error:
@@ -72,7 +72,7 @@ class Sweep:
                 self._ended.set_result(None)
 
     async def ended(self) -> None:
-        """Wait until all is done. Whoever gives up waiting does not break it off."""
+        """Wait until all is done. Cancelling the caller does not cancel the work."""
         if self._done is None:
             return
         if self._ended is None:
@@ -81,9 +81,10 @@ class Sweep:
 
 
 class Sweeper:
-    """The sweeps of one scheduler, one after another: all together take `SLICE` steps in a pass of the loop.
+    """The sweeps of one scheduler, one after another: together they take `SLICE` steps in a pass of the loop.
 
-    No task does it, which somebody could cancel together with all others of the loop.
+    It runs in callbacks of the loop, not in a task, because a task may be cancelled with all others of the loop,
+    and waiters would be left without an end.
     """
 
     def __init__(self) -> None:
@@ -95,8 +96,11 @@ class Sweeper:
         """Begin a sweep at once, if no other is under way.
 
         Args:
-            steps: does a small part of it whenever it is asked for its next item.
-            done: called when all is done.
+            steps: an iterator of which each step does a small part.
+            done: called when all is done, or a step has failed.
+
+        Returns:
+            the sweep.
         """
         sweep = Sweep(steps, done)
         self._sweeps.append(sweep)
