@@ -1,7 +1,7 @@
-"""What all clients of one app share in an event loop: who may go when, on each endpoint, and who hears of it.
+"""The engine that all clients of one app in an event loop share: a scheduler for each endpoint, and the events.
 
-There is one engine for a loop, a base URL, an app and a ledger. The limits are kept beneath it, by the process or
-by a database, because calls still count when their loop has ended.
+There is one engine for each loop, base URL, app and ledger. Permits and locks are kept beneath it, by the process
+or by a database, because calls still count when their loop has ended.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from .model import RateLimit
 __all__ = ["Engine", "EngineKey", "engine_of", "forget_engine", "is_open"]
 
 EngineKey = tuple[str, str | None, "str | StoringLedger | None"]
-"""What clients share an engine by: base_url, app and ledger."""
+"""The identity of an engine within a loop: base_url, app and ledger."""
 
 
 @dataclass(slots=True)
@@ -31,10 +31,10 @@ class Engine:
     """The schedulers of one app in one event loop.
 
     Attributes:
-        events: delivers what happens.
-        schedulers: give turns to the calls of the endpoints, by their names.
-        ledger: a ledger that was opened for it, and is closed with the last client; else None.
-        clients: its open clients.
+        events: delivers events to subscribers.
+        schedulers: the schedulers, by the endpoint's name.
+        ledger: a ledger that was opened for this engine, and is closed with the last client; else None.
+        clients: the open clients.
     """
 
     events: EventHub
@@ -47,7 +47,7 @@ class Engine:
         self.events.publish(TokenRefreshed(asyncio.get_running_loop().time(), user))
 
     def at_rest(self) -> bool:
-        """Return whether nothing would be lost with it."""
+        """Return whether nothing would be lost if it were forgotten."""
         return (
             not self.clients
             and self.ledger is None
@@ -55,17 +55,17 @@ class Engine:
         )
 
     def resume(self, subject: str) -> None:
-        """Resume a subject, whichever endpoint's answer has suspended it."""
+        """Resume a subject on all endpoints, whichever one's answer has suspended it."""
         for scheduler in self.schedulers.values():
             scheduler.resume(subject)
 
     async def written(self) -> None:
-        """Wait until all that has ended so far is on record."""
+        """Wait until the end of every call that has ended so far is on record."""
         for scheduler in self.schedulers.values():
             await scheduler.written()
 
     def snapshot(self) -> Snapshot:
-        """Return how the sends stand, and what is suspended for any endpoint."""
+        """Return the state of the sends, and the suspensions of all endpoints."""
         shots = {name: scheduler.snapshot() for name, scheduler in self.schedulers.items()}
         suspended = {(one.subject, one.reach): one for shot in shots.values() for one in shot.suspended}
         return replace(shots[SEND.name], suspended=tuple(suspended.values()))
@@ -76,7 +76,7 @@ _inherited: Final[list[object]] = []
 
 
 def _leave_to_parent() -> None:
-    """Begin anew in a forked process. What is the parent's is kept: dropped, it would be closed for the parent."""
+    """Begin anew in a forked process. The parent's engines are kept: freed, they would close its connections."""
     _inherited.append(dict(_engines))
     _engines.clear()
 
@@ -111,7 +111,7 @@ def _engines_in(loop: asyncio.AbstractEventLoop) -> dict[EngineKey, Engine]:
     with mutex:
         ended = [_engines.pop(other) for other in list(_engines) if other.is_closed()]
         engines = _engines.setdefault(loop, {})
-    del ended  # not under the mutex: it may hold anything of a user's
+    del ended  # not under the mutex: to free it may run finalizers in the user's code
     return engines
 
 

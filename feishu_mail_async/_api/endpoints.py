@@ -1,6 +1,7 @@
-"""The endpoints of the API, a row each. No path, scope, limit or source stands anywhere else in the package.
+"""The table of the API's endpoints, a row each. No other module has a path, a scope, a limit or a source.
 
-The sandbox has a table of its own, because a judge does not read the defendant's papers; a test compares the two.
+The sandbox has a table of its own, so that a mistake here is not repeated by the server that tests it; a test
+compares the two.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ _DRAFTS: Final = "/open-apis/mail/v1/user_mailboxes/{mailbox}/drafts"
 
 
 class LostReply(StrEnum):
-    """The way on after a call that ended without a readable answer."""
+    """The way to continue after a call that ended without a readable answer."""
 
     SAFE = "repeat it"
     CONFIRM = "repeat it; one code says that it was done before"
@@ -34,11 +35,11 @@ class Endpoint(Generic[T]):
     Attributes:
         name: its name in events, metrics and a ledger.
         method: the HTTP method.
-        path: its path; each name in braces stands for one segment.
+        path: its path; each name in braces is replaced by one segment.
         scope: the OAuth scope that a token needs.
-        limit: the calls that the platform allows an app.
-        writes: whether a call needs its user and its mailbox for itself.
-        lost_reply: the way on after a lost reply.
+        limit: the rate that the platform allows an app.
+        writes: a call holds the locks of its user and its mailbox.
+        lost_reply: the way to continue after a lost reply.
         what: the object of a call, as sentences name it.
         read: reads the `data` of a success; raises KeyError, TypeError or ValueError if it has another form.
         source: the document's title on the platform.
@@ -63,7 +64,7 @@ class Endpoint(Generic[T]):
 
 def _segment(value: str) -> str:
     """Percent-encode one path segment whole: nothing in it can start another segment or a query."""
-    # Dots are "unreserved", but a segment of dots alone is taken for a step within the path.
+    # Dots are "unreserved" in RFC 3986, but a segment of dots alone is resolved as a step within the path.
     return quote(value, safe="") if value.strip(".") else value.replace(".", "%2E")
 
 

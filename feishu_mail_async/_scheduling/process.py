@@ -286,7 +286,7 @@ class ProcessStore:
         return bool(lost)
 
     def lose_all(self) -> None:
-        """Count all calls as lost, in a forked process: its parent makes them, and this one never sees them end."""
+        """Count all calls as lost, in a forked process: its parent makes them, and their ends remain unknown."""
         for turn, flight in list(self.flights.items()):
             self._lose(turn, flight.lapses)
 

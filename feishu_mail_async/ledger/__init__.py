@@ -1,10 +1,14 @@
-"""Permits, locks, drafts and tokens: in memory, or on a database for more than one process.
+"""Ledgers: permits, locks, drafts and tokens on a database, shared by processes and kept across restarts.
 
     open_ledger("sqlite:///mail.db")          one host
     open_ledger("postgresql://host/name")     many hosts
 
 Both are one implementation on SQLAlchemy, which is needed only for them: `pip install 'feishu-mail-async[ledger]'`
-for SQLite, `[fleet]` for PostgreSQL.
+for SQLite, `[fleet]` for PostgreSQL. Without a ledger a client keeps the same in memory, for its process alone.
+
+The package implements the ports of scheduling and login (`SchedulerStore`, `TokenStore`) and imports them, never
+the reverse. `sqlstore` opens with the theory of operation of its turns, `clock` and `jumps` explain the ledger's
+time.
 """
 
 from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record

@@ -1,10 +1,11 @@
-"""The clock of a ledger that the processes of one host share: it never runs ahead, whatever the wall clock does.
+"""A monotonic clock shared by the processes of one host, for ledgers on SQLite.
 
-It stands in the file, and is moved on by what the host's monotonic clock has moved on since it was last looked
-at. That clock is the same for all processes, and nobody sets it; where a time namespace moves it for the processes
-of a container, the offset is taken off again. After a restart of the host it begins anew: then
-the ledger's clock goes on from where it stood, as if no time had passed in between. It may so fall behind the true
-time, which keeps a permit a little longer; it never opens a window too early.
+Its value is stored in the ledger, and advanced by the time that has passed on the host's monotonic clock since it
+was last read. The host's monotonic clock is the same for all processes and cannot be set; where a time namespace
+shifts it for the processes of a container, the offset is subtracted. After a reboot the host's clock begins anew:
+then the ledger's clock resumes from the stored value, as if no time had passed in between. So it may lag behind
+the true time, which keeps a permit a little longer; it never leads, so no window opens too early. The wall clock
+has no influence on it.
 """
 
 import time
@@ -17,12 +18,18 @@ __all__ = ["HostClock", "Reading"]
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _OFFSETS: Final = Path("/proc/self/timens_offsets")
-"""What the time namespace of this process adds to the host's clocks: a line each, in seconds and nanoseconds."""
+"""The offsets of this process's time namespace from the host's clocks: a line each, seconds and nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What stands in the file: the ledger's time, the host's at that moment, and which start of the host."""
+    """A reading of the ledger's clock, as it is stored.
+
+    Attributes:
+        time: the ledger's time, in seconds.
+        monotonic: the host's monotonic clock at that moment, in seconds.
+        boot: the id of the host's boot; empty where there is none.
+    """
 
     time: float
     monotonic: float
@@ -30,11 +37,12 @@ class Reading:
 
 
 class HostClock:
-    """Tells a ledger's time.
+    """The clock of a ledger.
 
     Args:
-        monotonic: seconds of a clock that all processes of the host share, but for their time namespaces.
-        boot: what names this start of the host; empty where nothing does.
+        monotonic: returns the seconds of a clock that all processes of the host share, apart from the offsets of
+            their time namespaces.
+        boot: the id of this boot of the host; empty where there is none; None: as the system says.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, boot: str | None = None) -> None:
@@ -43,14 +51,15 @@ class HostClock:
         self._boot = _boot() if boot is None else boot
 
     def first(self) -> Reading:
-        """The reading of a new ledger."""
+        """Return the reading of a new ledger."""
         return Reading(0.0, self._monotonic() - self._offset, self._boot)
 
     def read(self, last: Reading) -> Reading:
-        """The reading now, after the last one.
+        """Return the reading now, after the last one.
 
-        Where nothing names the host's start, a restart shows in a clock that has gone back. One that has not has
-        run for less than has passed, since it began anew in between: too little is counted, never too much.
+        Without a boot id a reboot shows in a monotonic clock that has gone back. If after a reboot it has already
+        passed the stored value, the difference is less than the time that has really passed: too little is
+        counted, never too much.
         """
         now = self._monotonic() - self._offset
         passed = now - last.monotonic if last.boot == self._boot else 0.0

@@ -1,8 +1,9 @@
-"""A database that a ledger lies in: its connections, its transactions, its time.
+"""The database of a ledger: its connections, its transactions, its time.
 
-Every change is one transaction, in which the app's row is locked first: so what a turn depends on, permits, locks,
-pauses and suspensions, is looked at and changed by one process at a time, and rows are never locked in two orders.
-What may pass is waited out here, on new connections, for those who use it.
+Every change is one transaction, in which the app's row is locked first. So everything that a turn depends on
+(permits, locks, pauses, suspensions) is read and changed by one process at a time, and rows are never locked in
+two different orders, which would deadlock. Transient failures are retried here, on new connections: the callers
+see a result, or an error that waiting does not help against.
 """
 
 import asyncio
@@ -35,22 +36,22 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _MOST_LOST: Final = 1.0
-"""Seconds that the clock of a SQLite ledger may run before it is written down: so many a restart may cost it."""
+"""Seconds between two writes of a SQLite ledger's clock, at most: a restart of the host may lose as many."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
-"""Of the advisory lock under which one process makes the tables."""
+"""The key of the advisory lock under which one process makes the tables ("FMAIL")."""
 
 
 class Database:
-    """A database, which is opened, and whose tables are made, when it is used first.
+    """The database of a ledger. It is opened, and its tables are made, when it is first used.
 
     Args:
         url: "sqlite:///PATH" or "postgresql://…".
-        patience: seconds for which a database that does not answer, or is locked, is tried again.
-        clock: tells the time of a SQLite ledger; a PostgreSQL ledger goes by its database's clock.
+        patience: seconds for which a transaction is retried while the database does not answer, or is locked.
+        clock: the clock of a SQLite ledger; a PostgreSQL ledger uses its database's clock.
 
     Attributes:
-        jumps: what is noticed of jumps of its clock.
-        prunable: whether old drafts are found without reading all; known once it is open.
+        jumps: notices jumps of the database's clock, and corrects the rows.
+        prunable: there is an index by which old drafts are found without reading all; known once it is open.
     """
 
     def __init__(self, url: str, *, patience: float = 60.0, clock: HostClock | None = None) -> None:
@@ -77,16 +78,16 @@ class Database:
 
     @property
     def caution(self) -> str:
-        """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
+        """A warning if tokens may cross a network unencrypted without the user's explicit consent; else empty."""
         return "" if self._sqlite else postgres.caution(self._url)
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it belongs to a process that this one was forked from."""
+        """True if it was opened by a process that this one was forked from."""
         return self._origin.elsewhere
 
     async def close(self) -> None:
-        """Close the connections. Whoever uses it afterwards opens it again."""
+        """Close the connections. The next use opens it again."""
         engine, self._engine, self._opened, self._used = self._engine, None, False, False
         self._origin = Origin()
         self._opening = asyncio.Lock()  # the next one to open it may run in another event loop
@@ -98,15 +99,18 @@ class Database:
     async def transact(
         self, work: Callable[[AsyncConnection], Awaitable[T]], failed: Callable[[], None] | None = None
     ) -> T:
-        """Do something in one transaction; what may pass is waited out, and the work done anew.
+        """Run work in one transaction; after a transient failure wait, and run it again in a new one.
 
         Args:
-            work: what to do.
-            failed: called before each further try: the last one may have been committed, or not.
+            work: the work; it has to be idempotent, because a commit whose answer was lost is repeated.
+            failed: called before each retry unless the file was just locked: the last try may have been committed.
+
+        Returns:
+            the work's result.
 
         Raises:
-            LedgerError: it could not be done; the message says what to do. RecordRefused if that is because of a
-                value in it, so that the same with other values may succeed.
+            LedgerError: it failed for good, or for `patience` seconds; the message says what to do. RecordRefused
+                if the database refuses a value in it, so that the same with other values may succeed.
         """
         if self._origin.elsewhere:
             raise LedgerError(
@@ -140,10 +144,11 @@ class Database:
         except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
             failed_for_good = told(self.where, error, self._url.password or "")
             if not isinstance(error, TROUBLE) and not isinstance(failed_for_good, RecordRefused):
-                # As text: a log's handler may show the values that stand in the frames.
+                # As text: given the exception, a log handler may show the local variables, secrets among them.
                 _log.error("%s\n%s", failed_for_good, "".join(traceback.format_exception(error)))
         if failed_for_good is not None:
-            # Not from within the handler: what went wrong would be its context, with all it knows.
+            # Not within the handler: the database's error would be the context of this one, with its statement
+            # and its connection.
             raise failed_for_good
         self._used = True
         if self._struggling:
@@ -171,7 +176,7 @@ class Database:
             )
 
     async def now(self, connection: AsyncConnection) -> float:
-        """The ledger's time, asked for once the transaction holds its locks: waiting for them takes time."""
+        """Read the ledger's time, after the transaction has locked its rows: waiting for locks takes time."""
         if not self._sqlite:
             before = elapsed()
             told_time = float((await connection.execute(_DATABASE_TIME)).scalar_one())
@@ -185,7 +190,7 @@ class Database:
         return reading.time
 
     async def hold(self, connection: AsyncConnection, base_url: str, app: str) -> int:
-        """Lock the row of an app until the transaction ends, and return its id; one that is not there is made."""
+        """Lock the row of an app until the transaction ends, making it if there is none, and return its id."""
         table = schema.app
         mine = sa.select(table.c.id).where(table.c.base_url == base_url, table.c.app == app).with_for_update()
         found: int | None = (await connection.execute(mine)).scalar_one_or_none()
@@ -196,8 +201,8 @@ class Database:
         return found
 
     def insert(self, table: sa.Table) -> Any:
-        """An INSERT that can say what is done on a conflict."""
-        # Not at the top: the engine has loaded its own dialect by now, and the other one would be for nothing.
+        """Return an INSERT that supports ON CONFLICT."""
+        # Not imported at the top: by now the engine has loaded its own dialect, and the other one costs time.
         if self._sqlite:
             from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415
 
@@ -248,8 +253,8 @@ class Database:
 
 
 def _give_up(context: sa.engine.ExceptionContext) -> None:
-    """Throw away a connection that is of no use any more, and all from before it."""
-    # What is broken off was waiting for a server that does not answer.
+    """Discard a connection that is of no use any more, with all older ones of the pool."""
+    # A cancelled statement was waiting for a server that does not answer.
     if context.is_disconnect or stale(context.original_exception):
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
 

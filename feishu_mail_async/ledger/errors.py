@@ -1,8 +1,9 @@
-"""Failures of a ledger's database: which may pass, which connections they leave behind, what to tell the person.
+"""Classification of database errors: transient (retried) or permanent (raised, with a remedy).
 
-Whatever is not known to last may pass: it is tried again, on a new connection. There are two kinds that last.
-What is wrong with a statement, with the tables, the file or the URL is final. Who is not let in is told so at once
-by a database that is used for the first time; one that has let him in before is being changed, and that may pass.
+An error that is not known to be permanent is transient, and retried on a new connection. There are two permanent
+kinds. An error in a statement, in the tables, the file or the URL is final. A refusal to let the user in is final
+for a database that is used for the first time, so that it is reported at once; a database that has let the user in
+before is just being changed, so there it is transient.
 """
 
 import errno
@@ -18,7 +19,7 @@ from feishu_mail_async.errors import LedgerError, RecordRefused
 __all__ = ["TROUBLE", "busy", "passes", "reason", "remedy", "stale", "told", "words"]
 
 TROUBLE: Final = (DBAPIError, PoolTimeoutError, OSError)
-"""What a database's failure is raised as; TimeoutError is an OSError."""
+"""The types that errors of a database are raised as; TimeoutError is an OSError."""
 
 _FILE_RIGHTS: Final = "it cannot be written: check the rights of the file and of its directory"
 _SQLITE: Final = {
@@ -35,7 +36,7 @@ _SQLITE: Final = {
 _SQLITE_DENIED: Final = ("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")
 _SQLITE_PASSING: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM", "SQLITE_INTERRUPT", "SQLITE_ABORT")
 _SQLITE_STALE: Final = ("SQLITE_READONLY", "SQLITE_IOERR")
-"""Names that a connection repeats though the file has long been writable, or another one."""
+"""Errors that a connection keeps raising although the file has become writable, or is another one."""
 _LOCKS: Final = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 _LOCKED: Final = "another program keeps it locked: end that, then run it again"
 
@@ -63,15 +64,15 @@ _STATES: Final = {
     "URL": "a setting in the URL is refused: correct it, or leave it out",
 }
 _DENIED: Final = ("28", "3D", "42501", "SSL", "TLS")
-"""States that say who may do what, and how."""
+"""SQLSTATEs (and our own) of refused access: rights, logins, encryption."""
 _FINAL: Final = ("0A", "21", "22", "23", "3F", "42", "44", "54", "P0", "XX001", "XX002", "POOLER", "URL")
-"""States of what is wrong with a statement, its values, the tables, or the URL."""
+"""SQLSTATEs of errors in a statement, its values, the tables, or the URL."""
 _QUOTING: Final = ("22", "23")
-"""States whose words repeat values."""
+"""SQLSTATEs whose messages quote values."""
 _CONTENDED: Final = ("40", "55")
-"""States of transactions that were in each other's way, on connections that are as good as before."""
+"""SQLSTATEs of transactions that got in each other's way; their connections are still good."""
 _NO_STATE: Final = frozenset({None, "08P01"})
-"""What libpq gives while a connection comes about, and what poolers give for anything."""
+"""SQLSTATEs that say nothing: libpq gives None while it connects, and poolers give 08P01 for anything."""
 _SAID: Final = {
     'database ".*" (does not exist|不存在)|数据库 ".*" 不存在|no such database': "3D",
     'role ".*" (does not exist|is not permitted to log in)|角色 ".*" 不存在|no such user': "28",
@@ -83,20 +84,20 @@ _SAID: Final = {
     "too many (clients|connections)|remaining connection slots|no more connections allowed": "53300",
     "session is read-only|server is in hot standby mode": "25006",
 }
-"""States for what is said then."""
+"""Patterns of messages without a useful SQLSTATE, and the SQLSTATE (or our own) to take instead."""
 _REFUSED_BY_DRIVER: Final = frozenset({"DataError", "IntegrityError", "NotSupportedError", "ProgrammingError"})
-"""Errors of any driver, by their names in PEP 249."""
+"""Errors by which a driver itself refuses its input, by their names in PEP 249."""
 _VALUES: Final = ("22", "23", "44", "54", "P0")
-"""Data, constraints, a view's check, limits such as an index row's, what a trigger raises."""
+"""SQLSTATEs of refused values: data, constraints, a view's check, limits such as an index row's, triggers."""
 _MOST_WORDS: Final = 300
 
 
 def passes(error: BaseException, *, opened: bool) -> bool:
-    """Whether a failure may pass, so that it is worth trying again.
+    """Return whether an error is transient, so that it is worth trying again.
 
     Args:
-        error: what was raised.
-        opened: whether the database has let this user in before.
+        error: the error.
+        opened: the database has let this user in before.
     """
     origin = _origin(error)
     name = _sqlite_name(origin)
@@ -112,7 +113,7 @@ def passes(error: BaseException, *, opened: bool) -> bool:
 
 
 def stale(error: BaseException) -> bool:
-    """Whether the connection is of no use any more, nor those from before: they lead to the same server."""
+    """Return whether the connection is of no use any more, nor are older ones, which lead to the same server."""
     origin = _origin(error)
     name = _sqlite_name(origin)
     if name:
@@ -121,26 +122,26 @@ def stale(error: BaseException) -> bool:
 
 
 def busy(error: BaseException) -> bool:
-    """Whether a SQLite file was locked by somebody else, so that nothing at all was done."""
+    """Return whether another process had locked the SQLite file, so that nothing at all was done."""
     return _sqlite_name(_origin(error)).startswith(_LOCKS)
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong, in a few words."""
+    """Return the problem in a few words."""
     return _advice(error).partition(":")[0]
 
 
 def remedy(error: BaseException) -> str:
-    """What to do about it."""
+    """Return the remedy in a few words."""
     return _advice(error).partition(": ")[2]
 
 
 def words(error: BaseException, secret: str) -> str:
-    """The server's own words, in brackets; nothing where they may repeat values, or parts of the URL.
+    """Return the server's own message in brackets; empty where it may quote values, or parts of the URL.
 
     Args:
-        error: what was raised.
-        secret: the password, which is not repeated.
+        error: the error.
+        secret: the password, which is replaced by stars.
     """
     origin = _origin(error)
     state = getattr(origin, "sqlstate", None)
@@ -159,19 +160,19 @@ def words(error: BaseException, secret: str) -> str:
 
 
 def _of_values(error: BaseException) -> bool:
-    """Whether it is for the values in a statement that it was refused: with those of others it may succeed."""
+    """Return whether a statement was refused for its values, so that it may succeed with other values."""
     if isinstance(error, DataError | IntegrityError | UnicodeError | OverflowError):
         return True
     return _state(_origin(error)).startswith(_VALUES)
 
 
 def told(where: str, error: BaseException, secret: str = "") -> LedgerError:
-    """The error for the person, after waiting did not help or where it would not; RecordRefused if a value is why.
+    """Return the LedgerError to raise where waiting has not helped or would not; RecordRefused if a value is why.
 
     Args:
         where: the ledger, as it may be shown.
-        error: what the database said. It is not kept: the address in it may hold a password.
-        secret: the password, which is not repeated.
+        error: the database's error. It is not kept as the cause: the address in it may hold a password.
+        secret: the password, which is replaced by stars.
     """
     kind = RecordRefused if _of_values(error) else LedgerError
     if isinstance(error, TROUBLE) or kind is RecordRefused:
@@ -184,11 +185,11 @@ def told(where: str, error: BaseException, secret: str = "") -> LedgerError:
 
 
 class _Cause(Exception):
-    """What stands behind a LedgerError, without the connection and what it knows."""
+    """The cause of a LedgerError: the name of the database's error, without its statement and connection."""
 
 
 def _advice(error: BaseException) -> str:
-    """What is wrong, and after a colon what to do."""
+    """Return the problem and, after a colon, the remedy."""
     if _of_values(error):
         return f"the database refuses a value ({_named(error)})"
     origin = _origin(error)
@@ -210,12 +211,12 @@ def _found(table: dict[str, str], name: str) -> str | None:
 
 
 def _origin(error: BaseException) -> BaseException | None:
-    """The driver's own error, where SQLAlchemy has put one of its own around it."""
+    """Return the driver's own error, where SQLAlchemy has wrapped it."""
     return error.orig if isinstance(error, DBAPIError) else error
 
 
 def _is(origin: BaseException | None, names: AbstractSet[str]) -> bool:
-    """Whether it is one of these errors of PEP 249, whatever the driver."""
+    """Return whether it is one of these errors of PEP 249, whatever the driver."""
     return not names.isdisjoint(base.__name__ for base in type(origin).__mro__)
 
 
@@ -224,7 +225,7 @@ def _sqlite_name(origin: BaseException | None) -> str:
 
 
 def _state(origin: BaseException | None) -> str:
-    """The SQLSTATE, also of a server that lets nobody in; empty if there is none."""
+    """Return the SQLSTATE, derived from the message where a connection is refused; empty if there is none."""
     state = getattr(origin, "sqlstate", None)
     said = str(origin) if state in _NO_STATE else ""
     known = next((known for pattern, known in _SAID.items() if re.search(pattern, said)), None)

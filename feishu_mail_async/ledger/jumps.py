@@ -1,9 +1,10 @@
-"""Jumps of a PostgreSQL's clock, which somebody may set, and which is another one after a failover.
+"""Jumps of a PostgreSQL server's clock, which may be set, and which is another clock after a failover.
 
-How much time can have passed since it looked last, each client knows by a clock of its own that nobody sets. Where
-the database's has gone on by more, that counts as no time: calls on record count as just ended, and what was to
-last for a while lasts as much longer. A client that has begun after the jump knows nothing of it: those that were
-there before correct what stands in the tables, the first time that each of them looks.
+By its own monotonic clock each client knows how much time can have passed since it last read the database's. If
+the database's clock has advanced by more, the difference counts as no time: otherwise permits would come back
+early, and the limit would be broken. Calls on record count as just ended, and times in the future are moved by the
+jump. A client that has begun after the jump cannot notice it; so every client that was there before corrects the
+tables, the first time that it looks.
 """
 
 import logging
@@ -21,13 +22,13 @@ __all__ = ["Jumps", "elapsed"]
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _TOLERANCE: Final = 0.5
-"""Seconds that the database's clock may be found ahead: a limit's margin is larger."""
+"""Seconds by which the database's clock may be ahead without counting as a jump: a limit's margin is larger."""
 _DRIFT: Final = 0.001
-"""Seconds a second by which two clocks may go differently."""
+"""Seconds per second by which two clocks may drift apart."""
 
 
 def elapsed() -> float:
-    """Seconds of a clock that goes on while the host sleeps, where there is one."""
+    """Return the seconds of a clock that goes on while the host sleeps, where there is one."""
     try:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     except (AttributeError, OSError):
@@ -35,7 +36,7 @@ def elapsed() -> float:
 
 
 class Jumps:
-    """Notices the jumps of a database's clock, and sees to it that nothing comes free by them.
+    """The jumps of a database's clock: it notices them, and corrects the rows so that nothing comes free by them.
 
     Args:
         where: the ledger, as it may be shown.
@@ -49,7 +50,13 @@ class Jumps:
         self._uncommitted: WeakKeyDictionary[AsyncConnection, tuple[int, float]] = WeakKeyDictionary()
 
     def look(self, told: float, before: float, after: float) -> None:
-        """The database has told its time, between two readings of the clock here."""
+        """Compare the database's time with the clock here.
+
+        Args:
+            told: the database's time, in seconds.
+            before: `elapsed` before it was asked for.
+            after: `elapsed` after the answer.
+        """
         last, self._last = self._last, (told, before, after)
         if last is None:
             return
@@ -71,14 +78,23 @@ class Jumps:
             )
 
     async def correct(self, connection: AsyncConnection, app_id: int, now: float) -> bool:
-        """Let nothing of an app come free by a jump; its row is held. True if anything was changed."""
+        """Move the times in an app's rows by the jumps that are not corrected yet.
+
+        Args:
+            connection: the database's, in a transaction that has locked the app's row.
+            app_id: the app's row.
+            now: the ledger's time.
+
+        Returns:
+            whether anything was changed, so that rows read before are out of date.
+        """
         jump = self._total - self._counted.get(app_id, 0.0)
         if jump <= 0.0:
             return False
         self._uncommitted[connection] = app_id, self._total
 
         def later(column: sa.Column[Any]) -> Any:
-            """What would have ended by the jump alone lasts as much longer."""
+            """Return the time, moved by the jump if the jump alone would have ended it."""
             return sa.case((sa.and_(column > now - jump, column <= now), column + jump), else_=column)
 
         budget, permit, lock = schema.budget.c, schema.permit.c, schema.lock.c
@@ -101,7 +117,7 @@ class Jumps:
         return True
 
     def committed(self, connection: AsyncConnection) -> None:
-        """What was changed in this transaction stays so."""
+        """Note that the transaction of a correction was committed: one that was rolled back is done again."""
         done = self._uncommitted.pop(connection, None)
         if done is not None:
             self._counted[done[0]] = done[1]

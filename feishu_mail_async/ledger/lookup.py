@@ -1,6 +1,6 @@
-"""The rows of many keys, in one statement whatever their number, which always goes by the index of the keys.
+"""A lookup of the rows of many keys, by one statement whatever their number, that always uses the keys' index.
 
-A list of pairs after IN does not: SQLite then reads the whole table.
+Pairs in an IN list would not do: SQLite then reads the whole table.
 """
 
 import functools
@@ -17,15 +17,15 @@ __all__ = ["rows_of"]
 async def rows_of(
     connection: AsyncConnection, table: sa.Table, app_id: int, keys: Iterable[Sequence[str]]
 ) -> sa.CursorResult[Any]:
-    """The rows of an app's that hold these keys.
+    """Return the rows of an app that hold these keys.
 
     Args:
         connection: the database's.
-        table: its primary key is the app, and what the keys give.
+        table: a table whose primary key is the app and the columns of a key.
         app_id: the app's row.
-        keys: each as it is stored, in the order of the table's columns.
+        keys: the keys as they are stored, in the order of the table's columns.
     """
-    # Not in ASCII: a database in SQL_ASCII takes no escapes.
+    # Not escaped to ASCII: a database in SQL_ASCII does not accept JSON escapes.
     values = {"app_id": app_id, "keys": json.dumps(list(keys), ensure_ascii=False)}
     query = _query(table, sqlite=connection.dialect.name == "sqlite")
     found: sa.CursorResult[Any] = await connection.execute(query, values)

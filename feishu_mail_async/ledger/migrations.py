@@ -1,7 +1,7 @@
-"""The steps from an older schema of a ledger to this one.
+"""Migrations: the steps from an older schema of a ledger to this one.
 
-They are taken as a ledger is opened, in one transaction, by the first process of this version. What older
-processes still do then fails for them, because the tables they know are gone: they are to be stopped before.
+The first process of this version takes them when it opens the ledger, in one transaction. Processes of an older
+version fail from then on, because the tables they know are gone: stop them before.
 """
 
 from collections.abc import Awaitable, Callable
@@ -36,7 +36,7 @@ _MOVED: Final = (
     "unreachable_since",
     "unreachable_times",
 )
-"""The columns of an app that are those of its sends since schema 2."""
+"""The columns that schema 2 moves from the app to the budget of its sends."""
 
 _RENAMED: Final = (
     ("lock", "cooling", "backoff_until"),
@@ -47,11 +47,11 @@ _RESUMED: Final = {"REOPEN": "RESUMED"}
 
 
 async def migrate(connection: AsyncConnection, version: int) -> None:
-    """Bring a ledger to this schema.
+    """Migrate a ledger to this schema.
 
     Args:
-        connection: the database's, in a transaction in which nobody else opens the ledger.
-        version: the ledger's schema.
+        connection: the database's, in a transaction during which no other process opens the ledger.
+        version: the ledger's present schema.
     """
     for step in range(version, schema.VERSION):
         await _STEPS[step](connection)
@@ -59,7 +59,7 @@ async def migrate(connection: AsyncConnection, version: int) -> None:
 
 
 async def _from_1_to_2(connection: AsyncConnection) -> None:
-    """Give each endpoint a budget of its own, and each suspension a reach: so far there were only sends."""
+    """Give each endpoint a budget of its own, and each suspension a reach; until now there were only sends."""
 
     async def run(statement: str) -> None:
         await connection.execute(sa.text(statement))
@@ -84,7 +84,8 @@ async def _from_1_to_2(connection: AsyncConnection) -> None:
             "until": _RESUMED.get(row.until, row.until),
             "fingerprint": row.mark,
         }
-        # As it stands there: a long name is kept as a digest, which must not become one of a digest.
+        # In plain SQL, which copies the stored form: a long name is stored as a digest, and to store that through
+        # the column's type would make a digest of the digest.
         await connection.execute(
             sa.text(
                 "INSERT INTO feishu_mail_suspension (app_id, subject, reach, reason, until, ends, fingerprint) "
@@ -96,7 +97,7 @@ async def _from_1_to_2(connection: AsyncConnection) -> None:
 
 
 def _reach(reason: FeishuMailError) -> str:
-    """Return the reach of a suspension by what a send was answered."""
+    """Return the reach of a suspension by the answer to a send that caused it."""
     if isinstance(reason, AutomatedSendDisabled):
         return SEND.name
     row = CODES.get(reason.code) if isinstance(reason, ApiError) else None

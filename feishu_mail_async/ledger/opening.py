@@ -1,4 +1,4 @@
-"""The homes a ledger can have, by their URLs."""
+"""Ledger backends by URL."""
 
 import importlib
 import re
@@ -25,35 +25,54 @@ _SCHEME: Final = re.compile(r"([a-z0-9+]+)://")
 
 @runtime_checkable
 class Ledger(Protocol):
-    """A home of permits, locks, drafts and tokens that outlives a process."""
+    """A persistent store of permits, locks, drafts and tokens, for one app or several."""
 
     def tokens(self, base_url: str, app: str) -> TokenStore:
-        """The tokens of one app's users."""
+        """Return the tokens of one app's users.
+
+        Args:
+            base_url: the API's host.
+            app: the app's name.
+        """
 
     async def apps(self) -> list[tuple[str, str]]:
-        """All that have a store: base_url and app."""
+        """Return the apps that have a store: base_url and app.
+
+        Raises:
+            LedgerError: the database cannot be read; the message says what to do.
+        """
 
     async def overview(self, base_url: str, app: str) -> Overview | None:
-        """How an app stands; None if it has no store."""
+        """Return the state of an app's sends; None if the app has no store.
+
+        Args:
+            base_url: the API's host.
+            app: the app's name.
+
+        Raises:
+            LedgerError: the database cannot be read; the message says what to do.
+        """
 
     async def close(self) -> None:
-        """Close what is open. The clients that use it have been closed before."""
+        """Close the connections. Close the clients that use the ledger before."""
 
 
 @runtime_checkable
 class StoringLedger(Ledger, Protocol):
-    """A ledger as clients need it: it keeps the schedulers' stores."""
+    """A ledger that also has the stores of schedulers, as clients need it."""
 
     def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> SchedulerStore:
-        """Return a store of one app and endpoint. Nothing is opened before it is used."""
+        """Return a store of one app and endpoint. The database is opened when the store is first used."""
 
 
 def check_url(url: str) -> str:
-    """The kind of database that a URL names: "sqlite" or "postgresql".
+    """Return the kind of database that a URL names: "sqlite" or "postgresql".
+
+    Args:
+        url: the URL of a ledger.
 
     Raises:
-        ValueError: it is none of the forms a ledger can have. The sentence does not repeat the URL, in which a
-            password may stand.
+        ValueError: it is not the URL of a ledger. The message does not quote the URL, which may hold a password.
     """
     scheme = _SCHEME.match(url)
     kind = scheme.group(1) if scheme else ""
@@ -76,7 +95,7 @@ def _check_path(url: str) -> None:
 
 
 def _check_address(url: str) -> None:
-    """See that the password ends where its writer thinks it does: what follows it is shown."""
+    """Check that the password ends where its writer thinks it does: the rest of the URL is shown and logged."""
     address = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
     hosts = address.rpartition("@")[2].split(",")  # as libpq takes them, which tries one after the other
     if address.count("@") > 1 or not all(map(_readable, hosts)):
@@ -94,7 +113,7 @@ def _readable(host: str) -> bool:
 
 
 def open_ledger(url: str) -> Ledger:
-    """A ledger on a database, to be given to clients. It is opened when it is used first.
+    """Return a ledger on a database, to be given to clients. The database is opened when the ledger is first used.
 
     Args:
         url: "sqlite:///PATH" for the processes of one host, "postgresql://…" for many hosts.
@@ -107,7 +126,7 @@ def open_ledger(url: str) -> Ledger:
 
 
 def open_stores(url: str) -> StoringLedger:
-    """Open a ledger, as `open_ledger` does, for those who need its stores."""
+    """Return a ledger, as `open_ledger` does, typed for callers that need its stores."""
     modules, extra = _NEEDED[check_url(url)]
     try:
         for module in modules:

@@ -1,4 +1,4 @@
-"""How an app stands in a ledger, for people to look at."""
+"""The state of an app in a ledger, for showing."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ __all__ = ["Overview"]
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """How an app stands in a ledger, over all its processes.
+    """The state of an app's sends in a ledger, over all its processes.
 
     Attributes:
-        drafts: drafts by state: the statuses of outcomes, "waiting" and "in_flight".
+        drafts: the number of drafts by state: the statuses of outcomes, "waiting" and "in_flight".
         limit: the limit in force.
         in_use: permits in use: calls that count in the server's window, those in flight among them.
-        in_flight: calls that are being made.
+        in_flight: calls in flight.
         next_permit: seconds until a permit is free; 0: now.
         paused: seconds until the next probe while the whole app is paused; else None.
-        pause_reason: why it is paused.
-        suspended: what is suspended, why and until when.
+        pause_reason: the reason of the pause, in words.
+        suspended: the suspensions that hold.
     """
 
     drafts: dict[str, int]

@@ -1,4 +1,4 @@
-"""How long and how often a transaction that failed is tried again."""
+"""The retries of a failed transaction: for how long, and at which intervals."""
 
 import asyncio
 import random
@@ -11,20 +11,20 @@ from .errors import busy
 __all__ = ["LONGEST", "LONG_LOCKED", "Patience", "pause"]
 
 LONGEST: Final = 20.0
-"""Seconds after which a transaction on a database far away is taken to hang."""
+"""Seconds after which a transaction on a remote database counts as hanging."""
 LONG_LOCKED: Final = 5.0
-"""Seconds after which a SQLite file is not just in use by others, but kept locked."""
+"""Seconds after which a SQLite file counts as kept locked, not just as in use by other processes."""
 _LONGEST_PAUSE: Final = 2.0
 """Seconds between two tries, at most."""
 
 
 class Patience:
-    """Tells when to stop trying: after so many seconds in which this process could have tried.
+    """The stop condition of the retries: after so many seconds in which this process could have tried.
 
-    A process that was stopped, or whose loop stood still, has not tried meanwhile.
+    Time in which the process was stopped, or its loop was blocked, does not count: it has not tried meanwhile.
 
     Args:
-        seconds: how many.
+        seconds: the time for all tries together.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -33,7 +33,7 @@ class Patience:
         self._last = self._clock()
 
     def __call__(self, _: RetryCallState) -> bool:
-        """Count the time since the last try, and say whether to stop."""
+        """Count the time since the last try, and return whether to stop."""
         now = self._clock()
         self._left -= min(now - self._last, LONGEST + _LONGEST_PAUSE)
         self._last = now
@@ -44,7 +44,10 @@ _exponential: Final = wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE
 
 
 def pause(state: RetryCallState) -> float:
-    """Seconds to the next try. SQLite's own waiting grows with each try, and leaves whoever waits long behind."""
+    """Return the seconds to the next try: short and random for a locked SQLite file, else growing with each try.
+
+    SQLite's own busy handler waits longer with each try, so that new processes overtake those that wait long.
+    """
     error = state.outcome.exception() if state.outcome is not None else None
     if error is not None and busy(error) and (state.seconds_since_start or 0.0) <= LONG_LOCKED:
         return random.uniform(0.001, 0.008)

@@ -1,7 +1,7 @@
-"""PostgreSQL's side of a ledger: its address, its connections, and how a transaction begins.
+"""PostgreSQL's part of a ledger: its address, its connections, and the beginning of a transaction.
 
-A connection carries no setting that outlives a transaction, and no prepared statement: behind a pooler in
-transaction mode each transaction may have another session. Nor does it begin with a parameter that poolers refuse.
+A connection has no setting that outlives a transaction, and no prepared statement: behind a pooler in transaction
+mode each transaction may run in another session. Nor does it send a startup parameter that poolers refuse.
 """
 
 import os
@@ -31,25 +31,25 @@ _CONNECTION: Final[dict[str, Any]] = {
     "prepare_threshold": None,
 }
 _ENCODING: Final = {"client_encoding": "utf8"}
-"""Whatever the surroundings or the URL say, or the database's default is."""
+"""The encoding of a connection, whatever the environment, the URL or the database's default is."""
 _IN_CLEAR: Final = (
     "tokens cross the network to it, and nothing makes it encrypt them: add ?sslmode=verify-full to its URL, or "
     "sslmode=require if its certificate cannot be checked (sslmode=disable if this network is safe without)"
 )
 _DECIDED: Final = frozenset({"disable", "require", "verify-ca", "verify-full"})
-"""Values of `sslmode` that somebody has chosen with open eyes: all but the defaults."""
+"""Values of `sslmode` that are a deliberate choice: all but the defaults."""
 _ENOUGH: Final = frozenset({"UTF8", "SQL_ASCII"})
-"""Encodings of databases that hold every text; the second one takes bytes as they come."""
+"""Encodings of databases that hold every text; SQL_ASCII stores bytes as they come."""
 _SETTINGS: Final = {
     "lock_timeout": "10s",
     "statement_timeout": "15s",
-    # A host that vanishes in the midst of a transaction must not keep the app's row for longer than this.
+    # A host that vanishes during a transaction must not keep the app's row locked for longer than this.
     "idle_in_transaction_session_timeout": "10s",
 }
 
 
 def read_address(url: str) -> URL:
-    """The URL for SQLAlchemy. Several hosts, HOST:PORT,HOST:PORT, stand in its query."""
+    """Return the URL for SQLAlchemy, in which several hosts, HOST:PORT,HOST:PORT, are moved to the query."""
     scheme, _, rest = url.partition("://")
     address, *path = re.split("(?=[/?#])", rest, maxsplit=1)
     user, at, hosts = address.rpartition("@")
@@ -64,7 +64,7 @@ def read_address(url: str) -> URL:
 
 
 def show_address(url: URL) -> str:
-    """The address as it may be shown: without its password, and without its settings."""
+    """Return the address as it may be shown: without its password, and without its settings."""
     hosts, ports = (str(url.query.get(name, "")).split(",") for name in ("host", "port"))
     shown = url.set(query={}).render_as_string(hide_password=True)
     if len(hosts) == 1:
@@ -76,7 +76,7 @@ def show_address(url: URL) -> str:
 
 
 def caution(url: URL) -> str:
-    """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
+    """Return a warning if tokens may cross a network unencrypted without explicit consent; else empty."""
     query = url.query
     if "service" in query:
         return ""
@@ -87,13 +87,13 @@ def caution(url: URL) -> str:
 
 
 def _is_here(host: str) -> bool:
-    """Tell whether a PostgreSQL host, with or without a port, is a socket's directory or this machine."""
+    """Return whether a PostgreSQL host, with or without a port, is a socket's directory or this machine."""
     name = host.rpartition(":")[0].strip("[]")
     return not host or host.startswith(("/", "@")) or is_loopback(host) or is_loopback(name)
 
 
 def check_encoding(encoding: str) -> str | None:
-    """What to tell the person about a database's encoding; None if it holds every text."""
+    """Return the problem with a database's encoding, and the remedy; None if it holds every text."""
     if encoding in _ENOUGH:
         return None
     return (
@@ -103,7 +103,7 @@ def check_encoding(encoding: str) -> str | None:
 
 
 def make_engine(url: URL) -> AsyncEngine:
-    """An engine whose transactions end of themselves when their process vanishes."""
+    """Return an engine whose transactions are ended by the server when their process vanishes."""
     engine = create_async_engine(
         url.set(drivername="postgresql+psycopg"),
         hide_parameters=True,
@@ -111,13 +111,13 @@ def make_engine(url: URL) -> AsyncEngine:
         max_overflow=2,
         pool_timeout=LONGEST,
         pool_recycle=1800,
-        isolation_level="AUTOCOMMIT",  # transactions begin where we say so
+        isolation_level="AUTOCOMMIT",  # transactions begin in `began` below
         use_native_hstore=False,
         connect_args={name: value for name, value in _CONNECTION.items() if name not in url.query} | _ENCODING,
     )
     chosen = str(url.query.get("options", ""))
     settings = [f"SET LOCAL {name} = '{value}'" for name, value in _SETTINGS.items() if name not in chosen]
-    begin = "; ".join(["BEGIN", *settings])  # in one message, so that they cost no time of their own
+    begin = "; ".join(["BEGIN", *settings])  # in one message, so that they cost no round trip of their own
 
     def began(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)

@@ -1,8 +1,8 @@
-"""What a ledger may forget, and when: a few rows at a time, beside the calls.
+"""Pruning of a ledger's rows that are not needed any more: a few at a time, beside the calls.
 
-A draft's record makes a rerun safe without a call. Without it the server says that the mail was sent, so an old
-record may go. One in doubt stays: if the server has forgotten the draft too, only the record says that it may have
-been sent.
+A draft's record makes a rerun safe without a call. Without the record a call is made, and the server answers that
+the mail was sent before; so an old record may go. A record in doubt stays: if the server has forgotten the draft
+too, only the record says that the mail may have been sent.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from . import schema
 __all__ = ["make_prunable", "prune"]
 
 _STEP: Final = 200
-"""Rows of a table that go in one transaction."""
+"""Rows of a table that are dropped in one transaction."""
 _DAY: Final = 86_400.0
 _KEPT: Final = 365 * _DAY
 """Seconds for which a draft's record is kept after its last change."""
@@ -31,10 +31,10 @@ _ENDED: Final = tuple(
 
 
 async def make_prunable(connection: AsyncConnection) -> bool:
-    """Make the index that old records are found by, if a ledger of an earlier day lacks it.
+    """Make the index by which old records are found, if an older ledger lacks it.
 
     Returns:
-        whether it is there; where it may not be made the ledger works without, and its drafts are kept.
+        whether it exists; where it may not be made, the ledger works without, and its drafts are kept.
     """
     index = schema.draft_by_state
 
@@ -49,16 +49,16 @@ async def make_prunable(connection: AsyncConnection) -> bool:
 
 
 async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts: bool) -> bool:
-    """Drop some rows of an app that nobody needs any more.
+    """Drop some rows of an app that are not needed any more.
 
     Args:
-        connection: the database's, in a transaction that holds the app's row.
+        connection: the database's, in a transaction that has locked the app's row.
         app_id: the app's row.
         now: the ledger's time.
-        drafts: whether drafts are looked for, too.
+        drafts: drop old records of drafts, too.
 
     Returns:
-        whether there may be more of them.
+        whether there may be more such rows.
     """
     lock, suspension, draft = schema.lock.c, schema.suspension.c, schema.draft.c
     long_ago = now - _DAY
@@ -70,7 +70,7 @@ async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts:
             lock.lapses < long_ago,
             sa.func.coalesce(lock.open_at, lock.lapses) < long_ago,
         ),
-        # When the app's own suspension is over, one call has to probe: it goes as that call is made.
+        # Not the app's: when its suspension is over, one call has to probe, and it is dropped for that call.
         await _drop(
             connection,
             schema.suspension,

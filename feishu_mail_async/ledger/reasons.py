@@ -1,4 +1,4 @@
-"""Errors as a database keeps them: what suspended a subject is told in other processes too."""
+"""Errors as text in a database, so that other processes can report why a subject is suspended."""
 
 import json
 from typing import Any
@@ -10,17 +10,17 @@ __all__ = ["dump", "load"]
 
 
 def dump(error: FeishuMailError) -> str:
-    """An error as text. What it was the cause of, and the draft concerned, are not kept."""
+    """Return an error as text. Its cause, and the draft concerned, are not kept."""
     kept: dict[str, Any] = {"text": str(error), "log_id": error.log_id}
     if isinstance(error, ApiError):
         kept |= {"code": error.code, "msg": error.msg, "http_status": error.http_status}
     elif isinstance(error, AutomatedSendDisabled):
         kept |= {"reason": error.reason, "reference": error.reference}
-    return json.dumps(kept)  # in ASCII: a database does not take every text of a server
+    return json.dumps(kept)  # escaped to ASCII: a database does not accept every text of a server
 
 
 def load(text: str) -> FeishuMailError:
-    """The error that was kept."""
+    """Return the error that `dump` has made a text of."""
     kept = json.loads(text)
     if "code" in kept:
         row = lookup(kept["code"], kept["http_status"])

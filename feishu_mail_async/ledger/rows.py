@@ -1,4 +1,4 @@
-"""The rows of a ledger, and what the scheduler's rules make of them."""
+"""The rows of a ledger as values of the scheduler's rules, and back."""
 
 import dataclasses
 import math
@@ -31,7 +31,9 @@ __all__ = [
 ]
 
 _LEAST_LOOK: Final = 0.05
+"""Seconds between two looks at another process's call, at least."""
 _MOST_LOOK: Final = 1.0
+"""Seconds between two looks at another process's call, at most."""
 _LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
 
 
@@ -41,7 +43,7 @@ def limit_of(row: sa.Row[Any]) -> RateLimit:
 
 
 def state_of(endpoint: Endpoint[Any], row: sa.Row[Any], suspensions: Suspensions) -> EndpointState:
-    """Return the state of an endpoint by its row; its permits are not in it."""
+    """Return the state of an endpoint from its row; its permits are loaded separately."""
     state = EndpointState(endpoint, limit_of(row), suspensions)
     state.last = row.last
     state.pauses = row.pauses
@@ -53,7 +55,7 @@ def state_of(endpoint: Endpoint[Any], row: sa.Row[Any], suspensions: Suspensions
 
 
 def budget_columns(state: EndpointState) -> dict[str, Any]:
-    """Return what an endpoint's row says of a state."""
+    """Return the columns of an endpoint's row for a state."""
     pause = state.pause
     return {
         "last": state.last,
@@ -101,7 +103,18 @@ def suspension_row(app_id: int, key: SuspensionKey, entry: SuspensionEntry) -> d
 
 @dataclass(slots=True)
 class LockRow:
-    """A user's or a mailbox's lock, as its row says; `turn` holds it until `lapses`."""
+    """The row of a user's or a mailbox's lock.
+
+    Attributes:
+        kind: "user" or "mailbox"; for an endpoint that only reads, with the endpoint's name.
+        key: the user's or the mailbox's key.
+        turn: the turn that holds it, if any.
+        taken: when that turn took it.
+        lapses: when that turn's lease lapses.
+        open_at: see `Lock`; so are the other two.
+        backoff_until: the end of a backoff.
+        consecutive_refusals: refusals in a row.
+    """
 
     kind: str
     key: str
@@ -119,13 +132,13 @@ class LockRow:
         return self.open_at
 
     def at_rest(self, now: float) -> bool:
-        """Return whether there is nothing to remember of it, so that it needs no row."""
+        """Return whether there is nothing to remember, so that it needs no row."""
         return self.turn is None and not self.consecutive_refusals and max(self.open_at, self.backoff_until) <= now
 
 
 @dataclass(slots=True)
 class PermitRow:
-    """A call that the window holds, as its row says: until `ended`, or else `lapses`, and a window more."""
+    """The row of a call's permit. The window holds it until `ended`, or else `lapses`, and one window more."""
 
     turn: str
     taken: float
@@ -134,12 +147,12 @@ class PermitRow:
 
     @property
     def end(self) -> float:
-        """The time when the call ended, or will be taken to have ended."""
+        """The time when the call ended or, without a word of its end, counts as ended."""
         return self.lapses if self.ended is None else self.ended
 
 
 async def permits_of(connection: AsyncConnection, app_id: int, endpoint: str) -> list[PermitRow]:
-    """Read the calls of an endpoint that are on record; the window may hold some of them no more."""
+    """Read the calls of an endpoint that are on record; the window may not hold some of them any more."""
     permit = schema.permit.c
     columns = permit.turn, permit.taken, permit.lapses, permit.ended
     query = sa.select(*columns).where(permit.app_id == app_id, permit.endpoint == endpoint)
@@ -147,5 +160,13 @@ async def permits_of(connection: AsyncConnection, app_id: int, endpoint: str) ->
 
 
 def look_again(since: float, until: float, now: float) -> float:
-    """Return when to look whether another process's call has ended: soon if it is young, later if it is old."""
+    """Return when to look whether another process's call has ended: after a quarter of its age so far.
+
+    Most calls end soon, so a young one is worth a look soon; an old one hangs, or its process has died.
+
+    Args:
+        since: when the call was made.
+        until: when its lease lapses: there is no need to look later.
+        now: the time.
+    """
     return min(until, now + min(_MOST_LOOK, max(_LEAST_LOOK, (now - since) / 4)))

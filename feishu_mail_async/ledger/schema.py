@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 VERSION: Final = 2
-"""The version of the schema. A change of a table needs another one, and a step in `migrations` to it."""
+"""The version of the schema. To change a table, raise it, and add a step to `migrations`."""
 
 metadata: Final = MetaData()
 
 
 class Key(TypeDecorator[str]):
-    """A text that is part of an index: whatever it is set to or compared with is `stored`, so that it fits."""
+    """The type of a text that is part of an index: values and operands are `stored`, so that they fit into it."""
 
     impl = Text
     cache_ok = True
@@ -38,10 +38,10 @@ class Key(TypeDecorator[str]):
 
 
 class Moment(TypeDecorator[float]):
-    """A time, or an infinity, for which NULL is kept.
+    """The type of a time in seconds. An infinite time is stored as NULL.
 
     Args:
-        missing: the infinity that NULL stands for.
+        missing: the infinity that NULL is read as.
     """
 
     impl = Double
@@ -63,7 +63,7 @@ _NEVER: Final = Moment(math.inf)
 
 
 def _table(name: str, *columns: Column[Any] | UniqueConstraint) -> Table:
-    # A prefix, because the database may hold other things than the ledger.
+    # A prefix, because the database may hold other tables than the ledger's.
     return Table(f"feishu_mail_{name}", metadata, *columns)
 
 
@@ -75,7 +75,7 @@ schema: Final = _table(
     "schema",
     Column("id", Integer, primary_key=True),
     Column("version", Integer, nullable=False),
-    # SQLite's clock, see `clock`.
+    # The last reading of a SQLite ledger's clock; see `clock`.
     Column("time", Double, nullable=False),
     Column("monotonic", Double, nullable=False),
     Column("boot", Text, nullable=False),
@@ -88,7 +88,7 @@ app: Final = _table(
     Column("app", Key, nullable=False),
     UniqueConstraint("base_url", "app"),
 )
-"""A transaction holds an app's row: whatever it changes of the app, it changes alone."""
+"""The apps. A transaction locks an app's row first, so that no other one reads or changes anything of the app."""
 
 budget: Final = _table(
     "budget",
@@ -165,12 +165,12 @@ draft: Final = _table(
 )
 
 draft_by_state: Final = Index("feishu_mail_draft_state", draft.c.app_id, draft.c.state, draft.c.changed)
-"""Old records are found by it, and drafts are counted by it. An older ledger gets it when it is opened."""
+"""The index by which old records are found, and drafts counted. An older ledger gets it when it is opened."""
 
 token: Final = _table(
     "token",
     _of_app(),
-    # As it is: users are listed by it, and 512 characters fit into the index.
+    # Text, not Key: the users are read back from it, and a name's 512 characters at most fit into the index.
     Column("user_key", Text, primary_key=True),
     Column("access_token", Text),
     Column("expires", Double),  # wall clock

@@ -1,4 +1,4 @@
-"""The home on a database: SQLite for the processes of one host, PostgreSQL for those of many."""
+"""The ledger on a database: SQLite for the processes of one host, PostgreSQL for those of many."""
 
 import asyncio
 import logging
@@ -27,9 +27,9 @@ __all__ = ["SqlLedger"]
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _cautioned: Final[set[str]] = set()
-"""The ledgers of which it was said: once in a process is enough."""
+"""The ledgers about which a warning was logged: once in a process is enough."""
 _SCHEMA_KEY: Final = 0x46_4D_41_49_4C
-"""Of the advisory lock under which one process makes the tables."""
+"""The key of the advisory lock under which one process makes the tables ("FMAIL")."""
 
 
 class SqlLedger:
@@ -39,7 +39,7 @@ class SqlLedger:
         database: the database.
 
     Attributes:
-        database: the same.
+        database: as above.
     """
 
     def __init__(self, database: Database) -> None:
@@ -54,24 +54,24 @@ class SqlLedger:
 
     @property
     def caution(self) -> str:
-        """A sentence for when tokens may cross a network unencrypted though nobody has said so; else empty."""
+        """A warning if tokens may cross a network unencrypted without the user's explicit consent; else empty."""
         return self.database.caution
 
     def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> SqlStore:
-        """Return a store of one app and endpoint. Nothing is opened before it is used."""
+        """Return a store of one app and endpoint. The database is opened when the store is first used."""
         store = SqlStore(self.database, base_url, app, endpoint, limit, f"{socket.gethostname()}:{os.getpid()}")
         self._stores.add(store)
         return store
 
     def tokens(self, base_url: str, app: str) -> SqlTokens:
-        """The tokens of one app's users."""
+        """Return the tokens of one app's users."""
         if self.caution and self.where not in _cautioned:
             _cautioned.add(self.where)
             _log.warning("ledger: %s: %s", self.where, self.caution)
         return SqlTokens(self.database, base_url, app)
 
     async def apps(self) -> list[tuple[str, str]]:
-        """All that have a book: base_url and app."""
+        """Return the apps that have a store: base_url and app."""
 
         async def read(connection: AsyncConnection) -> list[tuple[str, str]]:
             rows = await connection.execute(
@@ -82,7 +82,7 @@ class SqlLedger:
         return await self.database.transact(read)
 
     async def overview(self, base_url: str, app: str) -> Overview | None:
-        """Return how the sends of an app stand; None if nothing is known of it."""
+        """Return the state of an app's sends; None if the ledger does not know the app."""
 
         async def read(connection: AsyncConnection) -> Overview | None:
             mine = sa.select(schema.app.c.id).where(schema.app.c.base_url == base_url, schema.app.c.app == app)
@@ -96,7 +96,7 @@ class SqlLedger:
         suspensions = await suspensions_of(connection, app_id)
         its = schema.budget.c.app_id == app_id, schema.budget.c.endpoint == SEND.name
         row = (await connection.execute(sa.select(schema.budget).where(*its))).one_or_none()
-        # A login is kept before the first send.
+        # An app without a budget has a login, and no sends so far.
         state = EndpointState(SEND, SEND.limit, suspensions) if row is None else state_of(SEND, row, suspensions)
         draft = schema.draft.c
         states = await connection.execute(
@@ -117,11 +117,12 @@ class SqlLedger:
         )
 
     async def close(self) -> None:
-        """Break off what is still being written, and close the connections."""
+        """Cancel the writes under way, and close the connections. In a forked process nothing happens."""
         if self.database.elsewhere:
             return
         if self._closing is None:
-            # Of several that close it none returns before it is closed, and none breaks it off for the others.
+            # Shared by concurrent callers: none of them returns before it is closed, and cancelling one of them
+            # does not cancel the closing for the others.
             self._closing = carry_through(self._close(), "feishu-mail-ledger")
             self._closing.add_done_callback(self._closed)
         await asyncio.shield(self._closing)

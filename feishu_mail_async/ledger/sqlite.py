@@ -1,8 +1,9 @@
-"""SQLite's side of a ledger: its file, whose it is, and how a transaction begins.
+"""SQLite's part of a ledger: its file, the file's owner, and the beginning of a transaction.
 
-Who opens a file may read the tokens in it, and change what the limit is kept by. So the file, those beside it and
-their directory belong to the person whose program it is. And a file stands for the calls that were made: one that
-was taken away or replaced while it was in use must not be followed by an empty one, in which none is on record.
+A user who can open the file can read the tokens in it, and change the records by which the limit is kept. So the
+file, those beside it and their directory have to belong to the user who runs the program. And the file is the
+record of the calls made: if it was removed or replaced while it was in use, it must not be followed by an empty
+one, which would let a whole window's calls go at once.
 """
 
 import contextlib
@@ -31,15 +32,15 @@ _PRAGMAS: Final = (
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
-    "secure_delete=ON",  # tokens that are deleted, or replaced by others, do not stay behind in the file
+    "secure_delete=ON",  # so that deleted or replaced tokens do not remain in free pages of the file
 )
 
 
 class LedgerFile:
-    """The file of a ledger, by its path; which one it is stays the same as long as its ledger lives.
+    """The file of a ledger. The path must lead to the same file as long as the ledger lives.
 
     Args:
-        path: where it is.
+        path: the path of the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -48,10 +49,12 @@ class LedgerFile:
         self._known: tuple[int, int] | None = None
 
     def prepare(self) -> None:
-        """Have the file there, for its owner alone; SQLite gives the files beside it the same rights.
+        """Make the file if there is none, for its owner alone, and check its owner, rights and identity.
+
+        SQLite gives the files beside it the same rights.
 
         Raises:
-            LedgerError: it cannot be opened or made, others may read or have it, or it is not the one from before.
+            LedgerError: it cannot be opened or made, other users may read it or own it, or it was replaced.
         """
         self.check()
         try:
@@ -74,10 +77,10 @@ class LedgerFile:
         self._known = found.st_dev, found.st_ino
 
     def check(self) -> None:
-        """See that the path still leads to the file that it led to at first.
+        """Check that the path still leads to the same file.
 
         Raises:
-            LedgerError: it does not.
+            LedgerError: the file was removed or replaced.
         """
         if self._known is None:
             return
@@ -101,7 +104,8 @@ class LedgerFile:
                 f"ledger: {self._path}: it was taken away, and {left} is left: put it back; or end the programs "
                 f"that use it, remove {left}, and wait a few minutes"
             )
-        # Not where there is one: closing it would open the locks that this process has on it.
+        # Only where there is no file: closing any descriptor of a file frees all POSIX locks of this process on
+        # it, and SQLite's are such locks.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
 
     def _unusable(self, why: str) -> LedgerError:
@@ -120,11 +124,11 @@ def _check_owner(name: Path, owners: set[int]) -> None:
 
 
 def make_engine(path: str, file: LedgerFile, patience: float) -> AsyncEngine:
-    """An engine with one connection to the file.
+    """Return an engine with one connection to the file.
 
     Args:
-        path: where the file is.
-        file: the same.
+        path: the path of the file.
+        file: checks the file before each connection and transaction.
         patience: seconds for which a transaction waits for the connection.
     """
     engine = create_async_engine(
@@ -140,17 +144,18 @@ def make_engine(path: str, file: LedgerFile, patience: float) -> AsyncEngine:
 
     def connected(connection: Any, _: object) -> None:
         try:
-            connection.isolation_level = None  # transactions begin where we say so
+            connection.isolation_level = None  # transactions begin in `began` below
             cursor = connection.cursor()
             for pragma in _PRAGMAS:
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
         except BaseException:
-            connection.close()  # nobody else would
+            connection.close()  # the pool does not know it yet
             raise
 
     def began(connection: sa.Connection) -> None:
         file.check()
+        # IMMEDIATE takes the write lock at once: a transaction that reads first and writes later may fail.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     logging.getLogger("aiosqlite").addFilter(_names_no_token)
@@ -161,5 +166,5 @@ def make_engine(path: str, file: LedgerFile, patience: float) -> AsyncEngine:
 
 
 def _names_no_token(record: logging.LogRecord) -> bool:
-    """Whether a record of aiosqlite's may be logged: at DEBUG it quotes statements with all their values."""
+    """Return whether a log record of aiosqlite may pass: at DEBUG it quotes statements with all their values."""
     return schema.token.name not in record.getMessage()

@@ -1,12 +1,27 @@
-"""The book of one app on a database.
+"""The store of one endpoint of an app on a database.
 
-What a turn needs is taken in one transaction, and its call's end is written in another:
+Theory of operation. A turn is taken in one transaction, and the end of its call is written in another:
 
-    take     permit, user's and mailbox's lock, the intent to send --> the call
-    settle   the permit comes back, the locks open, what waits or is suspended, the draft's outcome
+    take     permit, the locks of user and mailbox, the intent to send --> the call
+    settle   the permit comes back, the locks open, others wait or are suspended, the draft's outcome
 
-Each names its turn, so that doing it twice does it once: a commit whose answer was lost is safe. A process that
-dies leaves a lease behind, which lapses when its call cannot arrive any more.
+Both are idempotent, because each names its turn: a commit whose answer was lost is simply repeated. What a turn
+holds is a *lease*: a process that dies leaves its permit and locks behind, and they lapse when its call cannot
+arrive any more.
+
+    turn     -- take --> live -- settle --> ended: its permit counts for one window more
+                          |  -- give_back --> orphan -- the next transaction --> freed
+                          |  -- its process dies --> lapsed at `lapses`, counted as a call that ended then
+             -- take, the commit's answer is lost --> orphan, and a new turn is tried
+
+- The database's row of the app is locked in each transaction, so processes decide one after another. A process's
+  own transactions wait for each other before (`_one_at_a_time`): they would only contend for that row.
+- Between transactions this process works with `state`, a copy (`_adopt`) that may be out of date. So the copy only
+  says when a try is worth while; what may go is decided in the transaction, by the rows.
+- Rows are in the ledger's time, `state` is in the loop's: `shift` is what is added to the former.
+- A value that the database refuses (a draft's id, say) must not fail the others: `_apart` finds it by halving.
+- If the ledger cannot be written at the end of a call, its outcome is true all the same: it is reported, logged as
+  not on record, and the lease keeps permit and locks until it lapses.
 """
 
 import asyncio
@@ -50,27 +65,30 @@ _Found = Mapping[DraftKey, Record | RecordRefused]
 _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _RECALLED: Final = 1000
-"""Drafts that are looked up in one transaction, or a few more."""
+"""Drafts that are looked up in one transaction; the last request that is added may exceed it."""
 _NOTED: Final = 200
 """Outcomes that are written in one transaction."""
 _TIDY_FIRST: Final = 10.0
-"""Seconds until a process looks for the first time what the ledger may forget: most live shorter."""
+"""Seconds until a process first drops rows that are not needed any more: most processes end before."""
 _TIDY_NEXT: Final = 1.0
-"""Seconds until it looks again where it has found much."""
+"""Seconds until it does so again if there were many."""
 _TIDY_EVERY: Final = 60.0
-"""Seconds until it looks again where it has not."""
+"""Seconds until it does so again if there were few."""
 
 
 class SqlStore:
-    """The store of one endpoint of an app on a database; see `SchedulerStore` for what its methods do.
+    """The store of one endpoint of an app on a database; see `SchedulerStore` for its methods.
 
     Args:
         database: the database.
         base_url: the API's host.
         app: the app's name.
         endpoint: the endpoint.
-        limit: the limit to keep; if another one is in force, this one takes its place, for all processes.
-        holder: names this process, for people who look into the tables.
+        limit: the limit to keep; it replaces the one that is in force, for all processes.
+        holder: the name of this process, for people who read the tables.
+
+    Attributes:
+        state: the endpoint's state as the last transaction found it, in the loop's time.
     """
 
     shared = True
@@ -87,13 +105,13 @@ class SqlStore:
         self._new_limit: RateLimit | None = limit
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._live: set[str] = set()
-        # Turns of which it is not known whether they were taken: whatever they hold is freed first.
+        self._live: set[str] = set()  # turns whose calls this process makes now
+        # Turns without a call that may be on record, because the answer to a commit was lost: the next transaction
+        # frees their permits and locks before it looks at anything else.
         self._orphans: set[str] = set()
         self._resumed: dict[str, ResumeWhen | None] = {}
-        self._notes: OrderedDict[DraftKey, tuple[OutcomeStatus, FeishuMailError]] = (
-            OrderedDict()
-        )  # the first are taken out again and again
+        # Ordered, because the first ones are taken out again and again: a dict would pass over the gaps each time.
+        self._notes: OrderedDict[DraftKey, tuple[OutcomeStatus, FeishuMailError]] = OrderedDict()
         self._noting: asyncio.Task[None] | None = None
         self._tidy_at: float | None = None
         self._looking_up: tuple[list[DraftKey], asyncio.Task[_Found]] | None = None
@@ -242,7 +260,7 @@ class SqlStore:
 
         async def settle(transaction: Transaction) -> Settled:
             nonlocal locks
-            # The wait for the database, which may be long, is no part of the call.
+            # The wait for the database, which may be long, is not part of the call.
             ended = transaction.now - max(0.0, transaction.began - at)
             settled, locks = await self._end(transaction, turn, judgement, delays, ended, renewing=renewing)
             if recording:
@@ -255,10 +273,11 @@ class SqlStore:
                 settled, now = await self._transact(settle, names)
             except RecordRefused as error:
                 _log.error("%s; what became of draft %s is not on record", error, turn.waiter.draft_id)
-                recording = False  # what its call held comes back all the same: others wait for it
+                recording = False  # permit and locks have to come back all the same: others wait for them
                 settled, now = await self._transact(settle, names)
         except LedgerError as error:
-            # The call is over and its outcome is true all the same; the lease keeps what it held until it lapses.
+            # The call is over and its outcome is true all the same; the lease keeps permit and locks until it
+            # lapses.
             _log.error("%s; what became of draft %s is not on record", error, turn.waiter.draft_id)
             return self.state.end(turn.permit, judgement, delays, at, turn.user, turn.mailbox, renewing=renewing)
         finally:
@@ -291,7 +310,7 @@ class SqlStore:
         permits = await transaction.load_permits()
         row = next((one for one in permits if one.turn == name), None)
         if row is not None and row.ended is not None:
-            return Settled(row.ended, None, None), locks  # done before, by a commit whose answer was lost
+            return Settled(row.ended, None, None), locks  # the commit before succeeded, and its answer was lost
         permit = turn.permit._replace(at=now if row is None else row.taken)
         settled = transaction.state.settle(permit, judgement, delays, now, *locks, renewing=renewing)
         table = schema.permit
@@ -315,11 +334,11 @@ class SqlStore:
         self._live.discard(permit.turn)
 
         async def look(transaction: Transaction) -> None:
-            await transaction.load_permits()  # what is freed is one of them
+            await transaction.load_permits()  # so that `state` has the freed permit
 
         try:
             await self._transact(look, ())
-        except LedgerError:  # it is freed later, or lapses
+        except LedgerError:  # it is freed by a later transaction, or lapses
             self.state.refund(permit)
 
     # -- suspensions, and the limit ------------------------------------------------------------------
@@ -364,7 +383,7 @@ class SqlStore:
     # -- drafts ----------------------------------------------------------------------------------------
 
     def records(self, keys: Sequence[DraftKey]) -> asyncio.Future[_Found]:
-        """All that is asked before the ledger has been looked at is looked up in one go."""
+        """Look up records; requests that come before the transaction begins share it, and get the whole result."""
         gathering = self._looking_up
         if gathering is None or gathering[1].done() or len(gathering[0]) >= _RECALLED:
             wanted: list[DraftKey] = []
@@ -382,7 +401,7 @@ class SqlStore:
             records, _ = await self._transact(read, _subjects_of(keys))
             known.update(records)
 
-        if self._noting is not None and not self._noting.done():  # what has ended before is on record before
+        if self._noting is not None and not self._noting.done():  # outcomes from before have to be on record first
             await asyncio.wait([self._noting])
         async with self._one_at_a_time:
             if self._looking_up is not None and self._looking_up[0] is wanted:
@@ -398,7 +417,7 @@ class SqlStore:
         self._notes[key] = status, error
 
     async def _write_notes(self) -> None:
-        await asyncio.sleep(0)  # those that end together are written together
+        await asyncio.sleep(0)  # so that drafts that end together are written together
         while self._notes:
             some = dict(itertools.islice(self._notes.items(), _NOTED))
             try:
@@ -418,10 +437,10 @@ class SqlStore:
 
         await self._transact(write, ())
 
-    # -- what may go -----------------------------------------------------------------------------------
+    # -- pruning ---------------------------------------------------------------------------------------
 
     def _tidy_soon(self) -> None:
-        """Have what nobody needs any more dropped now and then, beside the calls that are being made."""
+        """Drop rows that are not needed any more, if it is time for that; it runs beside the calls."""
         now = _loop_time()
         if self._tidy_at is None:
             self._tidy_at = now + _TIDY_FIRST
@@ -446,17 +465,17 @@ class SqlStore:
     async def _apart(
         self, items: Sequence[T], work: Callable[[Sequence[T]], Awaitable[None]]
     ) -> list[tuple[T, RecordRefused]]:
-        """Do something for many in one transaction; if the database refuses a value, in halves, down to one.
+        """Do work for many items in one transaction; if the database refuses a value, in halves, down to one item.
 
         Args:
-            items: what it is done for.
-            work: does it for some of them, in their order.
+            items: the items.
+            work: does the work for some of them, in their order.
 
         Returns:
-            those whose values are refused, and how; for all others it is done.
+            the items whose values are refused, with the errors; for all others the work is done.
 
         Raises:
-            LedgerError: it cannot be done for any of them.
+            LedgerError: the work cannot be done for any of them.
         """
         try:
             await work(items)
@@ -470,7 +489,7 @@ class SqlStore:
         return [*await self._apart(items[:half], work), *await self._apart(items[half:], work)]
 
     async def _check(self) -> None:
-        """Raise LedgerError unless the database takes a transaction that has nothing to do with any draft."""
+        """Raise LedgerError unless the database accepts a transaction that concerns no draft."""
         try:
             await self._transact(_nothing, ())
         except RecordRefused as error:
@@ -482,15 +501,18 @@ class SqlStore:
         subjects: Iterable[str],
         failed: Callable[[], None] | None = None,
     ) -> tuple[T, float]:
-        """Do something in a transaction of this app; what is known of the app is then what it has found.
+        """Run work in a transaction of this app, and adopt the state that it has found.
+
+        Orphaned turns, resumed subjects and a new limit, which have only been noted in this process so far, are
+        written first.
 
         Args:
-            work: what to do.
+            work: the work.
             subjects: the subjects whose suspensions it needs.
             failed: see `Database.transact`.
 
         Returns:
-            what the work returned, and the ledger's time.
+            the work's result, and the ledger's time.
         """
         async with self._one_at_a_time:
             orphans, resumed, limit = set(self._orphans), dict(self._resumed), self._new_limit
@@ -536,10 +558,14 @@ class SqlStore:
         return Transaction(database, connection, app_id, now=now, began=began, state=state)
 
     def _adopt(self, begun: Transaction, subjects: set[str]) -> None:
-        """What this process knows is what the transaction has found, in the time of the loop's clock.
+        """Make the state that a transaction has found this process's own, in the loop's time.
 
-        Calls of other processes in flight are taken to end soon, so that it is looked again then; of one's own,
-        their end is heard.
+        The ends of its own calls in flight are reported to this process; those of other processes' calls are not.
+        So the latter count as ending soon, and the dispatcher looks at the ledger again then (`look_again`).
+
+        Args:
+            begun: the transaction.
+            subjects: the subjects whose suspensions it has read; what is known of others stays.
         """
         shift = _loop_time() - begun.now
         known, found = self.state, begun.state
@@ -586,7 +612,7 @@ class SqlStore:
         budget.load(own, ended)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Do something that is not broken off with whoever wanted it."""
+        """Start a task that is not cancelled with its caller."""
         task = start_task(work, "feishu-mail-ledger", self._tasks)
         task.add_done_callback(look_at)
         return task
@@ -596,7 +622,7 @@ class SqlStore:
             await asyncio.wait(set(self._tasks))
 
     async def abandon(self) -> None:
-        """Break off what is still being written."""
+        """Cancel the writes under way."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -608,7 +634,7 @@ async def _nothing(_: Transaction) -> None:
 
 
 def _refused(draft_id: str | None, error: RecordRefused) -> RecordRefused:
-    """What is told of the draft for whose sake the database refuses a transaction."""
+    """Return the error for a draft whose values the database refuses."""
     why = f"draft {draft_id}: not sent, because no record of it can be made: {error}"
     refused = RecordRefused(f"{why}; check its id, mailbox and user")
     refused.__cause__ = error.__cause__
@@ -616,7 +642,7 @@ def _refused(draft_id: str | None, error: RecordRefused) -> RecordRefused:
 
 
 def _subjects_of(wanted: Iterable[Waiter | DraftKey]) -> set[str]:
-    """All that must be open for one of these."""
+    """Return the subjects of these calls or drafts; none of them may be suspended."""
     return {name for one in wanted for name in subjects(one.user, one.mailbox)}
 
 

@@ -1,4 +1,4 @@
-"""The tokens of one app's users on a database; see `TokenStore` for what its methods do."""
+"""The tokens of one app's users on a database."""
 
 import uuid
 from typing import Any, Final
@@ -19,10 +19,10 @@ _NO_LEASE: Final = {"lease": None, "lease_lapses": None}
 
 
 class SqlTokens:
-    """The tokens of one app's users on a database; see `TokenStore`.
+    """The tokens of one app's users on a database; see `TokenStore` for its methods.
 
     Args:
-        ledger: the database.
+        database: the database.
         base_url: the API's host.
         app: the app's name.
     """
@@ -89,7 +89,8 @@ class SqlTokens:
             if row is None:
                 return False  # logged out meanwhile
             if lease is not None and row.lease != lease:
-                # Either it has lapsed, and somebody else has refreshed; or this is done for the second time.
+                # Either the lease has lapsed, and another process has refreshed the token; or this is the retry
+                # of a commit whose answer was lost.
                 return (row.access_token, row.refresh_token) == (token.access_token, token.refresh_token)
             await self._update(connection, user, _values(token))
             return True
@@ -131,7 +132,7 @@ class SqlTokens:
 
 
 def _values(token: StoredToken) -> dict[str, Any]:
-    """Lay tokens out as a row, which ends the lease."""
+    """Return the columns of a token. They end the lease."""
     return {
         "access_token": token.access_token,
         "expires": token.expires,

@@ -1,4 +1,4 @@
-"""Texts in the form in which both databases take them: keys that fit into an index, and the words of others."""
+"""Texts in a form that both databases accept: keys that fit into an index, and texts of servers."""
 
 import hashlib
 from typing import Final
@@ -6,24 +6,24 @@ from typing import Final
 __all__ = ["storable", "stored"]
 
 _LONGEST: Final = 768
-"""Bytes of a key that is kept as it is: an index row of PostgreSQL's holds 2,704, and a draft has three keys."""
+"""Bytes of the longest key that is stored unchanged: an index row of PostgreSQL's holds 2,704, for three keys."""
 _HEAD: Final = 100
 _MARK: Final = "\x1f"
-"""Stands before a digest. No user, mailbox, id or name of an app may hold it, so none is taken for another."""
+"""The separator before a digest. No user, mailbox, id or name of an app may contain it, so no two are confused."""
 
 
 def storable(text: str | None) -> str | None:
-    """A text without what a database does not take: NUL, and halves of characters."""
+    """Return a text without what a database does not accept: NUL, and lone surrogates."""
     return text and text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
 
 
 def stored(key: str) -> str:
-    """The form in which a key is kept: itself, or its beginning and its digest if no index would take it.
+    """Return the stored form of a key: the key, or its beginning and its digest if it would not fit into an index.
 
-    The form of a form is itself.
+    It is idempotent: the stored form of a stored form is the same.
     """
     if key.isascii() and len(key) <= _LONGEST and "\0" not in key:
-        return key  # nearly every one is like that, and the rest takes its time
+        return key  # the fast path of nearly every key
     data = key.encode("utf-8", "surrogatepass")
     if len(data) <= _LONGEST and storable(key) == key:
         return key

@@ -1,4 +1,4 @@
-"""One transaction of an endpoint's store: what it reads and writes of an app whose row it holds."""
+"""One transaction of an endpoint's store: its reads and writes for an app whose row it has locked."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ from .texts import stored
 __all__ = ["Notes", "Transaction", "budget_row"]
 
 Notes = Mapping[DraftKey, tuple[OutcomeStatus, FeishuMailError]]
-"""What became of drafts that ended without a call of theirs."""
+"""The outcomes of drafts that ended without a call of their own."""
 
 _DRAFT_KEY: Final = ("app_id", "user_key", "mailbox_key", "draft_id")
 _SETTLED: Final = tuple(state for state in DraftState if state.settled)
@@ -36,7 +36,7 @@ _LARGEST_CODE: Final = 2**31 - 1
 
 
 async def budget_row(connection: AsyncConnection, app_id: int, endpoint: str, limit: RateLimit) -> sa.Row[Any]:
-    """Read the row of an endpoint of an app whose row is held; one that is not there is made with that limit."""
+    """Read the row of an endpoint, making it with that limit if there is none; the app's row must be locked."""
     table = schema.budget
     mine = sa.select(table).where(table.c.app_id == app_id, table.c.endpoint == endpoint)
     row = (await connection.execute(mine)).one_or_none()
@@ -48,17 +48,18 @@ async def budget_row(connection: AsyncConnection, app_id: int, endpoint: str, li
 
 
 class Transaction:
-    """One transaction on an app, whose row it holds.
+    """One transaction on an app whose row it has locked.
 
     Args:
         database: the database.
-        connection: its connection.
+        connection: the connection that the transaction runs on.
         app_id: the app's row.
         now: the ledger's time.
         began: the loop's time when the ledger's was read, or a little before.
-        state: how the endpoint stands; what is changed in it and in its suspensions is written back.
+        state: the endpoint's state; changes in it and in its suspensions are written by `write_back`.
 
     Attributes:
+        database: as above; so are the others.
         permits: the calls that the window still holds, once they are loaded.
     """
 
@@ -93,7 +94,7 @@ class Transaction:
         return result
 
     async def load_permits(self) -> list[PermitRow]:
-        """Read the calls that the window still holds; those that it does not are dropped."""
+        """Read the calls that the window still holds, and drop the rows of those that it does not."""
         limit = self.state.budget.limit
         found = await permits_of(self.connection, self.app_id, self.endpoint.name)
         begins = self.now - limit.per - limit.margin
@@ -105,12 +106,12 @@ class Transaction:
         return self.permits
 
     def lock_keys(self, user: str, mailbox: str) -> tuple[tuple[str, str], tuple[str, str]]:
-        """Return the kinds and keys of the locks of a call: all endpoints that write share them."""
+        """Return the kinds and keys of the locks of a call: all writing endpoints share them."""
         own = "" if self.endpoint.writes else f":{self.endpoint.name}"
         return (f"user{own}", user), (f"mailbox{own}", mailbox)
 
     async def locks(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], LockRow]:
-        """The locks of these kinds and keys."""
+        """Read the locks of these kinds and keys; one without a row is free."""
         wanted = {pair: LockRow(*pair) for pair in pairs}
         asked = {(kind, stored(key)): (kind, key) for kind, key in wanted}
         for row in await rows_of(self.connection, schema.lock, self.app_id, asked):
@@ -127,7 +128,7 @@ class Transaction:
         return wanted
 
     async def drafts(self, keys: Sequence[DraftKey]) -> dict[DraftKey, Record]:
-        """What is known of these drafts."""
+        """Read the records of these drafts; one without a record is left out."""
         asked = {tuple(map(stored, key)): key for key in keys}
         return {
             asked[row.user_key, row.mailbox_key, row.draft_id]: Record(
@@ -143,7 +144,7 @@ class Transaction:
         }
 
     async def write_locks(self, locks: Sequence[LockRow]) -> None:
-        """Keep what is to be known of these locks, and drop those of which nothing is."""
+        """Write these locks, and delete the rows of those at rest."""
         lock = schema.lock.c
         gone = [one for one in locks if one.at_rest(self.now)]
         if gone:
@@ -179,14 +180,18 @@ class Transaction:
         await self.run(statement.on_conflict_do_update(index_elements=keys, set_=new), rows)
 
     async def write_draft(self, key: DraftKey, values: dict[str, Any]) -> None:
-        """Write these columns of a draft's record, which is made if there is none."""
+        """Write these columns of a draft's record, making it if there is none."""
         values = {**values, "changed": wall_clock()}
         new = {"app_id": self.app_id, "user_key": key.user, "mailbox_key": key.mailbox}
         statement = self.database.insert(schema.draft).values({**new, "draft_id": key.draft_id, **values})
         await self.run(statement.on_conflict_do_update(index_elements=list(_DRAFT_KEY), set_=values))
 
     async def write_outcome(self, turn: Turn, judgement: Judgement, *, renewing: bool) -> None:
-        """What a call has made of its draft."""
+        """Write the outcome of a call in its draft's record.
+
+        The record is found by the turn, so it is left alone if the turn has been freed, or if this was done
+        before.
+        """
         draft = schema.draft
         in_doubt = not judgement.sent and (turn.permit.in_doubt or not judgement.conclusive)
         values: dict[str, Any] = {"turn": None, "in_doubt": in_doubt, "log_id": judgement.log_id}
@@ -206,7 +211,11 @@ class Transaction:
         await self.run(sa.update(draft).where(mine).values(state=state, changed=wall_clock(), **values))
 
     async def write_outcomes(self, notes: Notes) -> None:
-        """Drafts that were not sent; what is on record as sent, or is being sent by another process, stays so."""
+        """Write the outcomes of drafts that were not sent.
+
+        A record that says SENT, ALREADY_SENT or IN_FLIGHT is not changed: another process has sent the draft, or
+        is sending it.
+        """
         rows = [
             {
                 "app_id": self.app_id,
@@ -232,7 +241,7 @@ class Transaction:
         )
 
     async def free(self, turn: str) -> None:
-        """Free what a turn holds in which no call was made, as far as is known."""
+        """Free permit, locks and draft of a turn in which no call was made; the turn need not be on record."""
         await self.run(sa.delete(schema.permit).where(schema.permit.c.turn == turn))
         await self.run(sa.update(schema.lock).where(schema.lock.c.turn == turn).values(turn=None))
         draft = schema.draft
@@ -257,7 +266,7 @@ class Transaction:
                 await self.run(paused.values(**values, probe=None))
 
     async def write_back(self) -> None:
-        """Write what has changed in the state and in the suspensions."""
+        """Write the changes of the state and of the suspensions."""
         after = budget_columns(self.state)
         changed = {name: value for name, value in after.items() if value != self._before[name]}
         if changed:
