@@ -2,9 +2,9 @@
 
 By its own monotonic clock each client knows how much time can have passed since it last read the database's. If
 the database's clock has advanced by more, the difference counts as no time: otherwise permits would come back
-early, and the limit would be broken. Calls on record count as just ended, and times in the future are moved by the
-jump. A client that has begun after the jump cannot notice it; so every client that was there before corrects the
-tables, the first time that it looks.
+early, and the limit would be broken. Calls on record count as just ended, and a time that would have come by the
+jump alone is moved by as much. A client that has begun after the jump cannot notice it; so every client that was
+there before corrects the tables, the first time that it looks.
 """
 
 import logging

@@ -5,9 +5,9 @@ Theory of operation. A turn is taken in one transaction, and the end of its call
     take     permit, the locks of user and mailbox, the intent to send --> the call
     settle   the permit comes back, the locks open, others wait or are suspended, the draft's outcome
 
-Both are idempotent, because each names its turn: a commit whose answer was lost is simply repeated. What a turn
-holds is a *lease*: a process that dies leaves its permit and locks behind, and they lapse when its call cannot
-arrive any more.
+Each names its turn, so a commit whose answer was lost is safe: `settle` is idempotent, and what such a `take` may
+hold is freed by the next transaction. What a turn holds is a *lease*: a process that dies leaves its permit and
+locks behind, and they lapse when its call cannot arrive any more.
 
     turn     -- take --> live -- settle --> ended: its permit counts for one window more
                           |  -- give_back --> orphan -- the next transaction --> freed
@@ -15,9 +15,9 @@ arrive any more.
              -- take, the commit's answer is lost --> orphan, and a new turn is tried
 
 - The database's row of the app is locked in each transaction, so processes decide one after another. A process's
-  own transactions wait for each other before (`_one_at_a_time`): they would only contend for that row.
+  own transactions go one at a time as it is (`_one_at_a_time`): they would only contend for that row.
 - Between transactions this process works with `state`, a copy (`_adopt`) that may be out of date. So the copy only
-  says when a try is worth while; what may go is decided in the transaction, by the rows.
+  says when a try is worthwhile; the choice is made in the transaction, from the rows.
 - Rows are in the ledger's time, `state` is in the loop's: `shift` is what is added to the former.
 - A value that the database refuses (a draft's id, say) must not fail the others: `_apart` finds it by halving.
 - If the ledger cannot be written at the end of a call, its outcome is true all the same: it is reported, logged as
