@@ -197,6 +197,17 @@ def test_no_endpoint_starves_another_of_a_user() -> None:
     run_virtual(story(), noop_cycles=8)
 
 
+@pytest.mark.looptime(start=0)
+async def test_reads_of_a_user_do_not_wait_for_each_other() -> None:
+    scheduler = Scheduler(MemoryStore(ProcessStore(), LIST.limit, LIST))
+    grants = [Grant() for _ in range(3)]
+    for grant, mailbox in zip(grants, ("a@x", "b@x", "a@x"), strict=True):
+        scheduler.submit(Waiter("user0", mailbox, Priority.NORMAL, grant))
+    turns = await asyncio.gather(*(grant.turn for grant in grants))  # none of them has been settled
+    for turn in turns:
+        scheduler.give_back(turn)
+
+
 # --- on a ledger ------------------------------------------------------------------------------------------
 
 

@@ -37,8 +37,8 @@ What may never happen:
 - A waiter is served while one of its locks is shut. `offer` tests the locks of a lane again before it returns it.
 - An open lock has parked lanes, none of its lanes is ready, and nothing is left to wake one: they would wait for
   ever. So whatever takes a lane out of the ready heap or opens a lock has `_wake` or `_opened` run for the locks
-  concerned, at the latest when the lane's call has ended; and a wake-up that has too many lanes to move leaves its
-  lock in `_unfinished`, where the next `offer` goes on.
+  concerned; for those that the call holds that is when it has ended. A wake-up that has too many lanes to move
+  leaves its lock in `_unfinished`, where the next `offer` goes on.
 - A decision takes longer because more drafts wait. At most `_MOST_MOVES` lanes are moved in one call; `Lanes.more`
   then says that the caller has to let other tasks run and call again.
 
@@ -527,8 +527,8 @@ class Lanes:
             self._place(lane, now)
         else:
             self._drop(lane)
-        if lane.stream is not None:
-            self._wake(lane.stream, now)  # it is still open, and another lane has to be its representative
+        for lock in lane.locks[2:] if self._exclusive else lane.locks:
+            self._wake(lock, now)  # it is still open, and another lane has to be its representative
         return user, mailbox
 
     def shut(self, lock: CallLock, until: float) -> None:

@@ -28,8 +28,6 @@ _log: Final = logging.getLogger("feishu_mail_async.ledger")
 
 _cautioned: Final[set[str]] = set()
 """The ledgers about which a warning was logged: once in a process is enough."""
-_SCHEMA_KEY: Final = 0x46_4D_41_49_4C
-"""The key of the advisory lock under which one process makes the tables ("FMAIL")."""
 
 
 class SqlLedger:
