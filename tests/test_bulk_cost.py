@@ -5,7 +5,7 @@ import collections
 import gc
 import heapq
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from common import LIFTED
 from conftest import run_virtual
 from support import PACKAGE
 
-from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit
+from feishu_mail_async import ClientClosed, Draft, FeishuMailClient, NotSent, Priority, RateLimit
 from feishu_mail_async import client as client_module
 from feishu_mail_async._scheduling import budget, lanes
 
@@ -144,25 +144,53 @@ def test_memory_does_not_grow_with_what_has_passed() -> None:
     assert many <= 1.1 * few
 
 
-def test_a_draft_that_is_done_goes_without_the_garbage_collector() -> None:
-    """In a long run what went in circles would be old by then, and looked through again and again."""
+def garbage_of(end: Callable[[int], Coroutine[Any, Any, object]], count: int) -> int:
+    """What only the garbage collector frees after so many drafts have ended."""
 
-    async def garbage(count: int) -> int:
+    async def scene() -> int:
         gc.collect()
         gc.disable()
         try:
             with mock.patch.object(client_module, "Transport", scale.StubTransport):
-                async with FeishuMailClient("u-token", rate_limit=LIFTED) as client:
-                    async with client.send_drafts(f"draft-{number}" for number in range(count)) as run:
-                        async for _ in run:
-                            pass
-                    for number in range(count):
-                        await client.send_draft(f"single-{number}")
+                await end(count)
             return gc.collect()
         finally:
             gc.enable()
 
-    few, many = (run_virtual(garbage(count), noop_cycles=2) for count in (10, 110))
+    return run_virtual(scene(), noop_cycles=2)
+
+
+async def all_sent(count: int) -> None:
+    async with FeishuMailClient("u-token", rate_limit=LIFTED) as client:
+        async with client.send_drafts(f"draft-{number}" for number in range(count)) as run:
+            async for _ in run:
+                pass
+        for number in range(count):
+            await client.send_draft(f"single-{number}")
+
+
+async def none_sent(count: int) -> None:
+    """All wait until the run is stopped, and the client closed."""
+    one_call = RateLimit(calls=1, per=60.0, spacing=0, margin=0)
+    async with FeishuMailClient("u-token", rate_limit=one_call) as client:
+        run = client.send_drafts([f"draft-{number}" for number in range(count + 1)])
+        assert (await anext(run)).error is None
+        singles = [asyncio.ensure_future(client.send_draft(f"single-{number}")) for number in range(count)]
+        while sum(client.snapshot().waiting.values()) < 2 * count:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.001)
+        run.stop()
+        errors = [type(outcome.error) async for outcome in run]
+    assert errors == [NotSent] * count
+    await asyncio.wait(singles)
+    assert {type(single.exception()) for single in singles} == {ClientClosed}
+
+
+@pytest.mark.parametrize("end", [all_sent, none_sent])
+def test_a_draft_that_has_ended_goes_without_the_garbage_collector(
+    end: Callable[[int], Coroutine[Any, Any, object]],
+) -> None:
+    """What goes in circles is old by the time that many have ended, and then all that waits is looked through."""
+    few, many = (garbage_of(end, count) for count in (10, 110))
     assert many - few < 100
 
 

@@ -470,11 +470,12 @@ class BulkRun:
         """End an entry whose job has ended."""
         self._jobs.pop(job, None)
         del self._entries[entry]
-        try:
-            result = job.sent(entry.draft)
-        except FeishuMailError as error:
+        if job.error is not None:
+            # Not raised here: the traceback would hold this frame, which holds the error.
+            error = job.error_for(entry.draft)
             outcome = Outcome(entry.draft, error.status, None, error)
         else:
+            result = job.sent(entry.draft)
             # The server would have answered a second call with "already sent".
             if entry.duplicate and not result.already_sent:
                 result = replace(result, already_sent=True)

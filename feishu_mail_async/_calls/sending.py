@@ -399,7 +399,6 @@ class Job:
         "_context",
         "_events",
         "_granted",
-        "_handed_out",
         "_in_flight",
         "_number",
         "_reason",
@@ -424,7 +423,6 @@ class Job:
         self._granted: asyncio.Future[Turn] | None = None
         self._in_flight = False
         self._stopping = False
-        self._handed_out = False
         self._reason = "it was stopped"
         self._tries = Tries()
         self._number = next(_numbers)
@@ -484,7 +482,7 @@ class Job:
     def sent(self, draft: Draft) -> SendResult:
         """Return the result for a listener's own `draft` (its tag may differ), or raise the job's error."""
         if self.error is not None:
-            raise self._error_for(draft)
+            raise self.error_for(draft)
         assert self.success is not None
         return SendResult(
             draft,
@@ -495,21 +493,21 @@ class Job:
             self.success.log_id,
         )
 
-    def _error_for(self, draft: Draft | None) -> FeishuMailError:
-        """Return the error, a copy for each listener, with the listener's draft and a traceback of its own."""
+    def error_for(self, draft: Draft | None) -> FeishuMailError:
+        """Return the error, a copy for each listener, with the listener's draft and a traceback of its own.
+
+        The job keeps its own, which is never raised: the frames of its traceback would hold the job, and both
+        would stay until the garbage collector runs.
+        """
         assert self.error is not None
-        if not self._handed_out:
-            self._handed_out = True
-            self.error.draft = draft
-            return self.error
-        error = copy.copy(self.error)
+        error = copy.copy(self.error).with_traceback(self.error.__traceback__)
         error.draft, error.__cause__ = draft, self.error.__cause__
         return error
 
     def value(self, read: Callable[[Mapping[str, Any]], T]) -> T:
         """Return what `read` makes of the answer's data, or raise the job's error."""
         if self.error is not None:
-            raise self._error_for(None)
+            raise self.error_for(None)
         assert self.success is not None
         try:
             return read(self.success.data)
