@@ -72,11 +72,15 @@ _MOST_MOVES: Final = 16
 _MOST_PLACES: Final = 50
 """Lanes, locks and waiters that a sweep passes over in one step."""
 
+_MOST_SIFTED: Final = 4
+"""Records of a heap that are looked through as one more gets void; as long as that is above 2, there is an end."""
+
 USERS_REMEMBERED: Final = 10_000
 """Idle users whose last turn is remembered, so that the user unserved the longest still goes first."""
 
 _NAMES_KEPT: Final = 1000
 _Key = tuple[int, int, int]
+_Record = tuple[_Key, int, "Lane"]
 _tickets: Final = itertools.count(1)
 
 
@@ -177,14 +181,18 @@ class Waiter:
 class LaneHeap:
     """A priority queue of lanes by their keys. A lane is in one heap at most.
 
-    A lane that leaves only loses its ticket. Its entry stays in the heap, void, and is dropped when it comes up:
-    to take an entry out of the middle would take time in proportion to the heap's length.
+    A lane that leaves only loses its ticket. Its record stays in the heap, void, and is dropped when it comes up:
+    to take a record out of the middle would take time in proportion to the heap's length.
+
+    Many lanes may come and go while nothing is popped. When most records are void, all become the old ones, and
+    those that are not void move to a new heap, a few at a time.
     """
 
-    __slots__ = ("_live", "_records")
+    __slots__ = ("_live", "_old", "_records")
 
     def __init__(self) -> None:
-        self._records: list[tuple[_Key, int, Lane]] = []
+        self._records: list[_Record] = []
+        self._old: list[_Record] = []
         self._live = 0
 
     def push(self, lane: "Lane", key: _Key) -> None:
@@ -197,18 +205,28 @@ class LaneHeap:
         lane.heap = None
         lane.ticket = 0
         self._live -= 1
-        if len(self._records) > 2 * self._live + 64:
-            # Many lanes came and went while nothing was popped; without this a long pause would pile them up.
-            self._records = [record for record in self._records if record[2].ticket == record[1]]
-            heapq.heapify(self._records)
+        if not self._old and len(self._records) > 2 * self._live + 64:
+            self._old, self._records = self._records, []
+        for _ in range(min(_MOST_SIFTED, len(self._old))):
+            record = self._old.pop()  # a heap without its last item is a heap
+            if record[2].ticket == record[1]:
+                heapq.heappush(self._records, record)
 
     def first(self) -> "tuple[_Key, Lane] | None":
         """Return the lane with the smallest key, and the key it had when it was pushed."""
-        while self._records:
-            key, ticket, lane = self._records[0]
-            if ticket == lane.ticket:
-                return key, lane
-            heapq.heappop(self._records)
+        tops = [top for heap in (self._records, self._old) if (top := self._top(heap)) is not None]
+        if not tops:
+            return None
+        key, _, lane = min(tops)
+        return key, lane
+
+    @staticmethod
+    def _top(heap: "list[_Record]") -> "_Record | None":
+        while heap:
+            record = heap[0]
+            if record[2].ticket == record[1]:
+                return record
+            heapq.heappop(heap)
         return None
 
 
