@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import io
 import json
 import os
@@ -489,6 +490,26 @@ def test_an_outage_is_waited_out_and_told(feishu: Feishu) -> None:
 
 
 # --- an end before the end --------------------------------------------------------------------------------
+
+
+def test_the_garbage_collector_does_not_look_through_all_rows_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, feishu: Feishu, cli: Cli
+) -> None:
+    thresholds = []
+
+    def read(*arguments: Any) -> Rows:
+        thresholds.append(gc.get_threshold())
+        return read_rows(*arguments)
+
+    def hear(_: object) -> None:
+        thresholds.append(gc.get_threshold())
+
+    monkeypatch.setattr("feishu_mail_async.cli.commands.bulk.read_rows", read)
+    feishu.do(lambda sandbox: setattr(sandbox, "on_call", hear))
+    before = gc.get_threshold()
+    assert cli("bulk", feishu.csv(feishu.drafts("alice", 1)), "-y").code == 0
+    assert thresholds == [(*before[:2], 10_000)] * 2
+    assert gc.get_threshold() == before
 
 
 def test_ctrl_c_once(feishu: Feishu) -> None:
