@@ -37,12 +37,14 @@ from feishu_mail_async import Draft, Outcome, OutcomeStatus, Priority, RateLimit
 from feishu_mail_async.cli.plan import agreed, check_askable
 from feishu_mail_async.cli.problems import Problem
 from feishu_mail_async.cli.render.estimate import Pace, duration, name_limit
+from feishu_mail_async.cli.render.progress import Board
 from feishu_mail_async.cli.render.summary import Tally
 from feishu_mail_async.cli.render.wording import closing, span
 from feishu_mail_async.cli.results import COLUMNS, Results
 from feishu_mail_async.cli.rows import Rows, read_rows
 from feishu_mail_async.codes import CODES, named
-from feishu_mail_async.errors import AutomatedSendDisabled, FeishuMailError, api_error
+from feishu_mail_async.errors import AutomatedSendDisabled, FeishuMailError, OutcomeUnknown, api_error
+from feishu_mail_async.events import DraftDone
 from feishu_mail_async.sandbox import Fault
 
 T = TypeVar("T")
@@ -510,6 +512,35 @@ def test_the_garbage_collector_does_not_look_through_all_rows_again_and_again(
     assert cli("bulk", feishu.csv(feishu.drafts("alice", 1)), "-y").code == 0
     assert thresholds == [(*before[:2], 10_000)] * 2
     assert gc.get_threshold() == before
+
+
+def test_drafts_that_a_stop_keeps_from_being_looked_up_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    def done(draft_id: str, calls: int) -> DraftDone:
+        error = OutcomeUnknown("an earlier call may have sent it", attempts=calls)
+        return DraftDone(
+            0.0,
+            1,
+            "send",
+            "alice",
+            Draft(draft_id),
+            status=error.status,
+            attempts=calls,
+            waited=0.0,
+            lasted=0.0,
+            joined=False,
+            result=None,
+            error=error,
+        )
+
+    board = Board(10, RateLimit(), 10)
+    board.hear(done("before", 0))
+    board.ending()
+    for number in range(5):
+        board.hear(done(f"waits-{number}", 0))
+    board.hear(done("called", 1))
+    told = capsys.readouterr().out
+    assert [word for word in ("before", "waits", "called") if word in told] == ["before", "called"]
+    assert board.tally.statuses == {OutcomeStatus.UNKNOWN: 7}
 
 
 def test_ctrl_c_once(feishu: Feishu) -> None:

@@ -114,13 +114,21 @@ class Board:
         self.tally.add(outcome)
         if isinstance(outcome.error, Suspended):
             self._skip(outcome.error)
-        elif outcome.error is not None and outcome.status in _TOLD:
+        elif outcome.error is not None and self._is_told(outcome.status, outcome.error):
             self._tell(outcome, outcome.error)
         if self._live is not None or self._ending:
             return
         # A run of fewer drafts than steps would get a progress line for each draft, which says nothing new.
         if self._step() > before and self.tally.total < self._total >= _STEPS:
             self._progress()
+
+    def _is_told(self, status: OutcomeStatus, error: FeishuMailError) -> bool:
+        """Whether a draft has a line of its own.
+
+        Those that a stop keeps from being looked up have one reason, and may be a million: they are counted.
+        """
+        stopped = self._ending and status is OutcomeStatus.UNKNOWN and not error.attempts
+        return status in _TOLD and not stopped
 
     def _step(self) -> int:
         return self.tally.total * _STEPS // self._total
