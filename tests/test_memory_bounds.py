@@ -1,6 +1,8 @@
 """A process that sees ever new users and mailboxes for months keeps in mind a bounded number of them."""
 
+import asyncio
 import gc
+import itertools
 from collections import Counter
 from collections.abc import Sized
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 from support import FREE
 
-from feishu_mail_async import FeishuMailClient, RateLimit
+from feishu_mail_async import BulkRun, Draft, FeishuMailClient, OutcomeStatus, RateLimit
 from feishu_mail_async.sandbox import Sandbox
 
 
@@ -26,6 +28,7 @@ def ours() -> Counter[str]:
 @pytest.mark.looptime
 async def test_a_client_that_sees_ever_new_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feishu_mail_async._scheduling.lanes.USERS_REMEMBERED", 50)
+    monkeypatch.setattr("feishu_mail_async._auth.tokens._USERS_KEPT", 50)
     async with Sandbox(users=["alice"], latency=0, calls=100_000) as sandbox:
 
         async def token(user: str | None) -> str:
@@ -48,6 +51,29 @@ async def test_a_client_that_sees_ever_new_users(monkeypatch: pytest.MonkeyPatch
     assert grown == {}
 
 
+@pytest.mark.looptime
+async def test_more_users_wait_than_tokens_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many users wait, and for however long: each has a token when the turn comes."""
+    monkeypatch.setattr("feishu_mail_async._auth.tokens._USERS_KEPT", 5)
+    users = [f"user{number}" for number in range(30)]
+    async with Sandbox(users=users) as sandbox:
+
+        async def token(user: str | None) -> str:
+            return sandbox.token(str(user))
+
+        async def sent_by(run: BulkRun) -> list[OutcomeStatus]:
+            return [outcome.status async for outcome in run]
+
+        drafts = [Draft(sandbox.add_draft(user), user=user) for _ in range(2) for user in users]
+        async with FeishuMailClient(token, base_url=sandbox.base_url) as client:
+            runs = [sent_by(client.send_drafts(drafts[part::2])) for part in range(2)]
+            alone = [client.send_draft(sandbox.add_draft(user), user=user) for user in users]
+            ended, results = await asyncio.gather(asyncio.gather(*runs), asyncio.gather(*alone))
+        assert Counter(itertools.chain(*ended)) == {OutcomeStatus.SENT: len(drafts)}
+        assert [result.status for result in results] == [OutcomeStatus.SENT] * len(users)
+        assert sandbox.ledger.refusals == 0
+
+
 def sizes(one: Any) -> int:
     """The entries of all collections that an object has, and those of its own parts."""
     total = 0
@@ -62,7 +88,7 @@ def sizes(one: Any) -> int:
 @pytest.mark.parametrize("number", [200])
 async def test_a_worker_that_sees_ever_new_users(postgres_url: str, number: int) -> None:
     pytest.importorskip("procrastinate")
-    from feishu_mail_async import Draft, Outcome  # noqa: PLC0415
+    from feishu_mail_async import Outcome  # noqa: PLC0415
     from feishu_mail_async.fleet import Queue, enqueue, prepare  # noqa: PLC0415
     from feishu_mail_async.fleet.worker import DraftWorker, Times  # noqa: PLC0415
 

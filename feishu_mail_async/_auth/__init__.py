@@ -11,7 +11,8 @@ Theory of operation
 
 A client accepts a string, a mapping, a callable or a `TokenSource`. Of `Tokens`, `ready` may wait and is awaited
 before a turn is requested; `current` never waits and is called inside the turn; `renew` follows a refusal by the
-server.
+server. A call holds what `hold` gives from before `ready` until its end: the tokens of users who wait are never
+forgotten, however many there are, and of the others only the latest are kept.
 
 Single flight, twice
 --------------------

@@ -6,9 +6,10 @@ import inspect
 import itertools
 import math
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, Protocol, TypeVar, runtime_checkable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from feishu_mail_async._secrecy import Hidden, forget_frames
 from feishu_mail_async._tasks import being_cancelled, look_at, outcome_of, start_task
@@ -24,7 +25,7 @@ _LONGEST: Final = 4096
 _FRESH: Final = 60.0
 """Seconds for which a fetched token is taken again without asking its source."""
 _USERS_KEPT: Final = 10_000
-"""Users whose tokens are remembered, at most."""
+"""Users whose tokens are remembered though none of their calls waits, at most."""
 _SALT: Final = secrets.token_bytes(16)
 """Key of the digests of tokens that name unnamed users; new in each process."""
 _UNNAMED: Final = "(unnamed)"
@@ -143,6 +144,21 @@ def _label(user: str | None) -> str:
     return "the only user" if user is None else f"user {user!r}"
 
 
+class _Known:
+    """The token of one user that was fetched last. It is known for as long as somebody holds this object.
+
+    Attributes:
+        token: the token; None before there is one.
+        fetched: when it was fetched, in the loop's time.
+    """
+
+    __slots__ = ("__weakref__", "fetched", "token")
+
+    def __init__(self) -> None:
+        self.token: str | None = None
+        self.fetched = -math.inf
+
+
 class Tokens:
     """One interface for every kind of token source.
 
@@ -170,7 +186,8 @@ class Tokens:
         self._unnamed = _UNNAMED
         self._closed = False
         self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been checked
-        self._cache: dict[str | None, tuple[str, float]] = {}
+        self._known: WeakValueDictionary[str | None, _Known] = WeakValueDictionary()
+        self._recent: deque[_Known] = deque(maxlen=_USERS_KEPT)
         self._fetching: dict[str | None, asyncio.Task[Hidden[str]]] = {}
         self._name = "the callable"
         if isinstance(source, type):
@@ -233,6 +250,18 @@ class Tokens:
         """Return the token's fingerprint: it identifies the token in every process, and does not reveal it."""
         return hashlib.blake2b(token.encode(), person=b"feishu-mail", digest_size=16).hexdigest()
 
+    def hold(self, user: str | None) -> object:
+        """Return an object that a call holds as long as it waits: until then its user's token is not forgotten."""
+        if self._fetch is None:
+            return None
+        return self._of(user)
+
+    def _of(self, user: str | None) -> _Known:
+        known = self._known.get(user)
+        if known is None:
+            known = self._known[user] = _Known()
+        return known
+
     def current(self, user: str | None) -> str:
         """Return the token to use now, without waiting; `ready` has been awaited before.
 
@@ -243,12 +272,12 @@ class Tokens:
             NotSent: the mapping has lost its token, or holds one that cannot be one.
         """
         if self._fixed is None:
-            known = self._cache.get(user)
-            if known is None:
-                raise NotSent(f"tokens: there is none for {_label(user)} any more")
+            known = self._known.get(user)
+            if known is None or known.token is None:
+                raise NotSent(f"tokens: there is none for {_label(user)}")
             if self._fetch is not None and not self.at_hand(user) and user not in self._fetching:
                 self._begin(user, self._ask(user, self._fetch))
-            return known[0]
+            return known.token
         try:
             # A mapping is the caller's own, and may have changed since it was given.
             token = self._fixed[user]
@@ -264,13 +293,13 @@ class Tokens:
         """Return whether `ready` has nothing to wait for."""
         if self._fetch is None:
             return True
-        known = self._cache.get(user)
-        return known is not None and asyncio.get_running_loop().time() - known[1] < _FRESH
+        known = self._known.get(user)
+        return known is not None and asyncio.get_running_loop().time() - known.fetched < _FRESH
 
     def outdate(self, user: str | None) -> None:
         """Make the next `ready` ask the source again."""
-        if user in self._cache:
-            self._cache[user] = self._cache[user][0], -math.inf
+        if user in self._known:
+            self._known[user].fetched = -math.inf
 
     async def ready(self, user: str | None) -> str:
         """Return a token for this user; one fetched within the last minute is taken again.
@@ -355,11 +384,12 @@ class Tokens:
             raise self._failed(user, error) from error  # a task inside the source was cancelled, and not this one
         except Exception as error:
             raise self._failed(user, error) from error
-        if len(self._cache) > _USERS_KEPT:
-            del self._cache[next(iter(self._cache))]
-        before = self._cache.get(user)
-        self._cache[user] = _good(token, user), asyncio.get_running_loop().time()
-        if before is not None and before[0] != token:
+        known = self._of(user)
+        before, known.token = known.token, _good(token, user)
+        known.fetched = asyncio.get_running_loop().time()
+        if before is None:
+            self._recent.append(known)
+        elif before != token:
             self.on_change(self.key(user))
         return token
 

@@ -82,6 +82,7 @@ class Call(NamedTuple):
         key: the identity of the call among those of the app; a call of the same key joins the one under way.
         user: the user, resolved; None: the only one.
         draft: the draft it sends; None for a call that changes nothing at the server.
+        held: what `Tokens.hold` gave: the user's token is known for as long as there is this call.
     """
 
     method: str
@@ -89,6 +90,7 @@ class Call(NamedTuple):
     key: DraftKey
     user: str | None
     draft: Draft | None = None
+    held: object = None
 
 
 class Listener(Protocol):
@@ -245,15 +247,17 @@ class Sender:
 
     def sending(self, draft: Draft, user: str | None) -> Call:
         """Return the call that sends a draft for a resolved user."""
-        path = self.endpoint.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
-        return Call(self.endpoint.method, path, self._key(user, draft.mailbox, draft.draft_id), user, draft)
+        endpoint, key = self.endpoint, self._key(user, draft.mailbox, draft.draft_id)
+        path = endpoint.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
+        return Call(endpoint.method, path, key, user, draft, self.tokens.hold(user))
 
     def asking(
         self, user: str | None, query: Mapping[str, str] | None = None, *, mailbox: str, **segments: str
     ) -> Call:
         """Return a call that changes nothing at the server, for a resolved user."""
         path = self.endpoint.url(query, mailbox=mailbox, **segments)
-        return Call(self.endpoint.method, path, self._key(user, mailbox, path), user)
+        key = self._key(user, mailbox, path)
+        return Call(self.endpoint.method, path, key, user, held=self.tokens.hold(user))
 
     def _key(self, user: str | None, mailbox: str, name: str) -> DraftKey:
         key = self.tokens.key(user)
