@@ -8,7 +8,7 @@ from collections.abc import Sized
 from typing import Any
 
 import pytest
-from support import FREE
+from support import FREE, TOKEN
 
 from feishu_mail_async import BulkRun, Draft, FeishuMailClient, OutcomeStatus, RateLimit
 from feishu_mail_async.sandbox import Sandbox
@@ -117,3 +117,44 @@ async def test_a_worker_that_sees_ever_new_users(postgres_url: str, number: int)
             await worker.run(until_empty=True)
             assert sizes(worker) < before + 20
     assert len(outcomes) == number
+
+
+class Clumsy(FeishuMailClient):
+    """A client with a mistake that shows with every draft."""
+
+    async def send_draft(self, draft: Any, **_: Any) -> Any:
+        raise KeyError(draft.draft_id)
+
+
+async def test_a_worker_whose_mistakes_go_to_others(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job with which it failed once, and that it never sees again, is not kept in mind for ever."""
+    pytest.importorskip("procrastinate")
+    from feishu_mail_async.fleet import Queue, enqueue, prepare  # noqa: PLC0415
+    from feishu_mail_async.fleet.worker import DraftWorker, Times  # noqa: PLC0415
+
+    monkeypatch.setattr("feishu_mail_async.fleet.worker._REMEMBERED", 10)
+    queue, notes = Queue("http://127.0.0.1:9", "cli_x"), list[str]()
+    await prepare(postgres_url)
+    await enqueue(postgres_url, queue, [Draft(f"d{number}", "me", "alice") for number in range(100)])
+
+    def note(text: str) -> None:
+        notes.append(text)
+        if len(notes) == 100:
+            worker.stop()
+
+    async with Clumsy({"alice": TOKEN}, app="cli_x", base_url="http://127.0.0.1:9") as client:
+        worker = DraftWorker(
+            postgres_url,
+            queue,
+            client,
+            user_of=lambda user: user,
+            limit=RateLimit(),
+            at_once=10,
+            times=Times(poll=0.05),
+            tell=print,
+            note=note,
+        )
+        before = sizes(worker)
+        await worker.run()
+    assert len({text.split()[1] for text in notes}) == 100
+    assert sizes(worker) < before + 20

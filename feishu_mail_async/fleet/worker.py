@@ -32,8 +32,8 @@ _MISTAKES: Final = 3
 """The number of unexpected exceptions (bugs of this program) at one job after which the job fails."""
 _FEW: Final = 64
 """The smallest number of users at which the schedule of put-back jobs removes users that are due."""
-_NAMED: Final = 10_000
-"""The largest number of users without a token for whom it is remembered that this was reported."""
+_REMEMBERED: Final = 10_000
+"""The largest number of users without a token that are remembered as reported, and of jobs with mistakes."""
 _QUOTED: Final = 200
 """The number of characters of an unreadable job's arguments that are reported."""
 
@@ -170,7 +170,7 @@ class DraftWorker:
         self._ends: set[asyncio.Task[None]] = set()
         self._taken: Counter[str | None] = Counter()
         self._unknown: set[str | None] = set()
-        self._mistakes: Counter[int] = Counter()
+        self._mistakes: dict[int, int] = {}
         self._held: set[int] = set()
         self._strays: set[int] = set()
         self._connector = Connector(database, self._database)
@@ -313,11 +313,13 @@ class DraftWorker:
             return Outcome(draft, error.status, None, error)
         except Exception as error:
             why = f"a mistake of this program ({type(error).__name__}: {said(error)})"
-            self._mistakes[job_id] += 1
-            if self._mistakes[job_id] < _MISTAKES:
+            mistakes = self._mistakes.pop(job_id, 0) + 1
+            if mistakes < _MISTAKES:
+                if len(self._mistakes) >= _REMEMBERED:
+                    del self._mistakes[next(iter(self._mistakes))]  # the oldest: done, or another worker's
+                self._mistakes[job_id] = mistakes
                 self._note(f"draft {draft.draft_id} is put back for {self._times.unknown:g} s: {why}")
                 raise _PutBack(self._times.unknown) from error
-            del self._mistakes[job_id]
             self._note(f"draft {draft.draft_id} has failed {_MISTAKES} times: {why}")
             unknown = OutcomeUnknown(f"it may have been sent: {why}", draft=draft)
             return Outcome(draft, unknown.status, None, unknown)
@@ -334,7 +336,7 @@ class DraftWorker:
             return replace(draft, user=self._user_of(user))
         except ValueError as error:
             if user not in self._unknown:
-                if len(self._unknown) >= _NAMED:
+                if len(self._unknown) >= _REMEMBERED:
                     self._unknown.clear()
                 self._unknown.add(user)
                 self._note(f"the drafts of {_name(user)} are left to other workers: {error}")
