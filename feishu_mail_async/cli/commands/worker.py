@@ -29,7 +29,7 @@ from feishu_mail_async.cli.options import (
     VerboseOption,
     read_database,
 )
-from feishu_mail_async.cli.problems import INTERRUPTED, SOME_NOT, CannotStart
+from feishu_mail_async.cli.problems import INTERRUPTED, SOME_NOT, CannotStart, Problem
 from feishu_mail_async.cli.render.console import console, print_outcome, print_rows
 from feishu_mail_async.cli.render.estimate import name_limit
 from feishu_mail_async.cli.render.summary import Tally
@@ -144,39 +144,42 @@ async def _run(
     began, interrupts, unread = clock(), 0, False
     try:
         await fleet.prepare(database)
-        async with client:
-
-            def tell(outcome: Outcome) -> None:
-                nonlocal unread
-                report.outcome(outcome)
-                if report.reader_has_left() and not unread:
-                    unread = True
-                    working.stop()
-
-            working: DraftWorker = fleet.DraftWorker(
-                database,
-                fleet.Queue(account.base_url, account.app),
-                client,
-                user_of=account.user_of,
-                limit=account.rate_limit,
-                at_once=at_once,
-                times=fleet.Times(beat=dead / _BEATS, dead=dead),
-                tell=tell,
-                note=report.note,
-            )
-
-            def hear(times: int) -> None:
-                nonlocal interrupts
-                interrupts = times
-                if times == 1:
-                    report.note(STOPPING)
-                working.stop(at_once=times > 1)
-
-            with Interrupts(hear, "other workers take over its drafts"):
-                report.started(at_once)
-                await working.run(until_empty=until_empty)
     except fleet.QueueTrouble as error:
         raise CannotStart(f"--ledger: {error}") from error
+    async with client:
+
+        def tell(outcome: Outcome) -> None:
+            nonlocal unread
+            report.outcome(outcome)
+            if report.reader_has_left() and not unread:
+                unread = True
+                working.stop()
+
+        working: DraftWorker = fleet.DraftWorker(
+            database,
+            fleet.Queue(account.base_url, account.app),
+            client,
+            user_of=account.user_of,
+            limit=account.rate_limit,
+            at_once=at_once,
+            times=fleet.Times(beat=dead / _BEATS, dead=dead),
+            tell=tell,
+            note=report.note,
+        )
+
+        def hear(times: int) -> None:
+            nonlocal interrupts
+            interrupts = times
+            if times == 1:
+                report.note(STOPPING)
+            working.stop(at_once=times > 1)
+
+        with Interrupts(hear, "other workers take over its drafts"):
+            report.started(at_once)
+            try:
+                await working.run(until_empty=until_empty)
+            except fleet.QueueTrouble as error:
+                raise Problem(f"--ledger: {error}") from error
     report.ended(clock() - began)
     if interrupts > 1:
         return INTERRUPTED
