@@ -1,7 +1,7 @@
 """OpenTelemetry traces and metrics of an app's calls. Needs the extra `otel`.
 
-A draft's span lasts from its submission to its outcome. Its calls are child spans, named and attributed by the
-stable semantic conventions for HTTP:
+A draft's span is named by its endpoint, and lasts from its submission to its outcome. Its calls are child spans,
+named and attributed by the stable semantic conventions for HTTP:
 
     send draft                         draft submitted ------------------------------> outcome
       POST .../drafts/:draft_id/send        attempt 1 ---|     attempt 2 ---|
@@ -17,10 +17,11 @@ without an event.
 import asyncio
 import concurrent.futures
 import functools
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 try:
@@ -43,6 +44,7 @@ except ImportError as missing:
         name=missing.name,
     ) from None
 
+from ._api.endpoints import ENDPOINTS, Endpoint
 from ._engine import EngineKey
 from ._scheduling.scheduler import Snapshot
 from .client import FeishuMailClient
@@ -76,12 +78,6 @@ _SCHEMA: Final = Schemas.V1_36_0.value
 _CLIENT_ERROR: Final = 400
 _NONE: Final = "none"
 """The code attribute's value if there is no code: all measurements of an instrument have the same attributes."""
-
-_CALLS: Final = {
-    "send": ("POST", "/open-apis/mail/v1/user_mailboxes/:user_mailbox_id/drafts/:draft_id/send"),
-    "list": ("GET", "/open-apis/mail/v1/user_mailboxes/:user_mailbox_id/drafts"),
-}
-"""The HTTP method and path of each endpoint, from the API documents "发送草稿" and "列出草稿"."""
 
 _EXCHANGE: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """The bucket boundaries of a request's duration, in seconds, as the semantic conventions prescribe."""
@@ -153,10 +149,10 @@ class _Server:
             SERVER_ADDRESS: parts.hostname or "",
             SERVER_PORT: parts.port or (443 if parts.scheme == "https" else 80),
         }
-        self._calls = {endpoint: self._call(*call) for endpoint, call in _CALLS.items()}
+        self._calls = {name: self._call(endpoint) for name, endpoint in ENDPOINTS.items()}
 
-    def _call(self, method: str, path: str) -> tuple[str, _Attributes]:
-        template = self._prefix + path
+    def _call(self, endpoint: Endpoint[Any]) -> tuple[str, _Attributes]:
+        method, template = endpoint.method, self._prefix + _template(endpoint.path)
         return f"{method} {template}", {HTTP_REQUEST_METHOD: method, _URL_TEMPLATE: template, **self.at}
 
     def name(self, endpoint: str) -> str:
@@ -166,6 +162,11 @@ class _Server:
     def attributes(self, endpoint: str) -> _Attributes:
         """Return a new dict of a call's attributes, which the caller may extend."""
         return dict(self._calls[endpoint][1])
+
+
+def _template(path: str) -> str:
+    """Return the path of an endpoint's row as the API documents spell it."""
+    return re.sub(r"\{(\w+)\}", r":\1", path.replace("{mailbox}", "{user_mailbox_id}"))
 
 
 def _outcome(event: AttemptEnded) -> _Attributes:
@@ -256,7 +257,8 @@ class _Spans:
             return None
         span = self._drafts.get(event.job)
         if span is None:
-            span = self._drafts[event.job] = self._tracer.start_span("send draft", attributes=_about(event))
+            name = f"{event.endpoint} draft"
+            span = self._drafts[event.job] = self._tracer.start_span(name, attributes=_about(event))
         return span
 
     def _granted(self, event: TurnGranted) -> None:
