@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from ._api.endpoints import ENDPOINTS
 from ._api.protocol import FEISHU, LARK, REDACTED, Reply, redact
 from ._text import escape
 from .codes import OAUTH, Verdict
 
 __all__ = [
     "ASSUMED_LIFETIME",
+    "MODIFY",
+    "OFFLINE",
     "SCOPES",
     "TOKEN_PATH",
     "Login",
@@ -35,13 +38,12 @@ __all__ = [
 
 TOKEN_PATH: Final = "/open-apis/authen/v2/oauth/token"  # noqa: S105 - a path, not a secret
 """The path of the token endpoint."""
-SCOPES: Final = (
-    "mail:user_mailbox.message:send",
-    "mail:user_mailbox.message:readonly",
-    "mail:user_mailbox.message:modify",
-    "offline_access",
-)
-"""The OAuth scopes for sending, listing and creating drafts, and the one for a refresh token."""
+MODIFY: Final = "mail:user_mailbox.message:modify"
+"""The OAuth scope for creating drafts."""
+OFFLINE: Final = "offline_access"
+"""The OAuth scope for a refresh token."""
+SCOPES: Final = tuple(dict.fromkeys([*(row.scope for row in ENDPOINTS.values()), MODIFY, OFFLINE]))
+"""The OAuth scopes of all endpoints, the one for creating drafts, and the one for a refresh token."""
 
 ASSUMED_LIFETIME: Final = 600.0
 """Lifetime in seconds of an access token for which the server gives none that is usable, or one that has ended.

@@ -13,7 +13,7 @@ from typing import Final
 
 from rich.text import Text
 
-from feishu_mail_async._api.endpoints import LIST
+from feishu_mail_async._api.endpoints import LIST, SEND
 from feishu_mail_async._api.protocol import Reply, judge
 from feishu_mail_async._auth.refresh import RefreshingTokens
 from feishu_mail_async._auth.store import StoredToken
@@ -56,7 +56,7 @@ from feishu_mail_async.errors import (
 )
 from feishu_mail_async.ledger import Ledger, Overview, open_ledger
 from feishu_mail_async.ledger.texts import stored
-from feishu_mail_async.oauth import SCOPES
+from feishu_mail_async.oauth import MODIFY, OFFLINE
 
 from .listing import check_mailbox
 
@@ -65,7 +65,6 @@ __all__ = ["doctor"]
 _TIMEOUT: Final = 15.0
 _WIDEST_GAP: Final = 60.0
 """The tolerated difference of two clocks, in seconds: tokens are refreshed five minutes before they expire."""
-_SEND, _READ, _MODIFY, _OFFLINE = SCOPES
 _AGAIN: Final = "feishu-mail-async login"
 
 
@@ -318,7 +317,7 @@ async def _use(findings: _Findings, transport: Transport, token: str, mailbox: s
         case ScopeMissing():
             findings.ok("token", "the host takes it")
             findings.problem("scopes", explain(error))
-            findings.unknown("mailbox", f"reading it takes {_READ}")
+            findings.unknown("mailbox", f"reading it takes {LIST.scope}")
         case AccessDenied() | InvalidRequest():
             findings.ok("token", "the host takes it")
             findings.problem("mailbox", explain(error))
@@ -331,7 +330,7 @@ def _look_at_login(findings: _Findings, kept: StoredToken, *, renewable: bool) -
     if findings.is_ok("token"):
         findings.ok("token", f"the host takes it, until {moment(kept.expires)}; {_renewal(kept, renewable)}")
     granted = kept.scope.split()
-    missing = [scope for scope in (_SEND, _READ) if scope not in granted]
+    missing = [scope for scope in (SEND.scope, LIST.scope) if scope not in granted]
     if "scopes" in findings.found:
         return  # the host's own answer about scopes is more precise
     if not granted:
@@ -342,13 +341,13 @@ def _look_at_login(findings: _Findings, kept: StoredToken, *, renewable: bool) -
             f"not granted: {', '.join(missing)}: see that the app has them, and {_AGAIN} again",
         )
     else:
-        rest = "" if _MODIFY in granted else f"; drafts cannot be created without {_MODIFY}"
+        rest = "" if MODIFY in granted else f"; drafts cannot be created without {MODIFY}"
         findings.ok("scopes", f"drafts can be sent and listed{rest}")
 
 
 def _renewal(kept: StoredToken, renewable: bool) -> str:
     if kept.refresh_token is None:
-        return f"then {_AGAIN} again, and allow {_OFFLINE} so that it is renewed"
+        return f"then {_AGAIN} again, and allow {OFFLINE} so that it is renewed"
     if not renewable:
         return f"to have it renewed set {APP_SECRET}, or {_AGAIN} --keep-secret"
     until = "" if kept.refresh_expires is None else f", until {moment(kept.refresh_expires)} at least"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from feishu_mail_async._api.endpoints import LIST
 from feishu_mail_async._streams import output_trouble
 from feishu_mail_async.cli.account import Account, read_account
 from feishu_mail_async.cli.ids import check_spelling
@@ -53,10 +54,7 @@ def list_drafts(
     ] = False,
     verbose: VerboseOption = False,
 ) -> int:
-    """List the drafts of a mailbox: one id a line.
-
-    The token needs the scope mail:user_mailbox.message:readonly.
-    """
+    """List the drafts of a mailbox: one id a line."""
     check_mailbox(mailbox)
     account = read_account(
         user=user, app=app, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
@@ -75,6 +73,9 @@ def list_drafts(
     if not number:
         console(stderr=True).print(f"note: the mailbox {mailbox} has no drafts", style="dim", soft_wrap=True)
     return 0
+
+
+list_drafts.__doc__ = f"{list_drafts.__doc__}\n\nThe token needs the scope {LIST.scope}."
 
 
 def collect(account: Account, mailbox: str) -> list[Draft]:

@@ -37,7 +37,7 @@ from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.errors import LedgerError, NotSent
 from feishu_mail_async.ledger import open_ledger
 from feishu_mail_async.model import check_text
-from feishu_mail_async.oauth import SCOPES, Login
+from feishu_mail_async.oauth import OFFLINE, SCOPES, Login
 
 __all__ = ["DEFAULT_USER", "login"]
 
@@ -46,7 +46,6 @@ DEFAULT_USER: Final = "me"
 _PORT: Final = 8765
 _PATIENCE: Final = 300.0
 _TYPED: Final = "the one you typed"
-_OFFLINE: Final = "offline_access"
 _YES: Final = frozenset({"y", "yes"})
 _ADVICE: Final = {
     "ClientSecretWrong": "Check the app's id and secret: {secret}.",
@@ -349,7 +348,7 @@ def _report(app: _App, user: str, done: _Done) -> None:
 
 def _until(app: _App, token: StoredToken) -> list[str]:
     if token.refresh_token is None:
-        why = f": without {_OFFLINE} it cannot be renewed"
+        why = f": without {OFFLINE} it cannot be renewed"
         return [f"{moment(token.expires)}; then log in again{why}"]
     if not app.lasting:
         longer = f"longer with the app's secret: set {APP_SECRET}, or log in with --keep-secret"
