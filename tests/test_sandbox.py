@@ -326,11 +326,11 @@ async def test_an_id_is_decoded_exactly_once(draft: str) -> None:
 
 async def test_a_mailbox_may_be_shared_and_is_compared_without_case() -> None:
     async with running() as (sandbox, caller):
-        sandbox.share_mailbox("team@example.com", "alice", "bob")
-        draft = sandbox.add_draft("alice", mailbox="Team@Example.com")
-        answer = await caller.send(draft, user="bob", mailbox="TEAM@example.com")
+        sandbox.share_mailbox("großteam@example.com", "alice", "bob")
+        draft = sandbox.add_draft("alice", mailbox="Großteam@Example.com")
+        answer = await caller.send(draft, user="bob", mailbox="GROSSTEAM@example.com")
         assert answer.code == 0
-        assert sandbox.ledger.sends[0].mailbox == "team@example.com"
+        assert sandbox.ledger.sends[0].mailbox == "großteam@example.com"
         assert (await caller.send(sandbox.add_draft("alice"), mailbox="ALICE@example.com")).code == 0
 
 

@@ -218,7 +218,7 @@ class Judge:
         return Case(call, body, time, user, mailbox)
 
     def _lock(self, case: Case, plan: Plan) -> None:
-        locks = (f"user:{case.user.name}", f"mailbox:{case.mailbox.address.lower()}")
+        locks = (f"user:{case.user.name}", f"mailbox:{case.mailbox.address.casefold()}")
         if not self._locks.isdisjoint(locks):
             raise _RefusedError(codes.named("ConcurrentWrite"))
         self._locks.update(locks)

@@ -166,10 +166,10 @@ class World:
         if name in self.users:
             raise ValueError(f"user: {name!r} is there already")
         address = address or f"{name}@example.com"
-        if address.lower() in self.mailboxes:
+        if address.casefold() in self.mailboxes:
             raise ValueError(f"address: {address!r} is another mailbox's")
         user = self.users[name] = User(name, address, self._daily_quota)
-        self.mailboxes[address.lower()] = Mailbox(address, {name})
+        self.mailboxes[address.casefold()] = Mailbox(address, {name})
         return user
 
     def user(self, name: str) -> User:
@@ -194,7 +194,7 @@ class World:
         """
         for name in users:
             self.user(name)
-        self.mailboxes.setdefault(address.lower(), Mailbox(address)).members.update(users)
+        self.mailboxes.setdefault(address.casefold(), Mailbox(address)).members.update(users)
 
     def find_mailbox(self, address: str, user: User) -> Mailbox | None:
         """Return the mailbox that a path names; None if there is none.
@@ -203,7 +203,7 @@ class World:
             address: the address, or `me`.
             user: the user whose mailbox `me` is.
         """
-        return self.mailboxes.get((user.address if address == "me" else address).lower())
+        return self.mailboxes.get((user.address if address == "me" else address).casefold())
 
     def mailbox(self, address: str) -> Mailbox:
         """Return the mailbox at that address.
@@ -214,9 +214,9 @@ class World:
         Raises:
             ValueError: there is no such mailbox.
         """
-        if address.lower() not in self.mailboxes:
+        if address.casefold() not in self.mailboxes:
             raise ValueError(f"mailbox: {address!r} is not one of {sorted(self.mailboxes)}")
-        return self.mailboxes[address.lower()]
+        return self.mailboxes[address.casefold()]
 
     def add_draft(
         self, mailbox: Mailbox, draft_id: str | None, message: EmailMessage | None = None
