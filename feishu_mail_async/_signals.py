@@ -131,6 +131,7 @@ class _Watch(threading.Thread):
         self._times = (limit, limit * _LAST, 0.0)
         self._count = 0
         self._end = math.inf
+        self._within = f"{limit:g} s of being asked to"
 
     def run(self) -> None:
         """Count the signals, and end the process in the end if there were any."""
@@ -150,6 +151,8 @@ class _Watch(threading.Thread):
             for number in numbers:
                 if number in _SIGNALS or (number == _HANGUP and not self._count):
                     self._take()
+                    if self._count > 1:
+                        self._within = f"{self._limit * _LAST:g} s of the second signal"
             return bool(numbers)
         if self._count > 1:
             return False
@@ -166,9 +169,7 @@ class _Watch(threading.Thread):
     def _end_process(self) -> None:
         why = "stopped at once"
         if self._count < len(self._times):
-            why = (
-                f"it did not end within {self._limit:g} s of being asked to, so it was broken off: no answer came"
-            )
+            why = f"it did not end within {self._within}, so it was broken off"
         left = next((f"; {hearer.left}" for hearer in reversed(_hearers) if hearer.left), "")
         _tell(f"error: {why}{left}\n")
         os._exit(INTERRUPTED)
