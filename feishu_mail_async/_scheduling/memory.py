@@ -63,7 +63,7 @@ class MemoryStore:
         self._loop, self._changed = weakref.ref(loop), weakref.WeakMethod(changed)
         with mutex:
             self._store.add(self)
-            self._offset = self._store.offset(loop.time())
+            self._offset = self._store.offset(loop)
         return self._offset
 
     # -- for members in other threads ------------------------------------------------------------------

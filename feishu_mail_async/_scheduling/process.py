@@ -44,6 +44,8 @@ from .store import SLACK
 from .suspensions import Suspensions
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .lanes import Waiter
 
 __all__ = ["Member", "ProcessStore"]
@@ -191,6 +193,7 @@ class ProcessStore:
         self.members: list[weakref.ref[Member]] = []
         self._ahead: float | None = None  # the store's time minus `time.monotonic`; None: no loop has joined yet
         self._real = -math.inf  # `time.monotonic` when it was last read
+        self._offsets: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, float] = weakref.WeakKeyDictionary()
 
     def state(self, endpoint: Endpoint[Any], limit: RateLimit) -> EndpointState:
         """Return the state of an endpoint; a new one begins with this limit."""
@@ -213,8 +216,14 @@ class ProcessStore:
 
     # -- time ------------------------------------------------------------------------------------------
 
-    def offset(self, now: float) -> float:
-        """Return the seconds by which the store's time is ahead of the clock of a loop that joins now."""
+    def offset(self, loop: "asyncio.AbstractEventLoop") -> float:
+        """Return the seconds by which the store's time is ahead of a loop's clock, for all endpoints in it."""
+        known = self._offsets.get(loop)
+        if known is None:
+            known = self._offsets[loop] = self._new_offset(loop.time())
+        return known
+
+    def _new_offset(self, now: float) -> float:
         real = monotonic()
         ordinary = 0 <= real - now < _BEHIND
         if self._ahead is None:
