@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement
-from feishu_mail_async._scheduling import lanes
+from feishu_mail_async._scheduling import lanes, sweeps
 from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
@@ -28,6 +28,7 @@ from feishu_mail_async.ledger import Record
 from feishu_mail_async.model import Priority, RateLimit
 
 HOUR: Final = 3600.0
+SLICE: Final = sweeps.SLICE
 MOST_MOVES: Final = lanes._MOST_MOVES
 EPS: Final = 1e-4
 """How late a dispatch may be: the bucket of the spacing may be a rounding error behind."""
@@ -498,6 +499,7 @@ class World:
 
     def __init__(self, limit: RateLimit, moves: int = 16) -> None:
         vars(lanes)["_MOST_MOVES"] = moves
+        vars(sweeps)["SLICE"] = 10_000  # what ends many ends them at once, as the model does
         self.loop = VirtualLoop()
         self.loop.before_moving = self._before_moving
         self.delays = FixedDelays()
@@ -661,6 +663,7 @@ class World:
     def end(self) -> None:
         """Each ask was told once, or cancelled, or still waits; and nothing failed unseen."""
         vars(lanes)["_MOST_MOVES"] = MOST_MOVES
+        vars(sweeps)["SLICE"] = SLICE
         self.loop.end()
         if self.failures:
             raise self.failures[0]
