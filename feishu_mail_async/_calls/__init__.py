@@ -11,7 +11,7 @@ Theory of operation
                                    ^                    |
                                    `------ retry -------'
 
-    request   `Sender.sending` and `Sender.listing` make a `Call`: method, path, key, user, draft.
+    request   `Sender.sending` and `Sender.asking` make a `Call`: method, path, key, user, draft.
     record    With a ledger, the draft's record is read first. On record as sent: done, without a call. In doubt:
               the job begins in doubt, so that it cannot end as "certainly not sent".
     token     `Sender.prepare` waits for the user's token BEFORE a turn is requested.

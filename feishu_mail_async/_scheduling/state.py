@@ -24,11 +24,11 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._api.protocol import CallEnd, Judgement
-from feishu_mail_async.codes import Reach, Subject, Verdict
+from feishu_mail_async.codes import Subject, Verdict
 from feishu_mail_async.model import RateLimit
 
 from .budget import Budget
-from .suspensions import APP, EVERYWHERE, SuspensionKey, Suspensions, subjects
+from .suspensions import APP, SuspensionKey, Suspensions, reach_of, reaches, subjects
 
 __all__ = ["Delays", "EndpointState", "Lock", "Pause", "Permit", "Settled"]
 
@@ -266,7 +266,7 @@ class EndpointState:
         suspended = None
         if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:
             subject = _subject(judgement.subject, user, mailbox)
-            suspended = SuspensionKey(subject, self._reach(judgement.reach))
+            suspended = SuspensionKey(subject, reach_of(self.endpoint, judgement.reach))
             self.suspensions.suspend(suspended, judgement.error, judgement.until, now)
         return Settled(ended, suspended, outage)
 
@@ -323,17 +323,14 @@ class EndpointState:
 
     # -- suspensions -----------------------------------------------------------------------------------
 
-    def _reach(self, reach: Reach) -> str:
-        return {Reach.ENDPOINT: self.endpoint.name, Reach.SCOPE: self.endpoint.scope}.get(reach, EVERYWHERE)
-
     def keys_of(self, user: str, mailbox: str) -> list[SuspensionKey]:
         """Return the keys of all suspensions that could keep a call of this user and mailbox from being made."""
-        reaches = EVERYWHERE, self.endpoint.scope, self.endpoint.name
-        return [SuspensionKey(subject, reach) for subject in subjects(user, mailbox) for reach in reaches]
+        own = reaches(self.endpoint)
+        return [SuspensionKey(subject, reach) for subject in subjects(user, mailbox) for reach in own]
 
     def concerns(self, key: SuspensionKey) -> bool:
         """Return whether a suspension under this key reaches the endpoint."""
-        return key.reach in {EVERYWHERE, self.endpoint.scope, self.endpoint.name}
+        return key.reach in reaches(self.endpoint)
 
     def suspended(self, keys: Iterable[SuspensionKey], now: float) -> SuspensionKey | None:
         """Return the first of these keys under which a suspension holds; drop those whose time is over."""

@@ -13,12 +13,23 @@ All endpoints of an app share one `Suspensions`. Pure: time is passed in.
 import math
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from feishu_mail_async.codes import ResumeWhen
+from feishu_mail_async._api.endpoints import Endpoint
+from feishu_mail_async.codes import Reach, ResumeWhen
 from feishu_mail_async.errors import FeishuMailError, Suspended, without_traceback
 
-__all__ = ["APP", "EVERYWHERE", "Suspension", "SuspensionEntry", "SuspensionKey", "Suspensions", "subjects"]
+__all__ = [
+    "APP",
+    "EVERYWHERE",
+    "Suspension",
+    "SuspensionEntry",
+    "SuspensionKey",
+    "Suspensions",
+    "reach_of",
+    "reaches",
+    "subjects",
+]
 
 APP: Final = "app"
 """The subject that is the whole app."""
@@ -82,6 +93,16 @@ class Suspension:
 def subjects(user: str, mailbox: str) -> tuple[str, str, str]:
     """Return the subjects of a call: none of them may be suspended."""
     return APP, f"user:{user}", f"mailbox:{mailbox}"
+
+
+def reaches(endpoint: Endpoint[Any]) -> tuple[str, str, str]:
+    """Return the reaches that hold for an endpoint: a call of it has to heed suspensions with any of them."""
+    return EVERYWHERE, endpoint.scope, endpoint.name
+
+
+def reach_of(endpoint: Endpoint[Any], reach: Reach) -> str:
+    """Return the reach of a suspension that a call of this endpoint brought about."""
+    return {Reach.ENDPOINT: endpoint.name, Reach.SCOPE: endpoint.scope}.get(reach, EVERYWHERE)
 
 
 class Suspensions:

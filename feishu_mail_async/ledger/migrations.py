@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._api.endpoints import SEND
-from feishu_mail_async._scheduling.suspensions import EVERYWHERE
-from feishu_mail_async.codes import CODES, Reach
+from feishu_mail_async._scheduling.suspensions import EVERYWHERE, reach_of
+from feishu_mail_async.codes import CODES
 from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError
 
 from . import reasons, schema
@@ -101,8 +101,7 @@ def _reach(reason: FeishuMailError) -> str:
     if isinstance(reason, AutomatedSendDisabled):
         return SEND.name
     row = CODES.get(reason.code) if isinstance(reason, ApiError) else None
-    reach = Reach.ALL if row is None else row.reach
-    return {Reach.ENDPOINT: SEND.name, Reach.SCOPE: SEND.scope}.get(reach, EVERYWHERE)
+    return EVERYWHERE if row is None else reach_of(SEND, row.reach)
 
 
 _STEPS: Final[dict[int, Callable[[AsyncConnection], Awaitable[None]]]] = {1: _from_1_to_2}

@@ -14,7 +14,7 @@ from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.lanes import Turn
 from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record
 from feishu_mail_async._scheduling.state import EndpointState
-from feishu_mail_async._scheduling.suspensions import EVERYWHERE, SuspensionKey
+from feishu_mail_async._scheduling.suspensions import APP, EVERYWHERE, SuspensionKey
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.errors import ApiError, FeishuMailError, root_cause
 from feishu_mail_async.model import OutcomeStatus, RateLimit
@@ -254,16 +254,15 @@ class Transaction:
 
     async def lapse(self) -> None:
         """Drop the suspensions whose time is over; the calls of an app that they reached begin with one probe."""
-        suspensions, lapsed = self.state.suspensions, list[tuple[SuspensionKey, str]]()
-        suspensions.probing.append(lambda _, key, reason: lapsed.append((key, reason)))
+        suspensions, budget = self.state.suspensions, schema.budget.c
+        everywhere = SuspensionKey(APP, EVERYWHERE)
+        entry = suspensions.entries.get(everywhere)
         suspensions.lapse([key for key in suspensions.entries if self.state.concerns(key)], self.now)
-        budget = schema.budget.c
-        for key, reason in lapsed:
-            if key.reach == EVERYWHERE:
-                others = budget.app_id == self.app_id, budget.endpoint != self.endpoint.name
-                values = {"pauses": budget.pauses + 1, "pause_until": self.now, "pause_reason": reason}
-                paused = sa.update(schema.budget).where(*others, budget.pause_until.is_(None))
-                await self.run(paused.values(**values, probe=None))
+        if entry is not None and everywhere not in suspensions.entries:
+            others = budget.app_id == self.app_id, budget.endpoint != self.endpoint.name
+            values = {"pauses": budget.pauses + 1, "pause_until": self.now, "pause_reason": str(entry.reason)}
+            paused = sa.update(schema.budget).where(*others, budget.pause_until.is_(None))
+            await self.run(paused.values(**values, probe=None))
 
     async def write_back(self) -> None:
         """Write the changes of the state and of the suspensions."""
