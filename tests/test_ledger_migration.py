@@ -148,7 +148,7 @@ async def test_a_migration_that_breaks_off_leaves_all_as_it_was(url: str, monkey
         raise LedgerError("ledger: broken off")
 
     with monkeypatch.context() as patch:
-        patch.setattr("feishu_mail_async.ledger.migrations.reasons.load", broken)
+        patch.setattr("feishu_mail_async.ledger.migrations.load_error", broken)
         first = start(url)
         with pytest.raises(LedgerError, match="broken off"):
             await first.ledger.apps()

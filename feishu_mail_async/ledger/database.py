@@ -24,9 +24,8 @@ from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
 from .errors import TROUBLE, busy, passes, reason, stale, told, words
 from .jumps import Jumps, elapsed
-from .migrations import migrate
+from .migrations import make_prunable, migrate
 from .patience import LONG_LOCKED, LONGEST, Patience, pause
-from .pruning import make_prunable
 from .sqlite import LedgerFile
 
 __all__ = ["Database"]

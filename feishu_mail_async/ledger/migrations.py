@@ -4,10 +4,12 @@ The first process of this version takes them when it opens the ledger, in one tr
 version fail from then on, because the tables they know are gone: stop them before.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._api.endpoints import SEND
@@ -15,9 +17,10 @@ from feishu_mail_async._scheduling.suspensions import EVERYWHERE, reach_of
 from feishu_mail_async.codes import CODES
 from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError
 
-from . import reasons, schema
+from . import schema
+from .rows import load_error
 
-__all__ = ["migrate"]
+__all__ = ["make_prunable", "migrate"]
 
 _MOVED: Final = (
     "calls",
@@ -58,6 +61,24 @@ async def migrate(connection: AsyncConnection, version: int) -> None:
     await connection.execute(sa.update(schema.schema).values(version=schema.VERSION))
 
 
+async def make_prunable(connection: AsyncConnection) -> bool:
+    """Make the index by which old records are found, if an older ledger lacks it.
+
+    Returns:
+        whether it exists; where it may not be made, the ledger works without, and its drafts are kept.
+    """
+    index = schema.draft_by_state
+
+    def there(sync: sa.Connection) -> bool:
+        return sa.inspect(sync).has_index(schema.draft.name, str(index.name))
+
+    if not await connection.run_sync(there):
+        with contextlib.suppress(DBAPIError):
+            async with connection.begin_nested():
+                await connection.run_sync(index.create)
+    return await connection.run_sync(there)
+
+
 async def _from_1_to_2(connection: AsyncConnection) -> None:
     """Give each endpoint a budget of its own, and each suspension a reach; until now there were only sends."""
 
@@ -79,7 +100,7 @@ async def _from_1_to_2(connection: AsyncConnection) -> None:
     for row in await connection.execute(sa.text("SELECT * FROM feishu_mail_closure")):
         values = {
             "app_id": row.app_id,
-            "reach": _reach(reasons.load(row.reason)),
+            "reach": _reach(load_error(row.reason)),
             "reason": row.reason,
             "until": _RESUMED.get(row.until, row.until),
             "fingerprint": row.mark,

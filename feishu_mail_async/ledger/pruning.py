@@ -5,11 +5,9 @@ the mail was sent before; so an old record may go. A record in doubt stays: if t
 too, only the record says that the mail may have been sent.
 """
 
-import contextlib
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._clock import wall_clock
@@ -18,7 +16,7 @@ from feishu_mail_async._scheduling.suspensions import APP
 
 from . import schema
 
-__all__ = ["make_prunable", "prune"]
+__all__ = ["prune"]
 
 _STEP: Final = 200
 """Rows of a table that are dropped in one transaction."""
@@ -28,24 +26,6 @@ _KEPT: Final = 365 * _DAY
 _ENDED: Final = tuple(
     state.value for state in DraftState if state not in {DraftState.IN_FLIGHT, DraftState.UNKNOWN}
 )
-
-
-async def make_prunable(connection: AsyncConnection) -> bool:
-    """Make the index by which old records are found, if an older ledger lacks it.
-
-    Returns:
-        whether it exists; where it may not be made, the ledger works without, and its drafts are kept.
-    """
-    index = schema.draft_by_state
-
-    def there(sync: sa.Connection) -> bool:
-        return sa.inspect(sync).has_index(schema.draft.name, str(index.name))
-
-    if not await connection.run_sync(there):
-        with contextlib.suppress(DBAPIError):
-            async with connection.begin_nested():
-                await connection.run_sync(index.create)
-    return await connection.run_sync(there)
 
 
 async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts: bool) -> bool:

@@ -1,6 +1,7 @@
 """The rows of a ledger as values of the scheduler's rules, and back."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,17 +13,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._scheduling.state import EndpointState, Pause
 from feishu_mail_async._scheduling.suspensions import SuspensionEntry, SuspensionKey, Suspensions
-from feishu_mail_async.codes import ResumeWhen
+from feishu_mail_async.codes import ResumeWhen, lookup
+from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, api_error
 from feishu_mail_async.model import RateLimit
 
-from . import reasons, schema
+from . import schema
 from .texts import stored
 
 __all__ = [
     "LockRow",
     "PermitRow",
     "budget_columns",
+    "dump_error",
     "limit_of",
+    "load_error",
     "look_again",
     "permits_of",
     "state_of",
@@ -83,7 +87,7 @@ async def suspensions_of(
     for row in await connection.execute(query):
         key = SuspensionKey(asked.get(row.subject, row.subject), row.reach)
         found.entries[key] = SuspensionEntry(
-            reasons.load(row.reason), ResumeWhen[row.until], row.ends, row.fingerprint
+            load_error(row.reason), ResumeWhen[row.until], row.ends, row.fingerprint
         )
     return found
 
@@ -94,11 +98,35 @@ def suspension_row(app_id: int, key: SuspensionKey, entry: SuspensionEntry) -> d
         "app_id": app_id,
         "subject": key.subject,
         "reach": key.reach,
-        "reason": reasons.dump(entry.reason),
+        "reason": dump_error(entry.reason),
         "until": entry.until.name,
         "ends": entry.ends,
         "fingerprint": entry.fingerprint,
     }
+
+
+def dump_error(error: FeishuMailError) -> str:
+    """Return an error as text, so that other processes can report why a subject is suspended.
+
+    Its cause, and the draft concerned, are not kept.
+    """
+    kept: dict[str, Any] = {"text": str(error), "log_id": error.log_id}
+    if isinstance(error, ApiError):
+        kept |= {"code": error.code, "msg": error.msg, "http_status": error.http_status}
+    elif isinstance(error, AutomatedSendDisabled):
+        kept |= {"reason": error.reason, "reference": error.reference}
+    return json.dumps(kept)  # escaped to ASCII: a database does not accept every text of a server
+
+
+def load_error(text: str) -> FeishuMailError:
+    """Return the error that `dump_error` has made a text of."""
+    kept = json.loads(text)
+    if "code" in kept:
+        row = lookup(kept["code"], kept["http_status"])
+        return api_error(row, kept["msg"], http_status=kept["http_status"], log_id=kept["log_id"])
+    if "reason" in kept:
+        return AutomatedSendDisabled(kept["reason"], kept["reference"], log_id=kept["log_id"])
+    return FeishuMailError(kept["text"], log_id=kept["log_id"])
 
 
 @dataclass(slots=True)
