@@ -20,9 +20,13 @@ from typing import Any, Final
 
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Outcome, Priority, RateLimit, RetryPolicy
 from feishu_mail_async._api.protocol import Reply
+from feishu_mail_async._scheduling.state import Settled
+from feishu_mail_async._scheduling.store import Offer
 from feishu_mail_async._transport import Transport
+from feishu_mail_async.ledger import turns
 from feishu_mail_async.ledger.database import Database
-from feishu_mail_async.ledger.sqlstore import SqlStore
+from feishu_mail_async.ledger.records import Records
+from feishu_mail_async.ledger.session import Session
 
 LONGEST_LIFE: Final = 150
 """Seconds after which a program that nobody has ended ends itself."""
@@ -41,7 +45,7 @@ class _Said(logging.Handler):
 # --- signals at chosen points ------------------------------------------------------------------------------
 
 
-def _after(owner: type[Any], name: str, then: Callable[[Any], None]) -> None:
+def _after(owner: Any, name: str, then: Callable[[Any], None]) -> None:
     """Have something done each time a coroutine method has come to its end."""
     original = getattr(owner, name)
 
@@ -77,9 +81,9 @@ def arm(point: str, nth: int, number: int, delay: float = 0.0) -> None:
 
     match point:
         case "taking":
-            _after(SqlStore, "_grant", reached)
+            _after(turns, "_grant", reached)
         case "taken":
-            _after(SqlStore, "_take", lambda taken: reached(taken.granted is not None))
+            _after(Session, "transact", lambda done: reached(_granted(done[0])))
         case "calling":
             original = Transport.exchange
 
@@ -92,13 +96,21 @@ def arm(point: str, nth: int, number: int, delay: float = 0.0) -> None:
         case "answered":
             _after(Transport, "exchange", lambda answer: reached(isinstance(answer, Reply)))
         case "settling":
-            _after(SqlStore, "_end", reached)
+            _after(turns, "settle", reached)
         case "settled":
-            _after(SqlStore, "_settle", reached)
+            _after(Session, "transact", lambda done: reached(_settled(done[0])))
         case "recalled":
-            _after(SqlStore, "_look_up", lambda _: reached())
+            _after(Records, "_look_up", lambda _: reached())
         case _:
             raise ValueError(point)
+
+
+def _granted(done: Any) -> bool:
+    return isinstance(done, Offer) and done.granted is not None
+
+
+def _settled(done: Any) -> bool:
+    return isinstance(done, tuple) and isinstance(done[0], Settled)
 
 
 def _tell_transactions() -> None:

@@ -196,7 +196,7 @@ class Scene:
             "retry": self.retry,
             "attempt_timeout": self.attempt_timeout,
             "drafts": [(draft, *self.owners[draft]) for draft in (self.owners if drafts is None else drafts)],
-            "vars": {} if self.slack is None else {"ledger.sqlstore.SLACK": self.slack},
+            "vars": {} if self.slack is None else {"ledger.turns.SLACK": self.slack},
         }
         program = Program(self._heard)
         await program.begin(task | more)

@@ -175,7 +175,7 @@ BRIEF = RateLimit(calls=100, per=0.2, spacing=0, margin=0, grace=0)
 @pytest.fixture
 def no_slack(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases lapse a moment after the call has timed out."""
-    monkeypatch.setattr("feishu_mail_async.ledger.sqlstore.SLACK", 0.3)
+    monkeypatch.setattr("feishu_mail_async.ledger.turns.SLACK", 0.3)
 
 
 @pytest.mark.usefixtures("no_slack")

@@ -46,8 +46,8 @@ async def processes(url: str) -> AsyncIterator[Fleet]:
 @pytest.fixture
 def tidy(monkeypatch: pytest.MonkeyPatch) -> None:
     """What may go is looked for after each call."""
-    for name in ("_TIDY_FIRST", "_TIDY_NEXT", "_TIDY_EVERY"):
-        monkeypatch.setattr(f"feishu_mail_async.ledger.sqlstore.{name}", 0.0, raising=False)
+    for name in ("_FIRST", "_NEXT", "_EVERY"):
+        monkeypatch.setattr(f"feishu_mail_async.ledger.pruning.{name}", 0.0)
 
 
 @contextlib.contextmanager

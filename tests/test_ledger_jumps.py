@@ -102,7 +102,10 @@ async def test_a_correction_that_is_not_committed_is_done_again(fleet: Fleet) ->
     async def broken(connection: AsyncConnection) -> None:
         database = one.ledger.database
         app_id = await database.hold(connection, BASE, APP)
-        assert await database.jumps.correct(connection, app_id, await database.now(connection))
+        ended = sa.select(schema.permit.c.ended)
+        before = (await connection.execute(ended)).all()
+        await database.jumps.correct(connection, app_id, await database.now(connection))
+        assert (await connection.execute(ended)).all() != before
         raise KeyboardInterrupt
 
     fleet.set_clock(3600.0)

@@ -103,8 +103,8 @@ def misses(plan: list[str]) -> list[str]:
 
 
 async def test_every_query_goes_by_an_index(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_TIDY_FIRST", "_TIDY_NEXT", "_TIDY_EVERY"):
-        monkeypatch.setattr(f"feishu_mail_async.ledger.sqlstore.{name}", 0.0)
+    for name in ("_FIRST", "_NEXT", "_EVERY"):
+        monkeypatch.setattr(f"feishu_mail_async.ledger.pruning.{name}", 0.0)
     with statements() as seen:
         await live(url)
     asked = {

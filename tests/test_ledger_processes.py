@@ -18,7 +18,8 @@ from ledgerprocesses import Scene, cycles, pulse, shares
 from test_limit import SERVERS, Server
 
 from feishu_mail_async import FeishuMailClient, RateLimit
-from feishu_mail_async.ledger.sqlstore import SqlStore
+from feishu_mail_async._scheduling.store import Offer
+from feishu_mail_async.ledger.session import Session
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="it forks, and sends signals")
@@ -643,19 +644,20 @@ async def test_a_send_given_up_while_the_ledger_is_asked_leaves_its_turn_to_anot
     sqlite_urls: Iterator[str], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    take = SqlStore._take
+    transact = Session.transact
     left = [1 if what == "permit" else 2]
 
-    async def slow(store: SqlStore, asks: Any) -> Any:
-        taken = await take(store, asks)
-        if taken.granted is not None:
+    async def slow(session: Session, *work: Any) -> Any:
+        done = await transact(session, *work)
+        taken = done[0]
+        if isinstance(taken, Offer) and taken.granted is not None:
             left[0] -= 1
             if not left[0]:
                 granted.set_result(taken.granted[0].user)
                 await asyncio.sleep(0.1)
-        return taken
+        return done
 
-    monkeypatch.setattr(SqlStore, "_take", slow)
+    monkeypatch.setattr(Session, "transact", slow)
     limit = RateLimit(calls=1 if what == "permit" else 20, spacing=0)
     async with Sandbox(users=("alice", "bob"), latency=0.02) as sandbox:
         a, b = sandbox.add_draft("alice"), sandbox.add_draft("bob")

@@ -7,8 +7,8 @@ Both are one implementation on SQLAlchemy, which is needed only for them: `pip i
 for SQLite, `[fleet]` for PostgreSQL. Without a ledger a client keeps the same in memory, for its process alone.
 
 The package implements the ports of scheduling and login (`SchedulerStore`, `TokenStore`) and imports them, never
-the reverse. `sqlstore` opens with the theory of operation of its turns, `clock` and `jumps` explain the ledger's
-time.
+the reverse. `sqlstore` opens with the way of the data, `turns` draws the life of a turn, `clock` and `jumps`
+explain the ledger's time.
 """
 
 from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -95,14 +96,11 @@ class Database:
 
     # -- transactions ----------------------------------------------------------------------------------
 
-    async def transact(
-        self, work: Callable[[AsyncConnection], Awaitable[T]], failed: Callable[[], None] | None = None
-    ) -> T:
+    async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run work in one transaction; after a transient failure wait, and run it again in a new one.
 
         Args:
             work: the work; it has to be idempotent, because a commit whose answer was lost is repeated.
-            failed: called before each retry unless the file was just locked: the last try may have been committed.
 
         Returns:
             the work's result.
@@ -120,11 +118,8 @@ class Database:
             assert state.outcome is not None
             error = state.outcome.exception()
             assert error is not None
-            locked = busy(error)
-            if not locked or (state.seconds_since_start or 0.0) > LONG_LOCKED:
+            if not busy(error) or (state.seconds_since_start or 0.0) > LONG_LOCKED:
                 self._struggle(error)
-            if failed is not None and not locked:
-                failed()
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(
@@ -185,8 +180,14 @@ class Database:
         last = Reading(row.time, row.monotonic, row.boot)
         reading = self._clock.read(last)
         if reading.boot != last.boot or abs(reading.monotonic - last.monotonic) >= _MOST_LOST:
-            await connection.execute(sa.update(schema.schema).values(_row_of(reading)))
+            await connection.execute(sa.update(schema.schema).values(asdict(reading)))
         return reading.time
+
+    async def synchronize(self, connection: AsyncConnection, app_id: int) -> float:
+        """Read the ledger's time, and correct an app's rows, which must be locked, if that has jumped."""
+        now = await self.now(connection)
+        await self.jumps.correct(connection, app_id, now)
+        return now
 
     async def hold(self, connection: AsyncConnection, base_url: str, app: str) -> int:
         """Lock the row of an app until the transaction ends, making it if there is none, and return its id."""
@@ -237,7 +238,7 @@ class Database:
                 raise LedgerError(f"ledger: {self.where}: {advice}")
         if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table(schema.schema.name)):
             await connection.run_sync(schema.metadata.create_all)
-            first = _row_of(self._clock.first())
+            first = asdict(self._clock.first())
             await connection.execute(sa.insert(schema.schema).values(id=1, version=schema.VERSION, **first))
         version = (await connection.execute(sa.select(schema.schema.c.version))).scalar_one()
         if version > schema.VERSION:
@@ -259,7 +260,3 @@ def _give_up(context: sa.engine.ExceptionContext) -> None:
 
 
 _DATABASE_TIME: Final = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
-
-
-def _row_of(reading: Reading) -> dict[str, Any]:
-    return {"time": reading.time, "monotonic": reading.monotonic, "boot": reading.boot}

@@ -77,20 +77,17 @@ class Jumps:
                 most - went,
             )
 
-    async def correct(self, connection: AsyncConnection, app_id: int, now: float) -> bool:
+    async def correct(self, connection: AsyncConnection, app_id: int, now: float) -> None:
         """Move the times in an app's rows by the jumps that are not corrected yet.
 
         Args:
             connection: the database's, in a transaction that has locked the app's row.
             app_id: the app's row.
             now: the ledger's time.
-
-        Returns:
-            whether anything was changed, so that rows read before are out of date.
         """
         jump = self._total - self._counted.get(app_id, 0.0)
         if jump <= 0.0:
-            return False
+            return
         self._uncommitted[connection] = app_id, self._total
 
         def later(column: sa.Column[Any]) -> Any:
@@ -98,23 +95,20 @@ class Jumps:
             return sa.case((sa.and_(column > now - jump, column <= now), column + jump), else_=column)
 
         budget, permit, lock = schema.budget.c, schema.permit.c, schema.lock.c
+        since = budget.unreachable_since
+        calls = {name: later(budget[name]) for name in ("pause_until", "probe_lapses", "smooth_until")}
+        calls["last"] = sa.case((budget.last.is_not(None), now), else_=None)
+        calls["unreachable_since"] = sa.case((since <= now - jump, since + jump), else_=since)
         ended = sa.case((permit.ended.is_not(None), now), else_=None)
-        changes: list[tuple[sa.Table, dict[str, Any]]] = [
-            (schema.permit, {"ended": ended, "lapses": later(permit.lapses)}),
-            (schema.lock, {name: later(lock[name]) for name in ("lapses", "open_at", "backoff_until")}),
-            (schema.suspension, {"ends": later(schema.suspension.c.ends)}),
-            (schema.token, {"lease_lapses": later(schema.token.c.lease_lapses)}),
-        ]
-        for table, values in changes:
+        changes: dict[sa.Table, dict[str, Any]] = {
+            schema.budget: calls,
+            schema.permit: {"ended": ended, "lapses": later(permit.lapses)},
+            schema.lock: {name: later(lock[name]) for name in ("lapses", "open_at", "backoff_until")},
+            schema.suspension: {"ends": later(schema.suspension.c.ends)},
+            schema.token: {"lease_lapses": later(schema.token.c.lease_lapses)},
+        }
+        for table, values in changes.items():
             await connection.execute(sa.update(table).where(table.c.app_id == app_id).values(values))
-        values = {name: later(budget[name]) for name in ("pause_until", "probe_lapses", "smooth_until")}
-        values["last"] = sa.case((budget.last.is_not(None), now), else_=None)
-        before = budget.unreachable_since <= now - jump
-        values["unreachable_since"] = sa.case(
-            (before, budget.unreachable_since + jump), else_=budget.unreachable_since
-        )
-        await connection.execute(sa.update(schema.budget).where(budget.app_id == app_id).values(values))
-        return True
 
     def committed(self, connection: AsyncConnection) -> None:
         """Note that the transaction of a correction was committed: one that was rolled back is done again."""

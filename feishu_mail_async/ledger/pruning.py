@@ -5,19 +5,31 @@ the mail was sent before; so an old record may go. A record in doubt stays: if t
 too, only the record says that the mail may have been sent.
 """
 
+import logging
+import math
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.record import DraftState
 from feishu_mail_async._scheduling.suspensions import APP
+from feishu_mail_async.errors import LedgerError
 
 from . import schema
+from .session import Session, loop_time
+from .transaction import Transaction
 
-__all__ = ["prune"]
+__all__ = ["Pruner"]
 
+_log: Final = logging.getLogger("feishu_mail_async.ledger")
+
+_FIRST: Final = 10.0
+"""Seconds until a process first drops rows that are not needed any more: most processes end before."""
+_NEXT: Final = 1.0
+"""Seconds until it does so again if there were many."""
+_EVERY: Final = 60.0
+"""Seconds until it does so again if there were few."""
 _STEP: Final = 200
 """Rows of a table that are dropped in one transaction."""
 _DAY: Final = 86_400.0
@@ -28,23 +40,42 @@ _ENDED: Final = tuple(
 )
 
 
-async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts: bool) -> bool:
-    """Drop some rows of an app that are not needed any more.
+class Pruner:
+    """The pruning of an app's rows by one process, in transactions beside those of its calls.
 
     Args:
-        connection: the database's, in a transaction that has locked the app's row.
-        app_id: the app's row.
-        now: the ledger's time.
-        drafts: drop old records of drafts, too.
-
-    Returns:
-        whether there may be more such rows.
+        session: the session.
     """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._at: float | None = None  # the time of the next pruning
+
+    def soon(self) -> None:
+        """Drop rows if it is time for that."""
+        now = loop_time()
+        if self._at is None:
+            self._at = now + _FIRST
+        if now >= self._at:
+            self._at = math.inf
+            self._session.start(self._run())
+
+    async def _run(self) -> None:
+        more = False
+        try:
+            more, _ = await self._session.transact(_prune)
+        except LedgerError as error:
+            _log.debug("%s; nothing is dropped from it", error)
+        self._at = loop_time() + (_NEXT if more else _EVERY)
+
+
+async def _prune(transaction: Transaction) -> bool:
+    """Drop some rows of an app that are not needed any more; return whether there may be more such rows."""
     lock, suspension, draft = schema.lock.c, schema.suspension.c, schema.draft.c
-    long_ago = now - _DAY
+    app_id, long_ago = transaction.app_id, transaction.now - _DAY
     found = [
         await _drop(
-            connection,
+            transaction,
             schema.lock,
             lock.app_id == app_id,
             lock.lapses < long_ago,
@@ -52,17 +83,17 @@ async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts:
         ),
         # Not the app's: when its suspension is over, one call has to probe, and it is dropped for that call.
         await _drop(
-            connection,
+            transaction,
             schema.suspension,
             suspension.app_id == app_id,
-            suspension.ends < now,
+            suspension.ends < transaction.now,
             suspension.subject != APP,
         ),
     ]
-    if drafts:
+    if transaction.database.prunable:
         found.append(
             await _drop(
-                connection,
+                transaction,
                 schema.draft,
                 draft.app_id == app_id,
                 draft.state.in_(_ENDED),
@@ -73,11 +104,11 @@ async def prune(connection: AsyncConnection, app_id: int, now: float, *, drafts:
     return max(found) == _STEP
 
 
-async def _drop(connection: AsyncConnection, table: sa.Table, *which: sa.ColumnElement[bool]) -> int:
+async def _drop(transaction: Transaction, table: sa.Table, *which: sa.ColumnElement[bool]) -> int:
     keys = [*table.primary_key]
-    rows = (await connection.execute(sa.select(*keys).where(*which).limit(_STEP))).all()
+    rows = (await transaction.run(sa.select(*keys).where(*which).limit(_STEP))).all()
     if rows:
         this: list[Any] = [key == sa.bindparam(f"this_{key.name}") for key in keys]
         values = [{f"this_{key.name}": row[place] for place, key in enumerate(keys)} for row in rows]
-        await connection.execute(sa.delete(table).where(*this), values)
+        await transaction.run(sa.delete(table).where(*this), values)
     return len(rows)

@@ -24,8 +24,7 @@ __all__ = [
     "LockRow",
     "PermitRow",
     "budget_columns",
-    "dump_error",
-    "limit_of",
+    "budget_of",
     "load_error",
     "look_again",
     "permits_of",
@@ -41,14 +40,41 @@ _MOST_LOOK: Final = 1.0
 _LIMIT: Final = tuple(one.name for one in dataclasses.fields(RateLimit))
 
 
-def limit_of(row: sa.Row[Any]) -> RateLimit:
+def _limit_of(row: sa.Row[Any]) -> RateLimit:
     """Return the limit in an endpoint's row."""
     return RateLimit(**{name: getattr(row, name) for name in _LIMIT})
 
 
+async def budget_of(
+    connection: AsyncConnection, app_id: int, endpoint: str, limit: RateLimit, *, change: bool
+) -> sa.Row[Any]:
+    """Read the row of an endpoint, making it if there is none. The app's row must be locked.
+
+    Args:
+        connection: the database's.
+        app_id: the app's row.
+        endpoint: the endpoint's name.
+        limit: the limit of a new row.
+        change: the limit of an old row, too.
+    """
+    budget = schema.budget
+    mine = budget.c.app_id == app_id, budget.c.endpoint == endpoint
+    row = (await connection.execute(sa.select(budget).where(*mine))).one_or_none()
+    write: sa.Insert | sa.Update
+    if row is None:
+        values = {"app_id": app_id, "endpoint": endpoint, "pauses": 0, "unreachable_times": 0}
+        write = sa.insert(budget).values(values | dataclasses.asdict(limit))
+    elif change and limit != _limit_of(row):
+        write = sa.update(budget).where(*mine).values(dataclasses.asdict(limit))
+    else:
+        return row
+    written: sa.Row[Any] = (await connection.execute(write.returning(budget))).one()
+    return written
+
+
 def state_of(endpoint: Endpoint[Any], row: sa.Row[Any], suspensions: Suspensions) -> EndpointState:
     """Return the state of an endpoint from its row; its permits are loaded separately."""
-    state = EndpointState(endpoint, limit_of(row), suspensions)
+    state = EndpointState(endpoint, _limit_of(row), suspensions)
     state.last = row.last
     state.pauses = row.pauses
     if row.pause_until is not None:
@@ -184,7 +210,7 @@ async def permits_of(connection: AsyncConnection, app_id: int, endpoint: str) ->
     permit = schema.permit.c
     columns = permit.turn, permit.taken, permit.lapses, permit.ended
     query = sa.select(*columns).where(permit.app_id == app_id, permit.endpoint == endpoint)
-    return [PermitRow(row.turn, row.taken, row.lapses, row.ended) for row in await connection.execute(query)]
+    return [PermitRow(*row) for row in await connection.execute(query)]
 
 
 def look_again(since: float, until: float, now: float) -> float:

@@ -11,6 +11,7 @@ from .texts import stored
 __all__ = [
     "VERSION",
     "app",
+    "budget",
     "draft",
     "draft_by_state",
     "lock",

@@ -19,6 +19,7 @@ from . import schema
 from .database import Database
 from .overview import Overview
 from .rows import permits_of, state_of, suspensions_of
+from .session import Session
 from .sqlstore import SqlStore
 from .sqltokens import SqlTokens
 
@@ -43,7 +44,7 @@ class SqlLedger:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._closing: asyncio.Future[None] | None = None
-        self._stores: WeakSet[SqlStore] = WeakSet()
+        self._sessions: WeakSet[Session] = WeakSet()
 
     @property
     def where(self) -> str:
@@ -57,9 +58,9 @@ class SqlLedger:
 
     def store(self, base_url: str, app: str, limit: RateLimit, endpoint: Endpoint[Any] = SEND) -> SqlStore:
         """Return a store of one app and endpoint. The database is opened when the store is first used."""
-        store = SqlStore(self.database, base_url, app, endpoint, limit, f"{socket.gethostname()}:{os.getpid()}")
-        self._stores.add(store)
-        return store
+        session = Session(self.database, base_url, app, endpoint, limit)
+        self._sessions.add(session)
+        return SqlStore(session, holder=f"{socket.gethostname()}:{os.getpid()}")
 
     def tokens(self, base_url: str, app: str) -> SqlTokens:
         """Return the tokens of one app's users."""
@@ -130,8 +131,8 @@ class SqlLedger:
             self._closing = None
 
     async def _close(self) -> None:
-        for store in list(self._stores):
-            await store.abandon()
+        for session in list(self._sessions):
+            await session.abandon()
         await self.database.close()
 
     def __repr__(self) -> str:

@@ -65,10 +65,8 @@ class SqlTokens:
         lease = uuid.uuid4().hex
 
         async def take(connection: AsyncConnection) -> str | None:
+            now = await self._database.synchronize(connection, await self._app_id(connection))
             row = await self._row(connection, user)
-            now = await self._database.now(connection)
-            if row is not None and await self._database.jumps.correct(connection, row.app_id, now):
-                row = await self._row(connection, user)
             if row is None or (row.lease not in {None, lease} and row.lease_lapses > now):
                 return None
             await self._update(connection, user, {"lease": lease, "lease_lapses": now + seconds})
