@@ -19,7 +19,7 @@ from procrastinate.manager import JobManager
 from procrastinate.utils import utcnow
 from psycopg_pool import AsyncConnectionPool
 
-from feishu_mail_async.ledger.errors import passes, reason, stale
+from feishu_mail_async.ledger.errors import is_transient, must_reconnect, reason
 
 from .jobs import CONNECTION, conninfo
 
@@ -161,7 +161,7 @@ class Connector(procrastinate.PsycopgConnector):
 
     async def _give_up_connections(self, error: ConnectorException) -> None:
         """Replace all connections if the error shows that one is stale: all lead to the same server."""
-        if error.__cause__ is None or not stale(error.__cause__):
+        if error.__cause__ is None or not must_reconnect(error.__cause__):
             return
         await self.pool.drain()
         if self._listening is not None and self._listening.when() is None:
@@ -182,7 +182,7 @@ def _will_pass(error: ConnectorException, *, opened: bool) -> bool:
     # A worker that slept for a day has lost its row; its next heartbeat inserts it again.
     cause = error.__cause__
     return isinstance(cause, psycopg.errors.ForeignKeyViolation) or (
-        isinstance(cause, psycopg.Error) and passes(cause, opened=opened)
+        isinstance(cause, psycopg.Error) and is_transient(cause, opened=opened)
     )
 
 

@@ -23,10 +23,10 @@ from feishu_mail_async.errors import LedgerError, RecordRefused
 
 from . import postgres, schema, sqlite
 from .clock import HostClock, Reading
-from .errors import TROUBLE, busy, passes, reason, stale, told, words
+from .errors import TROUBLE, is_locked, is_transient, must_reconnect, reason, server_message, to_ledger_error
 from .jumps import Jumps, elapsed
 from .migrations import make_prunable, migrate
-from .patience import LONG_LOCKED, LONGEST, Patience, pause
+from .patience import LONG_LOCKED, LONGEST, Patience, backoff
 from .sqlite import LedgerFile
 
 __all__ = ["Database"]
@@ -66,7 +66,7 @@ class Database:
         self._opened = False
         self._used = False
         self.prunable = False
-        self._struggling = False
+        self._failing = False
         self._origin = Origin()
 
     @property
@@ -118,14 +118,14 @@ class Database:
             assert state.outcome is not None
             error = state.outcome.exception()
             assert error is not None
-            if not busy(error) or (state.seconds_since_start or 0.0) > LONG_LOCKED:
-                self._struggle(error)
+            if not is_locked(error) or (state.seconds_since_start or 0.0) > LONG_LOCKED:
+                self._warn(error)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(
-                lambda error: isinstance(error, TROUBLE) and passes(error, opened=self._used)
+                lambda error: isinstance(error, TROUBLE) and is_transient(error, opened=self._used)
             ),
-            wait=pause,
+            wait=backoff,
             stop=Patience(self._patience),
             before_sleep=again,
             reraise=True,
@@ -136,7 +136,7 @@ class Database:
         except LedgerError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, without the ledger there is no call
-            failed_for_good = told(self.where, error, self._url.password or "")
+            failed_for_good = to_ledger_error(self.where, error, self._url.password or "")
             if not isinstance(error, TROUBLE) and not isinstance(failed_for_good, RecordRefused):
                 # As text: given the exception, a log handler may show the local variables, secrets among them.
                 _log.error("%s\n%s", failed_for_good, "".join(traceback.format_exception(error)))
@@ -145,8 +145,8 @@ class Database:
             # and its connection.
             raise failed_for_good
         self._used = True
-        if self._struggling:
-            self._struggling = False
+        if self._failing:
+            self._failing = False
             _log.warning("ledger: %s: it answers again", self.where)
         return done
 
@@ -158,14 +158,14 @@ class Database:
             self.jumps.committed(connection)
             return done
 
-    def _struggle(self, error: BaseException) -> None:
-        if not self._struggling:
-            self._struggling = True
+    def _warn(self, error: BaseException) -> None:
+        if not self._failing:
+            self._failing = True
             _log.warning(
                 "ledger: %s: %s%s; no calls are made until that has passed, for up to %.0f s",
                 self.where,
                 reason(error),
-                words(error, self._url.password or ""),
+                server_message(error, self._url.password or ""),
                 self._patience,
             )
 
@@ -173,9 +173,9 @@ class Database:
         """Read the ledger's time, after the transaction has locked its rows: waiting for locks takes time."""
         if not self._sqlite:
             before = elapsed()
-            told_time = float((await connection.execute(_DATABASE_TIME)).scalar_one())
-            self.jumps.look(told_time, before, elapsed())
-            return told_time
+            database_time = float((await connection.execute(_DATABASE_TIME)).scalar_one())
+            self.jumps.look(database_time, before, elapsed())
+            return database_time
         row = (await connection.execute(sa.select(schema.schema))).one()
         last = Reading(row.time, row.monotonic, row.boot)
         reading = self._clock.read(last)
@@ -218,7 +218,7 @@ class Database:
             if self._engine is None:
                 self._origin.opened()
                 self._engine = self._make_engine()
-                event.listen(self._engine.sync_engine, "handle_error", _give_up)
+                event.listen(self._engine.sync_engine, "handle_error", _discard_connection)
             if not self._opened:
                 async with self._engine.begin() as connection:
                     await self._check_schema(connection)
@@ -252,10 +252,10 @@ class Database:
         self.prunable = await make_prunable(connection)
 
 
-def _give_up(context: sa.engine.ExceptionContext) -> None:
+def _discard_connection(context: sa.engine.ExceptionContext) -> None:
     """Discard a connection that is of no use any more, with all older ones of the pool."""
     # A cancelled statement was waiting for a server that does not answer.
-    if context.is_disconnect or stale(context.original_exception):
+    if context.is_disconnect or must_reconnect(context.original_exception):
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 

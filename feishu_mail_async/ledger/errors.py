@@ -16,7 +16,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from feishu_mail_async.errors import LedgerError, RecordRefused
 
-__all__ = ["TROUBLE", "busy", "passes", "reason", "remedy", "stale", "told", "words"]
+__all__ = [
+    "TROUBLE",
+    "is_locked",
+    "is_transient",
+    "must_reconnect",
+    "reason",
+    "remedy",
+    "server_message",
+    "to_ledger_error",
+]
 
 TROUBLE: Final = (DBAPIError, PoolTimeoutError, OSError)
 """The types that errors of a database are raised as; TimeoutError is an OSError."""
@@ -73,7 +82,7 @@ _CONTENDED: Final = ("40", "55")
 """SQLSTATEs of transactions that got in each other's way; their connections are still good."""
 _NO_STATE: Final = frozenset({None, "08P01"})
 """SQLSTATEs that say nothing: libpq gives None while it connects, and poolers give 08P01 for anything."""
-_SAID: Final = {
+_PATTERNS: Final = {
     'database ".*" (does not exist|不存在)|数据库 ".*" 不存在|no such database': "3D",
     'role ".*" (does not exist|is not permitted to log in)|角色 ".*" 不存在|no such user': "28",
     "auth(entication)? failed|认证失败|no password supplied|pg_hba.conf": "28",
@@ -89,10 +98,10 @@ _REFUSED_BY_DRIVER: Final = frozenset({"DataError", "IntegrityError", "NotSuppor
 """Errors by which a driver itself refuses its input, by their names in PEP 249."""
 _VALUES: Final = ("22", "23", "44", "54", "P0")
 """SQLSTATEs of refused values: data, constraints, a view's check, limits such as an index row's, triggers."""
-_MOST_WORDS: Final = 300
+_LONGEST_MESSAGE: Final = 300
 
 
-def passes(error: BaseException, *, opened: bool) -> bool:
+def is_transient(error: BaseException, *, opened: bool) -> bool:
     """Return whether an error is transient, so that it is worth trying again.
 
     Args:
@@ -112,16 +121,16 @@ def passes(error: BaseException, *, opened: bool) -> bool:
     return not _is(origin, _REFUSED_BY_DRIVER)
 
 
-def stale(error: BaseException) -> bool:
+def must_reconnect(error: BaseException) -> bool:
     """Return whether the connection is of no use any more, nor are older ones, which lead to the same server."""
     origin = _origin(error)
     name = _sqlite_name(origin)
     if name:
         return name.startswith(_SQLITE_STALE)
-    return passes(error, opened=True) and not _state(origin).startswith(_CONTENDED)
+    return is_transient(error, opened=True) and not _state(origin).startswith(_CONTENDED)
 
 
-def busy(error: BaseException) -> bool:
+def is_locked(error: BaseException) -> bool:
     """Return whether another process had locked the SQLite file, so that nothing at all was done."""
     return _sqlite_name(_origin(error)).startswith(_LOCKS)
 
@@ -136,7 +145,7 @@ def remedy(error: BaseException) -> str:
     return _advice(error).partition(": ")[2]
 
 
-def words(error: BaseException, secret: str) -> str:
+def server_message(error: BaseException, secret: str) -> str:
     """Return the server's own message in brackets; empty where it may quote values, or parts of the URL.
 
     Args:
@@ -156,17 +165,17 @@ def words(error: BaseException, secret: str) -> str:
         said = ""
     said = " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())
     said = said.replace(secret, "***") if secret else said
-    return f" ({said if len(said) <= _MOST_WORDS else f'{said[:_MOST_WORDS]}…'})" if said else ""
+    return f" ({said if len(said) <= _LONGEST_MESSAGE else f'{said[:_LONGEST_MESSAGE]}…'})" if said else ""
 
 
-def _of_values(error: BaseException) -> bool:
+def _refuses_value(error: BaseException) -> bool:
     """Return whether a statement was refused for its values, so that it may succeed with other values."""
     if isinstance(error, DataError | IntegrityError | UnicodeError | OverflowError):
         return True
     return _state(_origin(error)).startswith(_VALUES)
 
 
-def told(where: str, error: BaseException, secret: str = "") -> LedgerError:
+def to_ledger_error(where: str, error: BaseException, secret: str = "") -> LedgerError:
     """Return the LedgerError to raise where waiting has not helped or would not; RecordRefused if a value is why.
 
     Args:
@@ -174,13 +183,13 @@ def told(where: str, error: BaseException, secret: str = "") -> LedgerError:
         error: the database's error. It is not kept as the cause: the address in it may hold a password.
         secret: the password, which is replaced by stars.
     """
-    kind = RecordRefused if _of_values(error) else LedgerError
+    kind = RecordRefused if _refuses_value(error) else LedgerError
     if isinstance(error, TROUBLE) or kind is RecordRefused:
-        advice = _advice(error) + words(error, secret)
+        advice = _advice(error) + server_message(error, secret)
     else:
         advice = f"a mistake of this program ({type(error).__name__}): please report it"
     failed = kind(f"ledger: {where}: {advice}")
-    failed.__cause__ = _Cause(_named(error))
+    failed.__cause__ = _Cause(_name_of(error))
     return failed
 
 
@@ -190,23 +199,23 @@ class _Cause(Exception):
 
 def _advice(error: BaseException) -> str:
     """Return the problem and, after a colon, the remedy."""
-    if _of_values(error):
-        return f"the database refuses a value ({_named(error)})"
+    if _refuses_value(error):
+        return f"the database refuses a value ({_name_of(error)})"
     origin = _origin(error)
     if isinstance(origin, OSError) and origin.errno in {errno.ENOSPC, errno.EDQUOT}:
         return _SQLITE["SQLITE_FULL"]
     name = _sqlite_name(origin)
-    if busy(error):
+    if is_locked(error):
         return _LOCKED
     if name:
-        return _found(_SQLITE, name) or f"{name}: {origin}"
+        return _advice_in(_SQLITE, name) or f"{name}: {origin}"
     state = _state(origin)
     if state:
-        return _found(_STATES, state) or f"the database refused it with {state}: look into its log"
+        return _advice_in(_STATES, state) or f"the database refused it with {state}: look into its log"
     return _STATES["URL"] if _is(origin, _REFUSED_BY_DRIVER) else _AWAY
 
 
-def _found(table: dict[str, str], name: str) -> str | None:
+def _advice_in(table: dict[str, str], name: str) -> str | None:
     return next((advice for prefix, advice in table.items() if name.startswith(prefix)), None)
 
 
@@ -228,11 +237,11 @@ def _state(origin: BaseException | None) -> str:
     """Return the SQLSTATE, derived from the message where a connection is refused; empty if there is none."""
     state = getattr(origin, "sqlstate", None)
     said = str(origin) if state in _NO_STATE else ""
-    known = next((known for pattern, known in _SAID.items() if re.search(pattern, said)), None)
+    known = next((known for pattern, known in _PATTERNS.items() if re.search(pattern, said)), None)
     return known or str(state or "")
 
 
-def _named(error: BaseException) -> str:
+def _name_of(error: BaseException) -> str:
     origin = _origin(error)
     name = _sqlite_name(origin)
     if name:

@@ -49,18 +49,18 @@ class Jumps:
         self._counted: dict[int, float] = {}
         self._uncommitted: WeakKeyDictionary[AsyncConnection, tuple[int, float]] = WeakKeyDictionary()
 
-    def look(self, told: float, before: float, after: float) -> None:
+    def look(self, database_time: float, before: float, after: float) -> None:
         """Compare the database's time with the clock here.
 
         Args:
-            told: the database's time, in seconds.
+            database_time: the database's time, in seconds.
             before: `elapsed` before it was asked for.
             after: `elapsed` after the answer.
         """
-        last, self._last = self._last, (told, before, after)
+        last, self._last = self._last, (database_time, before, after)
         if last is None:
             return
-        went, least, most = told - last[0], before - last[2], after - last[1]
+        went, least, most = database_time - last[0], before - last[2], after - last[1]
         allowed = _TOLERANCE + _DRIFT * max(0.0, most)
         if went > most + allowed:
             self._total += went - least

@@ -6,9 +6,9 @@ from typing import Final
 
 from tenacity import RetryCallState, wait_random_exponential
 
-from .errors import busy
+from .errors import is_locked
 
-__all__ = ["LONGEST", "LONG_LOCKED", "Patience", "pause"]
+__all__ = ["LONGEST", "LONG_LOCKED", "Patience", "backoff"]
 
 LONGEST: Final = 20.0
 """Seconds after which a transaction on a remote database counts as hanging."""
@@ -43,12 +43,12 @@ class Patience:
 _exponential: Final = wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE)
 
 
-def pause(state: RetryCallState) -> float:
+def backoff(state: RetryCallState) -> float:
     """Return the seconds to the next try: short and random for a locked SQLite file, else growing with each try.
 
     SQLite's own busy handler waits longer with each try, so that new processes overtake those that wait long.
     """
     error = state.outcome.exception() if state.outcome is not None else None
-    if error is not None and busy(error) and (state.seconds_since_start or 0.0) <= LONG_LOCKED:
+    if error is not None and is_locked(error) and (state.seconds_since_start or 0.0) <= LONG_LOCKED:
         return random.uniform(0.001, 0.008)
     return _exponential(state)
