@@ -149,7 +149,7 @@ class MemoryStore:
                 # may count the call up to now. So it takes another permit, which comes back after now.
                 user, mailbox = store.locks(state.endpoint, turn.user.key, turn.mailbox.key, now)
                 state.budget.take()
-            settled = state.end(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
+            settled = state.settle(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
             if len(store.members) > 1:
                 told = store.listeners(self)
         for gate, lock in (turn.user, user), (turn.mailbox, mailbox):

@@ -210,25 +210,6 @@ class EndpointState:
 
     # -- the end of a call -----------------------------------------------------------------------------
 
-    def end(  # noqa: PLR0917 - one for each thing concerned
-        self,
-        permit: Permit,
-        judgement: Judgement,
-        delays: Delays,
-        now: float,
-        user: Lock,
-        mailbox: Lock,
-        *,
-        renewing: bool,
-    ) -> Settled:
-        """Settle a call whose permit is counted here; the parameters are those of `settle`."""
-        settled = self.settle(permit, judgement, delays, now, user, mailbox, renewing=renewing)
-        if settled.ended is None:
-            self.budget.refund()
-        else:
-            self.budget.ended(settled.ended)
-        return settled
-
     def refund(self, permit: Permit) -> None:
         """Give back a turn in which no call was made, with its permit, which is counted here."""
         self.budget.refund()
@@ -245,7 +226,7 @@ class EndpointState:
         *,
         renewing: bool,
     ) -> Settled:
-        """Apply the judgement on a call that has ended. To count its permit is left to the caller.
+        """Apply the judgement on a call that has ended, and count its permit.
 
         Args:
             permit: the permit of its turn.
@@ -268,6 +249,10 @@ class EndpointState:
             subject = _subject(judgement.subject, user, mailbox)
             suspended = SuspensionKey(subject, reach_of(self.endpoint, judgement.reach))
             self.suspensions.suspend(suspended, judgement.error, judgement.until, now)
+        if ended is None:
+            self.budget.refund()
+        else:
+            self.budget.ended(ended)
         return Settled(ended, suspended, outage)
 
     def lost(self, at: float, user: Lock, mailbox: Lock) -> float:

@@ -129,7 +129,9 @@ class SqlStore:
                 (settled, locks), shift = await self.session.transact(settle, names)
         except LedgerError as error:
             _log.error("%s; what became of draft %s is not on record", error, turn.waiter.draft_id)
-            return self.state.end(turn.permit, judgement, delays, now, turn.user, turn.mailbox, renewing=renewing)
+            return self.state.settle(
+                turn.permit, judgement, delays, now, turn.user, turn.mailbox, renewing=renewing
+            )
         finally:
             self.session.end_turn(turn.permit.turn, called=True)
         for mine, lock in zip((turn.user, turn.mailbox), locks, strict=True):

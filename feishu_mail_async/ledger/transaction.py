@@ -74,7 +74,8 @@ class Transaction:
         if len(self.permits) < len(found):
             gone = [row.turn for row in found if row.end <= begins]
             await self.run(sa.delete(schema.permit).where(schema.permit.c.turn.in_(gone)))
-        self.state.budget.load(0, [row.end for row in self.permits])
+        ended = [row.end for row in self.permits if row.ended is not None or row.lapses <= self.now]
+        self.state.budget.load(len(self.permits) - len(ended), ended)
         return self.permits
 
     def lock_keys(self, user: str, mailbox: str) -> tuple[tuple[str, str], tuple[str, str]]:
