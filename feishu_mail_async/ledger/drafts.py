@@ -48,17 +48,7 @@ async def read(transaction: Transaction, keys: Iterable[DraftKey]) -> dict[Draft
 
 
 async def begin_call(transaction: Transaction, key: DraftKey, turn: str, record: Record | None) -> bool:
-    """Record the intent to send a draft.
-
-    Args:
-        transaction: the transaction.
-        key: the draft.
-        turn: the turn of the call.
-        record: its record so far; None if there is none.
-
-    Returns:
-        whether an earlier call may have sent it.
-    """
+    """Record the intent to send a draft, and return whether an earlier call may have sent it."""
     in_doubt = record is not None and record.maybe_sent
     values = {
         "state": DraftState.IN_FLIGHT,

@@ -50,12 +50,7 @@ async def budget_of(
 ) -> sa.Row[Any]:
     """Read the row of an endpoint, making it if there is none. The app's row must be locked.
 
-    Args:
-        connection: the database's.
-        app_id: the app's row.
-        endpoint: the endpoint's name.
-        limit: the limit of a new row.
-        change: the limit of an old row, too.
+    A new row has that limit; with `change` an old one gets it, too.
     """
     budget = schema.budget
     mine = budget.c.app_id == app_id, budget.c.endpoint == endpoint

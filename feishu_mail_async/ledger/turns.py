@@ -37,13 +37,7 @@ Locks = tuple[LockRow, LockRow]
 async def take(transaction: Transaction, waiters: Sequence[Waiter], holder: str) -> Offer:
     """Take a permit and the locks, and record the intent to send, for the first of these that may go.
 
-    Args:
-        transaction: the transaction.
-        waiters: the waiters.
-        holder: the name of this process, for people who read the tables.
-
-    Returns:
-        what becomes of the waiters; its times are the ledger's.
+    The times in the answer are the ledger's. `holder` names this process, for people who read the tables.
     """
     state, now = transaction.state, transaction.now
     await transaction.load_permits()
@@ -99,18 +93,9 @@ async def _grant(
 async def settle(
     transaction: Transaction, turn: Turn, judgement: Judgement, delays: Delays, at: float, *, renewing: bool
 ) -> tuple[Settled, Locks]:
-    """End a turn whose call has ended, as `EndpointState.settle` does; its draft's record is left alone.
+    """End a turn whose call has ended, as `EndpointState.settle` does, and return its locks, too.
 
-    Args:
-        transaction: the transaction.
-        turn: the turn.
-        judgement: the judgement on the call.
-        delays: the lengths of the waits.
-        at: the loop's time when the call ended.
-        renewing: as for `EndpointState.settle`.
-
-    Returns:
-        the consequences, and the locks as they are now.
+    `at` is the loop's time when the call ended. The record of its draft is left alone.
     """
     name = turn.permit.turn
     # The wait for the database, which may be long, is not part of the call.
