@@ -12,9 +12,11 @@ from typing import Final, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from feishu_mail_async._secrecy import Hidden, forget_frames
-from feishu_mail_async._tasks import being_cancelled, look_at, outcome_of, start_task
+from feishu_mail_async._tasks import being_cancelled, outcome_of
 from feishu_mail_async.errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from feishu_mail_async.model import check_text
+
+from .flight import SingleFlight
 
 __all__ = ["TokenSource", "Tokens", "UserTokens", "check_token"]
 
@@ -188,7 +190,7 @@ class Tokens:
         self._looked_at: dict[str | None, str] = {}  # tokens of a mapping that have been checked
         self._known: WeakValueDictionary[str | None, _Known] = WeakValueDictionary()
         self._recent: deque[_Known] = deque(maxlen=_USERS_KEPT)
-        self._fetching: dict[str | None, asyncio.Task[Hidden[str]]] = {}
+        self._fetching: SingleFlight[str | None, Hidden[str]] = SingleFlight("feishu-mail-token")
         self._name = "the callable"
         if isinstance(source, type):
             raise TypeError(f"tokens: give an instance of {source.__name__}, not the class itself")
@@ -275,8 +277,8 @@ class Tokens:
             known = self._known.get(user)
             if known is None or known.token is None:
                 raise NotSent(f"tokens: there is none for {_label(user)}")
-            if self._fetch is not None and not self.at_hand(user) and user not in self._fetching:
-                self._begin(user, self._ask(user, self._fetch))
+            if self._fetch is not None and not self.at_hand(user):
+                self._begin(user, self._fetch)
             return known.token
         try:
             # A mapping is the caller's own, and may have changed since it was given.
@@ -309,8 +311,7 @@ class Tokens:
         """
         if self._fetch is None or self.at_hand(user):
             return self.current(user)
-        task = self._fetching.get(user) or self._begin(user, self._ask(user, self._fetch))
-        return await self._shared(task)
+        return await self._shared(self._begin(user, self._fetch))
 
     async def renew(self, user: str | None, refused: str) -> str | None:
         """Return another token in place of a refused one; None if there is none.
@@ -318,28 +319,26 @@ class Tokens:
         Raises:
             NotSent: as for `ready`.
         """
-        if self._fetch is None:
+        fetch = self._fetch
+        if fetch is None:
             token = self.current(user)
             if token == refused:
                 return None
             self.on_change(self.key(user))
             return token
         # A fetch under way may have been requested before the refusal: then it may bring the refused token again.
-        task = self._fetching.get(user)
+        task = self._fetching.tasks.get(user)
         token = await self._shared(task) if task is not None else self.current(user)
         if token == refused:
-            renewal = self._fetching.get(user) or self._begin(user, self._replace(user, refused, self._fetch))
+            renewal = self._fetching.begin(user, lambda: self._hidden(self._replace(user, refused, fetch)))
             token = await self._shared(renewal)
         if token == refused:
             self.outdate(user)  # the next draft fetches anew
             return None
         return token
 
-    def _begin(self, user: str | None, fetch: Coroutine[None, None, str]) -> asyncio.Task[Hidden[str]]:
-        task = start_task(self._hidden(fetch), "feishu-mail-token")
-        task.add_done_callback(lambda done: self._fetched(user, done))
-        self._fetching[user] = task  # last: an entry without the callback that removes it would block the user
-        return task
+    def _begin(self, user: str | None, fetch: Callable[[str | None], Awaitable[str]]) -> asyncio.Task[Hidden[str]]:
+        return self._fetching.begin(user, lambda: self._hidden(self._ask(user, fetch)))
 
     @staticmethod
     async def _hidden(fetch: Coroutine[None, None, str]) -> Hidden[str]:
@@ -393,10 +392,6 @@ class Tokens:
             self.on_change(self.key(user))
         return token
 
-    def _fetched(self, user: str | None, task: asyncio.Task[Hidden[str]]) -> None:
-        self._fetching.pop(user, None)
-        look_at(task)
-
     @staticmethod
     def _failed(user: str | None, error: BaseException) -> NotSent:
         # The source's own message may quote a token: it stays in the cause, and is not repeated here.
@@ -406,7 +401,7 @@ class Tokens:
     async def close(self) -> None:
         """Cancel the fetches under way."""
         self._closed = True
-        tasks = list(self._fetching.values())
+        tasks = list(self._fetching.tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
