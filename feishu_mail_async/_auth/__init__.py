@@ -14,14 +14,14 @@ before a turn is requested; `current` never waits and is called inside the turn;
 server. A call holds what `hold` gives from before `ready` until its end: the tokens of users who wait are never
 forgotten, however many there are, and of the others only the latest are kept.
 
-Single flight, twice
---------------------
-Within a client (`Tokens._fetching`): one fetch for each user at a time; all who need the token wait for the same
-task. They wait behind a shield: cancelling one waiter does not cancel the fetch. A fetch that was under way when a
-token was refused may have been requested before the refusal: its result counts only if it is another token than
-the refused one.
+Single flight, three times
+--------------------------
+Within a client (`Tokens`) there is one fetch for each user at a time, within a process (`RefreshingTokens`) one
+refresh, both by a `SingleFlight` (`flight`): all who need the token wait for the same task. They wait behind a
+shield: cancelling one waiter does not cancel the fetch. A fetch that was under way when a token was refused may
+have been requested before the refusal: its result counts only if it is another token than the refused one.
 
-Within a process (`RefreshingTokens._finding`): one task for each user. Between processes: a lease in the store.
+Between processes: a lease in the store.
 
     find --> load --> good enough? ------------------------------> return it
               ^          | no

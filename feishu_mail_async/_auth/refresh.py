@@ -19,7 +19,7 @@ from feishu_mail_async._api.protocol import FEISHU, check_base_url
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async._secrecy import Hidden
-from feishu_mail_async._tasks import carry_through, finish, look_at, outcome_of, start_task
+from feishu_mail_async._tasks import carry_through, finish, outcome_of
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from feishu_mail_async.model import check_number, check_text
@@ -34,6 +34,7 @@ from feishu_mail_async.oauth import (
     refresh_request,
 )
 
+from .flight import SingleFlight
 from .store import MemoryTokens, StoredToken, TokenStore
 from .tokens import check_token
 
@@ -143,7 +144,7 @@ class RefreshingTokens:
         self._refused: dict[str, str] = {}
         self._unsaved: dict[str, _Granted] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
-        self._finding: dict[str, asyncio.Task[StoredToken]] = {}  # one flight for each user
+        self._finding: SingleFlight[str, StoredToken] = SingleFlight("feishu-mail-refresh")
         self._refreshing: set[str] = set()  # users whose lease is held here, so that `close` waits for them
         self._origin = Origin()
 
@@ -224,11 +225,11 @@ class RefreshingTokens:
     async def _close(self) -> None:
         for again in self._again.values():
             again.cancel()
-        for name, finding in self._finding.items():
+        for name, finding in self._finding.tasks.items():
             if name not in self._refreshing and name not in self._unsaved:
                 finding.cancel()  # it waits for another process, and holds nothing that could be lost
         saving = [self._begin(name) for name in self._unsaved]
-        if tasks := {*self._finding.values(), *saving}:
+        if tasks := {*self._finding.tasks.values(), *saving}:
             await asyncio.wait(tasks)
         for again in self._again.values():
             again.cancel()
@@ -265,12 +266,7 @@ class RefreshingTokens:
 
     def _begin(self, name: str) -> asyncio.Task[StoredToken]:
         """Find the user's token, once for all who want it."""
-        finding = self._finding.get(name)
-        if finding is None:
-            # A task of its own: its waiters may be cancelled, and it must not be cancelled with them.
-            finding = self._finding[name] = start_task(self._find(name), "feishu-mail-refresh")
-            finding.add_done_callback(lambda done: self._found(name, done))
-        return finding
+        return self._finding.begin(name, lambda: self._find(name))
 
     async def _find(self, name: str) -> StoredToken:
         """Return the user's token: from the store, if another process has refreshed it, or refreshed here."""
@@ -403,10 +399,6 @@ class RefreshingTokens:
         if isinstance(granted, Refusal) and granted.retry:
             raise _Passing(granted)
         return granted
-
-    def _found(self, name: str, task: asyncio.Task[StoredToken]) -> None:
-        del self._finding[name]
-        look_at(task)
 
 
 def _broken_off() -> NotSent:
