@@ -6,7 +6,8 @@ Theory of operation
     Sender --ready, current, renew--> Tokens --token, refused--> TokenSource --lease, load, save--> TokenStore
 
     Tokens       (`tokens`) one interface for every kind of source that a client accepts, and a cache
-    TokenSource  the caller's own, or `RefreshingTokens` (`refresh`)
+    TokenSource  the caller's own, or `RefreshingTokens` (`refresh`), which asks the token endpoint (`endpoint`)
+                 and keeps new tokens until a store has them (`saving`)
     TokenStore   (`store`) `MemoryTokens`, or a ledger's
 
 A client accepts a string, a mapping, a callable or a `TokenSource`. Of `Tokens`, `ready` may wait and is awaited

@@ -7,49 +7,30 @@ before they are used. The flow is drawn in `_auth/__init__`.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import aiohttp
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from feishu_mail_async._api.protocol import FEISHU, check_base_url
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async._secrecy import Hidden
-from feishu_mail_async._tasks import carry_through, finish, outcome_of
-from feishu_mail_async._transport import Failure, Transport
+from feishu_mail_async._tasks import carry_through, outcome_of
+from feishu_mail_async._transport import Transport
 from feishu_mail_async.errors import ClientClosed, LoginRequired, NotSent, UnknownUser
 from feishu_mail_async.model import check_number, check_text
-from feishu_mail_async.oauth import (
-    ASSUMED_LIFETIME,
-    TOKEN_PATH,
-    Login,
-    Refusal,
-    TokenGrant,
-    code_request,
-    read_grant,
-    refresh_request,
-)
+from feishu_mail_async.oauth import Login, Refusal
 
+from .endpoint import TIMEOUT, TokenEndpoint
 from .flight import SingleFlight
+from .saving import LEASE, NewTokens, SavedTokens, look_again
 from .store import MemoryTokens, StoredToken, TokenStore
-from .tokens import check_token
 
 __all__ = ["RefreshingTokens"]
 
 _log: Final = logging.getLogger("feishu_mail_async._auth.tokens")
 
-_TIMEOUT: Final = 10.0
-"""Seconds for one request to the token endpoint."""
-_TRIES: Final = 3
-"""Requests to the token endpoint for one refresh, at most."""
-_LEASE: Final = 90.0
-"""Seconds after which the holder of a lease is taken to have died: more than all tries of a refresh can take."""
-_LOOK_AGAIN: Final = 0.2
-"""Mean seconds between two looks at the store while another process refreshes."""
 _SAVE_AGAIN: Final = 5.0
 """Seconds after which tokens that could not be saved are saved again, even if no token is requested."""
 _ASK_AGAIN: Final = 1.0
@@ -59,45 +40,7 @@ _LONGEST_SHARE: Final = 0.5
 _NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
 _NO_ACCESS_TOKEN: Final = Refusal("the token endpoint's answer holds no access token that can be used")
 _NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
-_SECRETS: Final = ("client_secret", "code", "code_verifier", "refresh_token")
-"""Fields of a request that are taken out of any text that quotes them."""
 _ADVICE: Final = "feishu-mail-async login, or your own way to log in"
-
-
-class _Passing(Exception):
-    """A refusal that may pass: raised for tenacity, which retries on it."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.text)
-        self.refusal = refusal
-
-
-@dataclass(frozen=True, slots=True)
-class _Granted:
-    """Tokens that are not saved yet: no other copy of them exists.
-
-    Attributes:
-        token: the tokens.
-        before: the tokens they were refreshed from; None for a login's, which replace any others.
-        lease: the lease under which they were refreshed.
-    """
-
-    token: StoredToken
-    before: StoredToken | None = None
-    lease: str | None = None
-
-    def outdated(self, kept: StoredToken | None) -> bool:
-        """Return whether the stored tokens take precedence: newer ones, or none, after a logout.
-
-        A process that refreshes in vain removes the spent refresh token; a record that lacks it is no newer for
-        that.
-        """
-        if kept is None:
-            return True
-        if self.before is None:
-            return False
-        spent = {self.before.refresh_token, None}
-        return kept.access_token != self.before.access_token or kept.refresh_token not in spent
 
 
 class RefreshingTokens:
@@ -134,15 +77,17 @@ class RefreshingTokens:
         secret = Hidden(app_secret)
         del app_secret
         self._app_id = check_text("app_id", app_id)
-        self._app_secret = secret.read(lambda given: None if given is None else check_text("app_secret", given))
+        secret.read(lambda given: given is None or check_text("app_secret", given))
         check_number("margin", margin, lambda value: value >= 0, "seconds, 0 or more")
         self._margin = margin
         self._clock = clock
         self.store: TokenStore = MemoryTokens() if store is None else store
-        self._transport = Transport(check_base_url(base_url), _TIMEOUT, session)
-        self._known: dict[str, StoredToken] = {}
+        self._transport = Transport(check_base_url(base_url), TIMEOUT, session)
+        self._endpoint: TokenEndpoint | None = None  # without the app's secret
+        if secret.value is not None:
+            self._endpoint = TokenEndpoint(self._transport, app_id, Hidden(secret.value), clock)
+        self._saved = SavedTokens(self.store)
         self._refused: dict[str, str] = {}
-        self._unsaved: dict[str, _Granted] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._finding: SingleFlight[str, StoredToken] = SingleFlight("feishu-mail-refresh")
         self._refreshing: set[str] = set()  # users whose lease is held here, so that `close` waits for them
@@ -165,7 +110,7 @@ class RefreshingTokens:
             raise ClientClosed(forked("these tokens", "make new RefreshingTokens here"))
         self._origin.opened()
         name = await self._resolve(user)
-        known = self._known.get(name)
+        known = self._saved.known.get(name)
         if known is not None and self._good(name, known):
             return known.access_token
         return (await outcome_of(self._begin(name), _broken_off)).access_token
@@ -202,16 +147,14 @@ class RefreshingTokens:
         given = Hidden(code)
         del code
         check_text("user", user)
-        if self._app_secret is None:
+        if self._endpoint is None:
             raise ValueError("app_secret: nobody can log in without it")
-        began = self._clock()
-        granted = await self._ask(Hidden(code_request(self._app_id, self._app_secret, given.value, login)))
+        granted = await self._endpoint.log_in(given, login)
         if isinstance(granted, Refusal):
             raise NotSent(f"the login failed: {granted.text}")
-        token = _stored(granted, began, None)
-        await self._save(user, _Granted(token))
+        await self._save(user, NewTokens(granted))
         self._refused.pop(user, None)
-        return token
+        return granted
 
     async def close(self) -> None:
         """Let refreshes under way finish: cancelling one may lose a login.
@@ -226,14 +169,14 @@ class RefreshingTokens:
         for again in self._again.values():
             again.cancel()
         for name, finding in self._finding.tasks.items():
-            if name not in self._refreshing and name not in self._unsaved:
+            if name not in self._refreshing and name not in self._saved.unsaved:
                 finding.cancel()  # it waits for another process, and holds nothing that could be lost
-        saving = [self._begin(name) for name in self._unsaved]
+        saving = [self._begin(name) for name in self._saved.unsaved]
         if tasks := {*self._finding.tasks.values(), *saving}:
             await asyncio.wait(tasks)
         for again in self._again.values():
             again.cancel()
-        for name in self._unsaved:
+        for name in self._saved.unsaved:
             _log.error("the new tokens of user %s could not be saved: the user has to log in again", name)
         await self._transport.close()
 
@@ -251,8 +194,8 @@ class RefreshingTokens:
     async def _resolve(self, user: str | None) -> str:
         if user is not None:
             return user
-        if len(self._known) == 1:
-            return next(iter(self._known))
+        if len(self._saved.known) == 1:
+            return next(iter(self._saved.known))
         users = await self.store.users()
         if len(users) == 1:
             return users[0]
@@ -270,17 +213,17 @@ class RefreshingTokens:
 
     async def _find(self, name: str) -> StoredToken:
         """Return the user's token: from the store, if another process has refreshed it, or refreshed here."""
-        if name in self._unsaved:
-            await self._save(name, self._unsaved[name])
+        if name in self._saved.unsaved:
+            await self._save(name, self._saved.unsaved[name])
         while True:
             kept = await self._load(name)
             if self._good(name, kept):
                 return kept
-            if kept.refresh_token is None or self._app_secret is None:
+            if kept.refresh_token is None or self._endpoint is None:
                 return self._last_resort(name, kept, _NO_SECRET if kept.refresh_token else _NO_REFRESH_TOKEN)
-            lease = await self.store.lease(name, _LEASE)
+            lease = await self.store.lease(name, LEASE)
             if lease is None:
-                await _look_again()  # another process refreshes it
+                await look_again()  # another process refreshes it
                 continue
             found = await self._refresh_under(lease, name)
             if found is not None:
@@ -294,11 +237,9 @@ class RefreshingTokens:
             # Loaded again under the lease: another process may have refreshed between the first look and the
             # lease.
             kept = await self._load(name)
-            if self._good(name, kept) or kept.refresh_token is None or self._app_secret is None:
+            if self._good(name, kept) or kept.refresh_token is None or self._endpoint is None:
                 return None
-            request = Hidden(refresh_request(self._app_id, self._app_secret, kept.refresh_token))
-            began = self._clock()
-            granted = await self._ask(request)
+            granted = await self._endpoint.refresh(kept, Hidden(kept.refresh_token))
             if isinstance(granted, Refusal):
                 if granted.again:
                     # Dead for good: without it in the store, no process tries in vain again.
@@ -306,61 +247,36 @@ class RefreshingTokens:
                     dead = StoredToken(kept.access_token, kept.expires, kept.lifetime, scope=kept.scope)
                     await self.store.save(name, dead, lease)
                 return self._last_resort(name, kept, granted)
-            token = _stored(granted, began, kept)
             ended = True
-            if not await self._save(name, _Granted(token, kept, lease)):
+            if not await self._save(name, NewTokens(granted, kept, lease)):
                 return None
             _log.info("the token of user %s was refreshed", name)
-            if token.access_token == kept.access_token:
+            if granted.access_token == kept.access_token:
                 await asyncio.sleep(_ASK_AGAIN)  # no usable access token came: slow down
-                return self._last_resort(name, token, _NO_ACCESS_TOKEN)
-            return token
+                return self._last_resort(name, granted, _NO_ACCESS_TOKEN)
+            return granted
         finally:
             self._refreshing.discard(name)
             if not ended:
                 await self.store.release(name, lease)
 
-    async def _save(self, name: str, granted: _Granted) -> bool:
-        """Save tokens before they are used, even if the caller is cancelled; return false if others count.
+    async def _save(self, name: str, new: NewTokens) -> bool:
+        """Save tokens before they are used; return false if others count.
 
         Where the store fails, the save is repeated: by the next request for a token, by a timer, and by `close`.
         """
-        self._unsaved[name] = granted
         if (again := self._again.pop(name, None)) is not None:
             again.cancel()
         try:
-            return await finish(self._saved(name, granted), "feishu-mail-save")
+            return await self._saved.save(name, new)
         finally:
-            if name in self._unsaved:
+            if name in self._saved.unsaved:
                 self._again[name] = asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._begin, name)
 
-    async def _saved(self, name: str, granted: _Granted) -> bool:
-        saved = await self.store.save(name, granted.token, granted.lease)
-        while not saved:
-            # The lease has lapsed (the process stood still). These tokens are the only ones alive all the same,
-            # unless newer ones were saved since: so take a lease again, and compare.
-            lease = await self.store.lease(name, _LEASE)
-            kept = await self.store.load(name)
-            if lease is None and kept is not None:
-                await _look_again()
-            elif granted.outdated(kept):
-                if lease is not None:
-                    await self.store.release(name, lease)
-                break
-            else:
-                saved = await self.store.save(name, granted.token, lease)
-        if self._unsaved.get(name) is granted:
-            del self._unsaved[name]
-        if saved:
-            self._known[name] = granted.token
-        return saved
-
     async def _load(self, name: str) -> StoredToken:
-        kept = await self.store.load(name)
+        kept = await self._saved.load(name)
         if kept is None:
-            self._known.pop(name, None)
             raise LoginRequired(f"user {name} has not logged in to app {self._app_id}: {_ADVICE}")
-        self._known[name] = kept
         return kept
 
     def _last_resort(self, name: str, kept: StoredToken, refusal: Refusal) -> StoredToken:
@@ -371,70 +287,6 @@ class RefreshingTokens:
             raise LoginRequired(f"user {name} has to log in again ({refusal.text}): {_ADVICE}")
         raise NotSent(f"the token of user {name} cannot be refreshed: {refusal.text}")
 
-    # -- the token endpoint ----------------------------------------------------------------------------
-
-    async def _ask(self, request: Hidden[dict[str, str]]) -> TokenGrant | Refusal:
-        """Send a request to the token endpoint; repeat it while its failure may pass."""
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_Passing),
-            wait=wait_random_exponential(multiplier=0.5, max=5.0),
-            stop=stop_after_attempt(_TRIES),
-            reraise=True,
-        )
-        try:
-            granted: TokenGrant | Refusal = await retrying(self._ask_once, request)
-        except _Passing as passing:
-            return passing.refusal
-        return granted
-
-    async def _ask_once(self, request: Hidden[dict[str, str]]) -> TokenGrant | Refusal:
-        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request.value)
-        if isinstance(answer, Failure):
-            refusal = Refusal(f"the token endpoint did not answer: {answer.reason}", retry=not answer.lasting)
-            if answer.lasting:
-                return refusal
-            raise _Passing(refusal)
-        secrets = (request.value.get(name, "") for name in _SECRETS)
-        granted = read_grant(answer, secrets)
-        if isinstance(granted, Refusal) and granted.retry:
-            raise _Passing(granted)
-        return granted
-
 
 def _broken_off() -> NotSent:
     return NotSent("tokens: refreshing one was cancelled, with tasks of the event loop; nothing was sent")
-
-
-def _stored(granted: TokenGrant, since: float, before: StoredToken | None) -> StoredToken:
-    """Return the tokens to keep: those granted, completed by those before.
-
-    Args:
-        granted: the tokens granted. In place of one that did not come, or cannot be used, the one `before` stays.
-        since: the time of the request, in seconds since 1970: lifetimes count from there, so that none ends too
-            late.
-        before: the tokens that were refreshed; None for a login.
-    """
-    kept = before or StoredToken("", since, ASSUMED_LIFETIME)
-    scope = granted.scope or kept.scope
-    renewed = replace(kept, scope=scope)
-    if granted.access_token is not None and _usable(granted.access_token):
-        lives = granted.expires_in
-        renewed = replace(renewed, access_token=granted.access_token, expires=since + lives, lifetime=lives)
-    if granted.refresh_token is not None:
-        lives_on = granted.refresh_expires_in
-        ends = None if lives_on is None else since + lives_on
-        renewed = replace(renewed, refresh_token=granted.refresh_token, refresh_expires=ends)
-    return renewed
-
-
-def _usable(access_token: str) -> bool:
-    """Return whether an access token can stand in a header."""
-    try:
-        check_token(access_token, "")
-    except ValueError:
-        return False
-    return True
-
-
-async def _look_again() -> None:
-    await asyncio.sleep(_LOOK_AGAIN * random.uniform(0.5, 1.5))
