@@ -20,7 +20,7 @@ from .events import TokenRefreshed
 from .ledger.opening import StoringLedger, open_stores
 from .model import RateLimit
 
-__all__ = ["Engine", "EngineKey", "engine_of", "forget_engine", "is_open"]
+__all__ = ["Engine", "EngineKey", "engine_of", "engine_of_client", "forget_engine", "is_open"]
 
 EngineKey = tuple[str, str | None, "str | StoringLedger | None"]
 """The identity of an engine within a loop: base_url, app and ledger."""
@@ -31,12 +31,14 @@ class Engine:
     """The schedulers of one app in one event loop.
 
     Attributes:
+        key: its identity within the loop.
         events: delivers events to subscribers.
         schedulers: the schedulers, by the endpoint's name.
         ledger: a ledger that was opened for this engine, and is closed with the last client; else None.
         clients: the open clients.
     """
 
+    key: EngineKey
     events: EventHub
     schedulers: Mapping[str, Scheduler]
     ledger: StoringLedger | None
@@ -95,6 +97,11 @@ def engine_of(loop: asyncio.AbstractEventLoop, key: EngineKey, limits: Mapping[s
     return engines[key]
 
 
+def engine_of_client(client: object) -> Engine:
+    """Return the engine that a client shares, which is bound to the running loop."""
+    return next(one for one in _engines_in(asyncio.get_running_loop()).values() if client in one.clients)
+
+
 def forget_engine(loop: asyncio.AbstractEventLoop, key: EngineKey) -> None:
     """Forget an engine whose ledger is closed."""
     _engines[loop].pop(key, None)
@@ -128,4 +135,4 @@ def _new_engine(key: EngineKey, limits: Mapping[str, RateLimit]) -> Engine:
         else:
             store = kept.store(base_url, app, limits[name], endpoint)
         schedulers[name] = Scheduler(store, events, notices)
-    return Engine(events, schedulers, own)
+    return Engine(key, events, schedulers, own)

@@ -37,10 +37,10 @@ from feishu_mail_async import (
     RateLimit,
     RetryPolicy,
     codes,
-    otel,
 )
 from feishu_mail_async.events import AttemptEnded, AttemptStarted, DraftDone, Event, TurnGranted
-from feishu_mail_async.otel import instrument
+from feishu_mail_async.otel import gauges, instrument
+from feishu_mail_async.otel import instrumentation as otel
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -616,6 +616,15 @@ async def test_it_can_be_ended_and_begun_in_the_midst(seen: Telemetry, caplog: p
     assert [record for record in caplog.records if record.name.startswith(("opentelemetry", "feishu"))] == []
 
 
+async def test_a_subscriber_may_end_it_at_an_event_that_it_has_not_heard_yet(seen: Telemetry) -> None:
+    async with scene(rate_limit=FREE) as (_, client, (one,)):
+        client.subscribe(lambda event: end() if isinstance(event, DraftDone) else None)
+        end = seen.instrument(client)
+        await client.send_draft(one)
+        assert len(seen.spans("send draft")) == 1
+        assert seen.numbers("feishu_mail.outcomes", "feishu_mail.outcome") == {}
+
+
 async def test_a_client_for_each_request_leaves_nothing_behind(
     seen: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -728,7 +737,7 @@ async def test_gauges_tell_how_things_stand_though_nothing_happens(seen: Telemet
 
 
 async def test_another_thread_may_collect(seen: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otel, "_PATIENCE", 60.0)
+    monkeypatch.setattr(gauges, "_PATIENCE", 60.0)
     async with scene() as (_, client, (one,)):
         seen.instrument(client)
         await client.send_draft(one)
@@ -740,7 +749,7 @@ async def test_another_thread_may_collect(seen: Telemetry, monkeypatch: pytest.M
 async def test_a_busy_loop_delays_no_reader_for_long(
     seen: Telemetry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(otel, "_PATIENCE", 0.01)
+    monkeypatch.setattr(gauges, "_PATIENCE", 0.01)
     async with scene() as (_, client, (one,)):
         seen.instrument(client)
         await client.send_draft(one)
@@ -764,8 +773,8 @@ def test_a_loop_that_does_not_run_is_not_asked(caplog: pytest.LogCaptureFixture)
         telemetry.instrument(client)
 
     loop.run_until_complete(begin())
-    (stopped,) = otel._live.values()
-    assert stopped.standing(patience=1e6) is None
+    (stopped,) = gauges._observed
+    assert stopped.read(patience=1e6) is None
     assert telemetry.points("feishu_mail.permits.used") == []
     loop.close()  # and the client never was
     assert telemetry.points("feishu_mail.permits.used") == []
