@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import Final
 
-__all__ = ["escape", "escape_lines", "name_character", "unseen"]
+__all__ = ["escape", "escape_lines", "name_character", "sentence", "unseen"]
 
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that are not seen: controls, formats, surrogates, separators of lines."""
@@ -64,6 +64,11 @@ def name_character(character: str) -> str:
     """Return the number and the name of a character, for one that cannot be seen: "U+200B (ZERO WIDTH SPACE)"."""
     name = unicodedata.name(character, "")
     return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
+
+
+def sentence(text: str) -> str:
+    """Return the text with a full stop at its end, so that another sentence can follow."""
+    return text if text.endswith((".", "!", "?", "。")) else f"{text}."
 
 
 def _is_hidden(text: str, place: int) -> bool:

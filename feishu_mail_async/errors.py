@@ -65,19 +65,8 @@ __all__ = [
     "UserExternalQuota",
     "api_error",
     "root_cause",
-    "sentence",
     "without_traceback",
 ]
-
-
-def sentence(text: object) -> str:
-    """Return the text with a full stop at its end, so that another sentence can follow.
-
-    Args:
-        text: the text; an exception is taken by its message.
-    """
-    said = str(text)
-    return said if said.endswith((".", "!", "?", "。")) else f"{said}."
 
 
 def root_cause(error: "FeishuMailError") -> "FeishuMailError":

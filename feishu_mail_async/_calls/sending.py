@@ -33,6 +33,7 @@ from feishu_mail_async._scheduling.store import of
 from feishu_mail_async._scheduling.sweeps import Sweep, each
 from feishu_mail_async._secrecy import forget_frames, note_frames
 from feishu_mail_async._tasks import being_cancelled, check_stack, start_task
+from feishu_mail_async._text import sentence
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.codes import ResumeWhen, Verdict
 from feishu_mail_async.errors import (
@@ -45,7 +46,6 @@ from feishu_mail_async.errors import (
     NotSent,
     OutcomeUnknown,
     RecordRefused,
-    sentence,
     without_traceback,
 )
 from feishu_mail_async.events import (
@@ -948,7 +948,7 @@ def _unsettled(error: FeishuMailError, draft: Draft | None, attempts: int) -> Ou
     if not attempts:
         doubt = "an earlier call may have sent it, and this one made none"
     unknown = OutcomeUnknown(
-        f"{doubt}: {sentence(error)} {_SAFE}",
+        f"{doubt}: {sentence(str(error))} {_SAFE}",
         draft=draft,
         log_id=error.log_id,
         attempts=attempts,

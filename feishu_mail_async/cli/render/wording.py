@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from feishu_mail_async._text import escape
+from feishu_mail_async._text import escape, sentence
 from feishu_mail_async.errors import (
     ApiError,
     AppQuotaSpent,
@@ -166,7 +166,7 @@ def explain(error: FeishuMailError) -> str:
         case Suspended():
             words = f"not tried, because of {name_subject(error.subject)}: {_because(error)}{_again(error)}"
         case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
-            words = f"{_EARLIER}. This one made none: {_sentence(brief(cause))} {advise(error)}"
+            words = f"{_EARLIER}. This one made none: {sentence(brief(cause))} {advise(error)}"
         case OutcomeUnknown() if _was_stopped(error.__cause__):
             words = f"it may have been sent: {_BROKEN_OFF}. {_SAFE}"
         case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):
@@ -184,13 +184,13 @@ def closing(error: Suspended, *, advice: bool) -> str:
         error: the error of one of the skipped drafts.
         advice: True to include the advice.
     """
-    why = _because(error) if advice else _sentence(_why(root_cause(error)))
+    why = _because(error) if advice else sentence(_why(root_cause(error)))
     whose = "All drafts" if error.subject == "app" else "Its drafts"
     return escape(f"{whose} are skipped: {why}{_again(error)}")
 
 
 def _because(error: FeishuMailError) -> str:
-    return f"{_sentence(_why(root_cause(error)))} {advise(error)}".strip()
+    return f"{sentence(_why(root_cause(error)))} {advise(error)}".strip()
 
 
 def _why(error: FeishuMailError) -> str:
@@ -203,10 +203,6 @@ def _why(error: FeishuMailError) -> str:
             return f"{_STOPPED}; it was not sent"
         case _:
             return brief(error)
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?", "。")) else f"{text}."
 
 
 def name_subject(subject: str) -> str:
