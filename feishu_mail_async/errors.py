@@ -18,10 +18,9 @@ The class attribute `status` is the outcome that a draft gets when it ends with 
 import copy
 import pickle
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 
 from ._text import escape
-from .codes import CODES, Code
 from .model import Draft, OutcomeStatus
 
 __all__ = [
@@ -63,7 +62,6 @@ __all__ = [
     "UnknownUser",
     "UserDailyQuota",
     "UserExternalQuota",
-    "api_error",
     "root_cause",
     "without_traceback",
 ]
@@ -409,53 +407,3 @@ class Suspended(FeishuMailError):
         super().__init__(message, draft=draft, attempts=attempts)
         self.subject = subject
         self.until = until
-
-
-_CLASSES: Final[dict[str, type[ApiError]]] = {
-    cls.__name__: cls
-    for cls in (
-        ApiError,
-        AppQuotaSpent,
-        ConcurrentWrite,
-        ContentRisk,
-        DraftNotFound,
-        FrequencyLimited,
-        InvalidRequest,
-        InvalidToken,
-        MailThrottled,
-        MailboxNotFound,
-        PermissionDenied,
-        ReceiverCheckFailed,
-        ScopeMissing,
-        SenderCheckFailed,
-        ServerError,
-        TenantExternalQuota,
-        TenantStorageFull,
-        TooManyAttachments,
-        TooManyRecipients,
-        UserDailyQuota,
-        UserExternalQuota,
-    )
-}
-"""Name -> class of every exception that a row of the code table can name."""
-# A row whose class is missing above must fail at import, not in the middle of a run.
-assert all(row.error in _CLASSES for row in CODES.values() if row.error)
-
-
-def api_error(row: Code, msg: str, *, http_status: int, log_id: str | None) -> ApiError:
-    """Return the exception for a row of the code table and the answer that named it.
-
-    Args:
-        row: the row.
-        msg: the `msg` of the answer's body; if it is empty, the row's own message is used.
-        http_status: the HTTP status of the answer.
-        log_id: the `X-Tt-Logid` of the answer.
-    """
-    return _CLASSES[row.error](
-        row.number,
-        msg or row.message or "no message",
-        http_status=http_status,
-        advice=row.advice,
-        advice_zh=row.advice_zh,
-        log_id=log_id,
-    )

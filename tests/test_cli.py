@@ -33,8 +33,8 @@ from feishu_mail_async import (
     Suspended,
     TransportError,
 )
+from feishu_mail_async._api.refusals import api_error
 from feishu_mail_async.codes import CODES, named
-from feishu_mail_async.errors import api_error
 
 pytest.importorskip("typer")
 

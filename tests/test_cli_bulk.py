@@ -34,6 +34,7 @@ from clisupport import (
 )
 
 from feishu_mail_async import Draft, Outcome, OutcomeStatus, Priority, RateLimit, Snapshot, Suspended
+from feishu_mail_async._api.refusals import api_error
 from feishu_mail_async.cli.plan import agreed, check_askable
 from feishu_mail_async.cli.problems import Problem
 from feishu_mail_async.cli.render.estimate import Pace, duration, name_limit
@@ -43,7 +44,7 @@ from feishu_mail_async.cli.render.wording import closing, span
 from feishu_mail_async.cli.results import COLUMNS, Results
 from feishu_mail_async.cli.rows import Rows, read_rows
 from feishu_mail_async.codes import CODES, named
-from feishu_mail_async.errors import AutomatedSendDisabled, FeishuMailError, OutcomeUnknown, api_error
+from feishu_mail_async.errors import AutomatedSendDisabled, FeishuMailError, OutcomeUnknown
 from feishu_mail_async.events import DraftDone
 from feishu_mail_async.sandbox import Fault
 

@@ -7,6 +7,7 @@ import pytest
 from support import PACKAGE, sample
 
 from feishu_mail_async import codes, errors
+from feishu_mail_async._api.refusals import api_error
 from feishu_mail_async.codes import CODES, OAUTH, ResumeWhen, Subject, Verdict, lookup, named
 
 # Invariants 7 and 8, spelled out: who waits or is suspended, whether the answer settles it, what resumes it.
@@ -120,7 +121,7 @@ def test_the_group_of_each_class(number: int) -> None:
     assert issubclass(error, errors.ApiError)
     assert error.__bases__ == (getattr(errors, group),)
     row = CODES[number]
-    made = errors.api_error(row, "msg", http_status=row.http_status, log_id="log")
+    made = api_error(row, "msg", http_status=row.http_status, log_id="log")
     assert type(made) is error
     assert made.code == number
 

@@ -49,8 +49,8 @@ from feishu_mail_async import (
     UserDailyQuota,
     UserExternalQuota,
 )
+from feishu_mail_async._api.refusals import api_error
 from feishu_mail_async.codes import CODES, Code, lookup
-from feishu_mail_async.errors import api_error
 
 # DESIGN.md, literally: class -> parent.
 FAMILY: dict[type[BaseException], type[BaseException]] = {

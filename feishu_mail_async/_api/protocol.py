@@ -24,9 +24,10 @@ from feishu_mail_async.errors import (
     FeishuMailError,
     Misconfigured,
     TransportError,
-    api_error,
 )
 from feishu_mail_async.model import check_text
+
+from .refusals import api_error
 
 __all__ = [
     "FEISHU",

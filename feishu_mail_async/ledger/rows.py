@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._api.endpoints import Endpoint
+from feishu_mail_async._api.refusals import api_error
 from feishu_mail_async._scheduling.state import EndpointState, Pause
 from feishu_mail_async._scheduling.suspensions import SuspensionEntry, SuspensionKey, Suspensions
 from feishu_mail_async.codes import ResumeWhen, lookup
-from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, api_error
+from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError
 from feishu_mail_async.model import RateLimit
 
 from . import schema
