@@ -21,9 +21,10 @@ from typing import Any, ClassVar
 
 from ._api.endpoints import ENDPOINTS
 from ._api.protocol import CallEnd
+from ._causes import root_cause
 from ._text import escape
 from .codes import ResumeWhen, Subject, Verdict
-from .errors import ApiError, FeishuMailError, root_cause
+from .errors import ApiError, FeishuMailError
 from .model import Draft, OutcomeStatus, Priority, SendResult
 
 __all__ = [

@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .errors import ApiError, FeishuMailError, root_cause
+from ._causes import root_cause
+from .errors import ApiError, FeishuMailError
 from .model import Draft, OutcomeStatus, SendResult
 
 __all__ = ["Outcome", "Summary"]

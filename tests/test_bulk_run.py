@@ -25,7 +25,7 @@ from feishu_mail_async import (
     RateLimit,
     UnknownUser,
 )
-from feishu_mail_async.errors import root_cause
+from feishu_mail_async._causes import root_cause
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=12)

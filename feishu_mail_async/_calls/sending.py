@@ -26,6 +26,7 @@ from feishu_mail_async._api.protocol import (
     never_left,
 )
 from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._causes import without_traceback
 from feishu_mail_async._scheduling.lanes import Stream, Turn, Waiter, mailbox_key
 from feishu_mail_async._scheduling.record import UNREAD, DraftKey, Record
 from feishu_mail_async._scheduling.scheduler import Scheduler
@@ -46,7 +47,6 @@ from feishu_mail_async.errors import (
     NotSent,
     OutcomeUnknown,
     RecordRefused,
-    without_traceback,
 )
 from feishu_mail_async.events import (
     AttemptEnded,

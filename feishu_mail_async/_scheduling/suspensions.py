@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from feishu_mail_async._api.endpoints import Endpoint
+from feishu_mail_async._causes import without_traceback
 from feishu_mail_async.codes import Reach, ResumeWhen
-from feishu_mail_async.errors import FeishuMailError, Suspended, without_traceback
+from feishu_mail_async.errors import FeishuMailError, Suspended
 
 __all__ = [
     "APP",

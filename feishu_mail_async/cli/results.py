@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from feishu_mail_async._causes import root_cause
 from feishu_mail_async._text import escape
-from feishu_mail_async.errors import ApiError, root_cause
+from feishu_mail_async.errors import ApiError
 from feishu_mail_async.outcomes import Outcome
 
 from .cells import protect

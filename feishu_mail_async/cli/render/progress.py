@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from feishu_mail_async._api.protocol import CallEnd
+from feishu_mail_async._causes import root_cause
 from feishu_mail_async._scheduling.scheduler import Snapshot
-from feishu_mail_async.errors import FeishuMailError, Suspended, root_cause
+from feishu_mail_async.errors import FeishuMailError, Suspended
 from feishu_mail_async.events import AttemptEnded, DraftDone, Event
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 from feishu_mail_async.outcomes import Outcome

@@ -7,7 +7,8 @@ from typing import Final
 
 from rich.text import Text
 
-from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, Suspended, root_cause
+from feishu_mail_async._causes import root_cause
+from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMailError, Suspended
 from feishu_mail_async.model import OutcomeStatus
 from feishu_mail_async.outcomes import Outcome
 

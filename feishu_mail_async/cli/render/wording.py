@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from feishu_mail_async._causes import root_cause
 from feishu_mail_async._text import escape, sentence
 from feishu_mail_async.errors import (
     ApiError,
@@ -22,7 +23,6 @@ from feishu_mail_async.errors import (
     Suspended,
     TenantStorageFull,
     UserDailyQuota,
-    root_cause,
 )
 from feishu_mail_async.model import Draft, OutcomeStatus
 from feishu_mail_async.outcomes import Outcome
