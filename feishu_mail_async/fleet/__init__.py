@@ -19,9 +19,9 @@ Theory of operation. The queue is procrastinate's; its states of a job are used 
 - A worker sends heartbeats. After `Times.dead` seconds without one, the others put its jobs back. They compare
   times of the database's clock only, and never count time in which the database itself was down.
 - While the database is away, workers wait and lose nothing (`connector.py`).
-- Beside its jobs a worker runs two tasks: one sends heartbeats and puts stalled jobs back, the other (with
-  `until_empty`) ends the worker when nothing is left for it. If either fails, the worker stops: without heartbeats
-  others would take its jobs.
+- Beside its jobs a worker runs two tasks: one sends heartbeats and puts stalled jobs back (`heartbeats.py`), the
+  other (with `until_empty`) ends the worker when nothing is left for it. If either fails, the worker stops:
+  without heartbeats others would take its jobs.
 """
 
 from .jobs import Left, Queue, Queued, QueueTrouble, enqueue, jobs_left, prepare

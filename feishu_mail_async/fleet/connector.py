@@ -35,7 +35,7 @@ _FAREWELL: Final = 10.0
 """The time that a stopping worker waits for a database that is away, in seconds."""
 _FAREWELL_AT_ONCE: Final = 2.0
 """The time that a worker which stops at once takes to put jobs back, in seconds."""
-_CONNECT: Final = 10
+_FREE: Final = 5.0
 """The time-out for a free connection, in seconds."""
 
 
@@ -60,7 +60,7 @@ class Connector(procrastinate.PsycopgConnector):
             configure=_configure,
             min_size=1,
             max_size=_POOL,
-            timeout=_CONNECT / 2,
+            timeout=_FREE,
             # The pool doubles its own delay with each try, and starts again from the shortest with a request.
             # Kept short here, because `_patiently` requests again and again anyway.
             reconnect_timeout=2.0,

@@ -1,7 +1,6 @@
 """The worker, which takes jobs out of a queue and sends their drafts."""
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import psycopg
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
-from procrastinate.utils import utcnow
 from procrastinate.worker import Worker
 
 from feishu_mail_async.client import FeishuMailClient
@@ -22,12 +20,11 @@ from feishu_mail_async.model import Draft, Priority, RateLimit
 from feishu_mail_async.outcomes import Outcome
 
 from .connector import PAUSE, Connector, Jobs, loop_time
+from .heartbeats import Heartbeats
 from .jobs import TASK, Queue, QueueTrouble, read_draft, said
 
 __all__ = ["DraftWorker", "Times"]
 
-_FORGOTTEN: Final = 86_400.0
-"""The time without a heartbeat after which the row of a dead worker is removed, in seconds."""
 _MISTAKES: Final = 3
 """The number of unexpected exceptions (bugs of this program) at one job after which the job fails."""
 _FEW: Final = 64
@@ -74,30 +71,6 @@ class _Retry(BaseRetryStrategy):
         if not isinstance(exception, _PutBack):
             return None
         return RetryDecision(retry_in={"milliseconds": round(1000 * exception.seconds)})
-
-
-_BEAT: Final = """
-INSERT INTO procrastinate_workers (id, last_heartbeat) OVERRIDING SYSTEM VALUE VALUES (%(worker)s, now())
-ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
-"""
-"""The statement of a heartbeat. It inserts the row again if the worker was taken for dead and its row removed."""
-
-_RESCUE: Final = """
-SELECT stalled.id, procrastinate_retry_job_v2(stalled.id, now(), NULL, NULL, NULL) FROM (
-    SELECT job.id FROM procrastinate_jobs AS job
-    LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
-    WHERE job.status = 'doing' AND job.queue_name = %(queue)s
-        AND (worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => %(dead)s))
-        AND pg_postmaster_start_time() < now() - make_interval(secs => %(dead)s)
-        AND NOT EXISTS (
-            SELECT FROM procrastinate_jobs AS other
-            WHERE other.queueing_lock = job.queueing_lock AND other.status = 'todo'
-        )
-    FOR UPDATE OF job SKIP LOCKED
-) AS stalled
-"""
-"""The statement that puts the jobs of dead workers back, each once, however many workers run it. No worker counts
-as dead before the database has been up long enough to have received a heartbeat."""
 
 
 class _Line:
@@ -172,10 +145,9 @@ class DraftWorker:
         self._unknown: set[str | None] = set()
         self._mistakes: dict[int, int] = {}
         self._held: set[int] = set()
-        self._strays: set[int] = set()
         self._connector = Connector(database, self._database)
         app = procrastinate.App(connector=self._connector)
-        app.job_manager = Jobs(self._connector, self._fail)
+        jobs = app.job_manager = Jobs(self._connector, self._fail)
         app.task(name=TASK, retry=_Retry(), pass_context=True)(self._work)
         self._app = app
         self._worker = Worker(
@@ -186,6 +158,9 @@ class DraftWorker:
             fetch_job_polling_interval=times.poll,
             delete_jobs="successful",
             install_signal_handlers=False,
+        )
+        self._heartbeats = Heartbeats(
+            self._connector, jobs, queue.name, dead=times.dead, held=self._held, note=note
         )
 
     async def run(self, *, until_empty: bool = False) -> None:
@@ -222,7 +197,7 @@ class DraftWorker:
             task.add_done_callback(self._beside_ended)
         try:
             # First, so that jobs left by a killed worker (perhaps this one, restarted) do not wait for a beat.
-            await self._rescue()
+            await self._heartbeats.rescue()
             if not self._halted:
                 await self._worker.run()  # type: ignore[no-untyped-call]
         except ConnectorException as error:
@@ -350,34 +325,9 @@ class DraftWorker:
             await asyncio.sleep(self._times.beat)
             worker = self._worker.worker_id
             if worker is not None:
-                await self._connector.execute_query_async(_BEAT, worker=worker)
-                await self._find_strays(worker)
+                await self._heartbeats.beat(worker)
             if not self._stopping:
-                await self._rescue()
-
-    async def _rescue(self) -> None:
-        """Put back the jobs of dead workers."""
-        with contextlib.suppress(procrastinate.exceptions.UniqueViolation):  # the same draft was just queued again
-            rescued = await self._connector.execute_query_all_async(
-                _RESCUE, queue=self._queue.name, dead=self._times.dead
-            )
-            if rescued:
-                number = "1 draft" if len(rescued) == 1 else f"{len(rescued)} drafts"
-                self._note(f"put back {number} of a worker that has died")
-        await self._connector.execute_query_async(
-            "DELETE FROM procrastinate_workers WHERE last_heartbeat < now() - make_interval(secs => %(old)s)",
-            old=_FORGOTTEN,
-        )
-
-    async def _find_strays(self, worker: int) -> None:
-        """Put back the jobs that are assigned to us but never arrived: the reply was lost with its connection."""
-        rows = await self._connector.execute_query_all_async(
-            "SELECT id FROM procrastinate_jobs WHERE worker_id = %(worker)s AND status = 'doing'", worker=worker
-        )
-        strays = {row["id"] for row in rows} - self._held
-        for job_id in strays & self._strays:  # found twice in a row: not merely on its way to us
-            await self._app.job_manager.retry_job_by_id_async(job_id, utcnow())
-        self._strays = strays
+                await self._heartbeats.rescue()
 
     async def _watch(self) -> None:
         """Stop the worker as soon as no job is left that it could do."""
