@@ -422,7 +422,7 @@ def test_a_mistake_of_ours_is_one_line(cli: Callable[..., Ended], monkeypatch: p
     def broken(*_: object) -> RateLimit:
         raise LookupError(os.environ[TOKEN_VARIABLE])
 
-    monkeypatch.setattr("feishu_mail_async.cli.account.read_base_url", lambda *_, **__: "https://example.com")
+    monkeypatch.setattr("feishu_mail_async.cli.options.read_base_url", lambda *_, **__: "https://example.com")
     monkeypatch.setattr("feishu_mail_async.cli.commands.send.run_drafts", broken)
     ended = cli("send", "a")
     assert ended.code == 1

@@ -11,6 +11,7 @@ pytest.importorskip("typer")
 from clisupport import CANARY, TOKEN_VARIABLE, Ended, run_here
 
 from feishu_mail_async.cli import account
+from feishu_mail_async.cli.options import AccountOptions
 
 HOST = "http://127.0.0.1:9"
 
@@ -27,7 +28,7 @@ def token_file(directory: Path, content: bytes) -> str:
 
 
 def read(path: str) -> dict[str | None, str]:
-    found = account.read_account(user=None, app=None, base_url=HOST, lark=False, token_file=path)
+    found = account.read_account(AccountOptions(base_url=HOST, token_file=path))
     return dict(found.tokens)
 
 

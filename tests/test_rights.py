@@ -16,6 +16,7 @@ from clisupport import CANARY, TOKEN_VARIABLE
 from feishu_mail_async import LedgerError, open_ledger
 from feishu_mail_async.cli import account
 from feishu_mail_async.cli import app_secret as secretfile
+from feishu_mail_async.cli.options import AccountOptions
 from feishu_mail_async.cli.problems import CannotStart
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
@@ -39,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str | None, str]:
-    found = account.read_account(user=None, app=None, base_url=HOST, lark=False, token_file=str(path))
+    found = account.read_account(AccountOptions(base_url=HOST, token_file=str(path)))
     return dict(found.tokens)
 
 

@@ -18,7 +18,7 @@ from .app_secret import named_app_id
 from .decoding import marked_encoding
 from .logins import LoginClient, Logins, find_logins
 from .logs import hide
-from .options import DEFAULT_RATE, read_base_url, read_rate
+from .options import AccountOptions
 from .problems import CannotStart, WrongUsage
 
 __all__ = ["ENVIRONMENT", "UNNAMED", "Account", "read_account", "reason"]
@@ -132,46 +132,30 @@ class Account:
         return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
 
 
-def read_account(
-    *,
-    user: str | None,
-    app: str | None,
-    base_url: str | None,
-    lark: bool,
-    token_file: str | None,
-    rate: str = DEFAULT_RATE,
-    sends: bool = True,
-    ledger: str | None = None,
-) -> Account:
-    """Read the account of one or several users from the common options.
+def read_account(options: AccountOptions, *, sends: bool = True) -> Account:
+    """Read the account of one or several users from the options.
 
     Tokens come from the token file, else from FEISHU_USER_ACCESS_TOKEN, else from the logins in the ledger.
 
     Args:
-        user: the value of `--user`.
-        app: the value of `--app`; None for FEISHU_APP_ID.
-        base_url: the value of `--base-url`.
-        lark: True with `--lark`.
-        token_file: the value of `--token-file`.
-        rate: the value of `--rate`, calls/seconds.
+        options: the options of the command line.
         sends: False if the command needs no token; then only a token file is read.
-        ledger: the value of `--ledger`; None for the default ledger in the user's state directory.
 
     Raises:
         WrongUsage: an option is wrong.
         CannotStart: there is no token, or it cannot be read.
     """
-    limit, host = read_rate(rate), read_base_url(base_url, lark=lark)
-    _check_names(("--user", user), ("--app", app))
-    app = app or named_app_id()
-    if not sends and token_file is None:
+    limit, host, user, path = options.rate_limit, options.host, options.user, options.token_file
+    _check_names(("--user", user), ("--app", options.app))
+    app = options.app or named_app_id()
+    if not sends and path is None:
         return Account(host, app, user, limit, {})
-    if token_file is not None:
-        tokens, source = _read_tokens(token_file), f"--token-file {escape(token_file)}"
+    if path is not None:
+        tokens, source = _read_tokens(path), f"--token-file {escape(path)}"
     elif token := os.environ.get(ENVIRONMENT, "").strip():
         tokens, source = {None: token}, ENVIRONMENT
     else:
-        return _logged_in(find_logins(ledger, host, app), host, app, user, limit)
+        return _logged_in(find_logins(options.ledger, host, app), host, app, user, limit)
     for token in tokens.values():
         hide(token)
     _check_tokens(tokens, source)

@@ -23,6 +23,7 @@ from .commands.whoami import logout, whoami
 from .commands.worker import worker
 from .interrupts import stop_seconds
 from .logs import print_traceback
+from .options import spread
 from .problems import INTERRUPTED, SOME_NOT, Problem
 
 __all__ = ["app", "run"]
@@ -94,7 +95,7 @@ _COMMANDS: Final[dict[str, Callable[..., int]]] = {
 }
 for _command_name, _command in _COMMANDS.items():
     _codes = _LOGIN_EXIT_CODES if _command in {login, logout, whoami, doctor} else _EXIT_CODES
-    app.command(_command_name, help=_flowing(_command.__doc__), epilog=_codes)(_command)
+    app.command(_command_name, help=_flowing(_command.__doc__), epilog=_codes)(spread(_command))
 
 
 def run(arguments: list[str] | None = None) -> int:

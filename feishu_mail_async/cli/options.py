@@ -1,8 +1,12 @@
 """Options common to several commands, and the functions that read their values."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import unquote, urlsplit
 
 import typer
@@ -17,22 +21,19 @@ from .problems import WrongUsage
 
 __all__ = [
     "DEFAULT_RATE",
-    "AppOption",
-    "BaseUrlOption",
+    "AccountOptions",
+    "AppOptions",
     "JsonOption",
-    "LarkOption",
-    "LedgerOption",
     "MailboxOption",
     "NoLedgerOption",
     "RateOption",
-    "TokenFileOption",
-    "UserOption",
+    "SenderOptions",
     "VerboseOption",
-    "choose_host",
     "read_base_url",
     "read_database",
     "read_ledger",
     "read_rate",
+    "spread",
 ]
 
 LEDGER_VARIABLE: Final = "FEISHU_MAIL_LEDGER"
@@ -40,62 +41,11 @@ LEDGER_VARIABLE: Final = "FEISHU_MAIL_LEDGER"
 _ACCOUNT: Final = "Account"
 _OUTPUT: Final = "Output"
 
-UserOption = Annotated[
-    str | None,
-    typer.Option(
-        "--user",
-        metavar="NAME",
-        help="Which user who has logged in, or of the token file; with a single token, a name for its user.",
-        rich_help_panel=_ACCOUNT,
-    ),
-]
-AppOption = Annotated[
-    str | None,
-    typer.Option(
-        "--app",
-        metavar="ID",
-        help="The app's id, which names its limit and its logins. Without it: FEISHU_APP_ID.",
-        rich_help_panel=_ACCOUNT,
-    ),
-]
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base-url",
-        metavar="URL",
-        help=f"The API's host, if it is not {FEISHU}: https, or http on this machine.",
-        rich_help_panel=_ACCOUNT,
-    ),
-]
-LarkOption = Annotated[
-    bool, typer.Option("--lark", help=f"Use Lark: {LARK}.", show_default=False, rich_help_panel=_ACCOUNT)
-]
-TokenFileOption = Annotated[
-    str | None,
-    typer.Option(
-        "--token-file",
-        metavar="PATH",
-        help="A file that only you may read, with a user_access_token in its first line, or with JSON of users: "
-        '{"alice": "u-…", "bob": "u-…"}. One that others may read is accepted on a read-only mount, as containers '
-        f"have it, and with {SHARED_FILES}=allow. Without it: FEISHU_USER_ACCESS_TOKEN, or who has logged in.",
-        rich_help_panel=_ACCOUNT,
-    ),
-]
+DEFAULT_RATE: Final = "20/60"
+
 RateOption = Annotated[
     str,
     typer.Option("--rate", metavar="CALLS/SECONDS", help="Send calls that the app may make in so many seconds."),
-]
-LedgerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ledger",
-        metavar="URL",
-        envvar=LEDGER_VARIABLE,
-        help="Where permits, locks and drafts are kept: a path, or sqlite:///PATH, for the programs of this "
-        "machine; postgresql://… for those of many. A password is safer in the environment than here.",
-        show_default=False,
-        rich_help_panel=_ACCOUNT,
-    ),
 ]
 NoLedgerOption = Annotated[
     bool,
@@ -126,7 +76,141 @@ VerboseOption = Annotated[
     ),
 ]
 
-DEFAULT_RATE: Final = "20/60"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """The options of a command that looks at an app: at which host, and in which ledger."""
+
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            "--ledger",
+            metavar="URL",
+            envvar=LEDGER_VARIABLE,
+            help="Where permits, locks and drafts are kept: a path, or sqlite:///PATH, for the programs of this "
+            "machine; postgresql://… for those of many. A password is safer in the environment than here.",
+            show_default=False,
+            rich_help_panel=_ACCOUNT,
+        ),
+    ] = None
+    app: Annotated[
+        str | None,
+        typer.Option(
+            "--app",
+            metavar="ID",
+            help="The app's id, which names its limit and its logins. Without it: FEISHU_APP_ID.",
+            rich_help_panel=_ACCOUNT,
+        ),
+    ] = None
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            "--base-url",
+            metavar="URL",
+            help=f"The API's host, if it is not {FEISHU}: https, or http on this machine.",
+            rich_help_panel=_ACCOUNT,
+        ),
+    ] = None
+    lark: Annotated[
+        bool, typer.Option("--lark", help=f"Use Lark: {LARK}.", show_default=False, rich_help_panel=_ACCOUNT)
+    ] = False
+
+    @property
+    def host(self) -> str:
+        """The API's base URL; without an option it is Feishu's.
+
+        Raises:
+            WrongUsage: the URL is not acceptable, or `--lark` is given, too.
+        """
+        return read_base_url(self.base_url, lark=self.lark)
+
+    @property
+    def only_host(self) -> str | None:
+        """The API's base URL as a filter of known hosts; None for all.
+
+        Raises:
+            WrongUsage: the URL is not acceptable, or `--lark` is given, too.
+        """
+        return self.host if self.base_url is not None or self.lark else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountOptions(AppOptions):
+    """The options of a command that makes calls for the users of an app."""
+
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user",
+            metavar="NAME",
+            help="Which user who has logged in, or of the token file; with a single token, a name for its user.",
+            rich_help_panel=_ACCOUNT,
+        ),
+    ] = None
+    token_file: Annotated[
+        str | None,
+        typer.Option(
+            "--token-file",
+            metavar="PATH",
+            help="A file that only you may read, with a user_access_token in its first line, or with JSON of "
+            'users: {"alice": "u-…", "bob": "u-…"}. One that others may read is accepted on a read-only mount, as '
+            f"containers have it, and with {SHARED_FILES}=allow. Without it: FEISHU_USER_ACCESS_TOKEN, or who has "
+            "logged in.",
+            rich_help_panel=_ACCOUNT,
+        ),
+    ] = None
+
+    @property
+    def rate_limit(self) -> RateLimit:
+        """The app's limit: that of the documents."""
+        return RateLimit()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SenderOptions(AccountOptions):
+    """The options of a command that sends drafts, or has them sent."""
+
+    rate: RateOption = DEFAULT_RATE
+
+    @property
+    def rate_limit(self) -> RateLimit:
+        """The app's limit.
+
+        Raises:
+            WrongUsage: `--rate` is none.
+        """
+        return read_rate(self.rate)
+
+
+def spread(command: Callable[..., int]) -> Callable[..., int]:
+    """Return a command with one parameter for each option, as typer wants it.
+
+    Args:
+        command: a function that takes options which belong together as one parameter, a dataclass.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = parameter.annotation
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            parameters.append(parameter)
+            continue
+        groups[name] = kind
+        parameters += [
+            inspect.Parameter(each.name, parameter.kind, default=each.default, annotation=each.type)
+            for each in fields(kind)
+        ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> int:
+        for name, kind in groups.items():
+            given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
+        return command(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # `inspect` looks for it
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
 
 _LEDGER: Final = "--ledger"
 _LARGEST_SPACING: Final = 0.2
@@ -217,16 +301,3 @@ def read_base_url(base_url: str | None, *, lark: bool) -> str:
         return check_base_url(base_url)
     except ValueError as error:
         raise WrongUsage("--base-url", error) from None
-
-
-def choose_host(base_url: str | None, *, lark: bool) -> str | None:
-    """Read the API's base URL as a filter of known hosts; None for all.
-
-    Args:
-        base_url: the value of `--base-url`.
-        lark: True with `--lark`.
-
-    Raises:
-        WrongUsage: the URL is not acceptable, or both are given.
-    """
-    return read_base_url(base_url, lark=lark) if base_url is not None or lark else None

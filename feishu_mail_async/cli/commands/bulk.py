@@ -12,19 +12,7 @@ from feishu_mail_async._text import escape
 from feishu_mail_async.cli.account import Account, read_account
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    DEFAULT_RATE,
-    AppOption,
-    BaseUrlOption,
-    LarkOption,
-    LedgerOption,
-    MailboxOption,
-    NoLedgerOption,
-    RateOption,
-    TokenFileOption,
-    UserOption,
-    VerboseOption,
-)
+from feishu_mail_async.cli.options import MailboxOption, NoLedgerOption, SenderOptions, VerboseOption
 from feishu_mail_async.cli.plan import agreed, check_askable, print_plan, sent_before
 from feishu_mail_async.cli.problems import SOME_NOT, Incomplete, WrongUsage
 from feishu_mail_async.cli.render.console import console, print_rows
@@ -61,7 +49,6 @@ def bulk(
         bool, typer.Option("--all", help="Send every draft in the mailbox.", show_default=False)
     ] = False,
     mailbox: MailboxOption = "me",
-    rate: RateOption = DEFAULT_RATE,
     out: Annotated[
         str | None,
         typer.Option(
@@ -76,13 +63,8 @@ def bulk(
         bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.", show_default=False)
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send without asking.", show_default=False)] = False,
-    ledger: LedgerOption = None,
     no_ledger: NoLedgerOption = False,
-    user: UserOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
-    token_file: TokenFileOption = None,
+    options: SenderOptions,
     verbose: VerboseOption = False,
 ) -> int:
     """Send many drafts, each once, within the app's rate limit: those of a file, or all of a mailbox.
@@ -108,9 +90,7 @@ def bulk(
         raise WrongUsage("FILE", "give a file of drafts (- is standard input), or --all for those of the mailbox")
     check_mailbox(mailbox)
     results = Results(out) if out is not None else None
-    account = read_account(
-        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
-    )
+    account = read_account(options)
     with _old_objects_left_alone():
         drafts = read_drafts(file, mailbox, account) if file is not None else None
         if not (yes or dry_run):
@@ -120,7 +100,7 @@ def bulk(
             if not drafts:
                 console().print(f"The mailbox {mailbox} has no drafts: there is nothing to send.", soft_wrap=True)
                 return 0
-        kept = find_ledger(ledger, none=no_ledger)
+        kept = find_ledger(options.ledger, none=no_ledger)
         return _send(drafts, account, kept, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
 
 

@@ -26,18 +26,7 @@ from feishu_mail_async.cli.account import UNNAMED, Account, read_account
 from feishu_mail_async.cli.app_secret import APP_SECRET
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    AppOption,
-    BaseUrlOption,
-    JsonOption,
-    LarkOption,
-    LedgerOption,
-    MailboxOption,
-    TokenFileOption,
-    UserOption,
-    VerboseOption,
-    read_base_url,
-)
+from feishu_mail_async.cli.options import AccountOptions, JsonOption, MailboxOption, VerboseOption
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart
 from feishu_mail_async.cli.render.console import console, print_hanging
 from feishu_mail_async.cli.render.estimate import name_limit
@@ -114,12 +103,7 @@ class _Findings:
 def doctor(
     *,
     mailbox: MailboxOption = "me",
-    ledger: LedgerOption = None,
-    user: UserOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
-    token_file: TokenFileOption = None,
+    options: AccountOptions,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -130,15 +114,13 @@ def doctor(
     limit is in use. All is well: exit code 0.
     """
     check_mailbox(mailbox)
-    host = read_base_url(base_url, lark=lark)
+    host = options.host
     Verbose(on=verbose)
     findings = _Findings()
-    url = _find(findings, ledger)
+    url = _find(findings, options.ledger)
     account = None
     try:
-        account = read_account(
-            user=user, app=app, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
-        ).only()
+        account = read_account(options).only()
     except CannotStart as error:
         account = None
         findings.problem("login", error)

@@ -1,6 +1,7 @@
 """`feishu-mail-async enqueue`: put the drafts of a file into the queue of the workers."""
 
 import json
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -9,20 +10,7 @@ from feishu_mail_async.cli.account import read_account
 from feishu_mail_async.cli.fleet import load_fleet, named_app
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    DEFAULT_RATE,
-    AppOption,
-    BaseUrlOption,
-    JsonOption,
-    LarkOption,
-    LedgerOption,
-    MailboxOption,
-    RateOption,
-    TokenFileOption,
-    UserOption,
-    VerboseOption,
-    read_database,
-)
+from feishu_mail_async.cli.options import JsonOption, MailboxOption, SenderOptions, VerboseOption, read_database
 from feishu_mail_async.cli.plan import agreed, check_askable, print_plan
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart
 from feishu_mail_async.cli.render.console import console
@@ -43,15 +31,9 @@ def enqueue(
         ),
     ],
     *,
-    ledger: LedgerOption = None,
+    options: SenderOptions,
     mailbox: MailboxOption = "me",
-    rate: RateOption = DEFAULT_RATE,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Queue without asking.", show_default=False)] = False,
-    user: UserOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
-    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -67,16 +49,8 @@ def enqueue(
     A draft that is queued already is not queued twice, so doing it again is safe.
     """
     check_mailbox(mailbox)
-    database = read_database(ledger)
-    account = read_account(
-        user=user,
-        app=named_app(app),
-        base_url=base_url,
-        lark=lark,
-        token_file=token_file,
-        rate=rate,
-        sends=False,
-    )
+    database = read_database(options.ledger)
+    account = read_account(replace(options, app=named_app(options.app)), sends=False)
     fleet = load_fleet()
     Verbose(on=verbose)
     drafts = read_drafts(file, mailbox, account)

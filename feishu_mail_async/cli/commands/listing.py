@@ -13,16 +13,7 @@ from feishu_mail_async.cli.account import Account, read_account
 from feishu_mail_async.cli.ids import check_spelling
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    AppOption,
-    BaseUrlOption,
-    LarkOption,
-    LedgerOption,
-    MailboxOption,
-    TokenFileOption,
-    UserOption,
-    VerboseOption,
-)
+from feishu_mail_async.cli.options import AccountOptions, MailboxOption, VerboseOption
 from feishu_mail_async.cli.problems import Problem, WrongUsage
 from feishu_mail_async.cli.render.console import console
 from feishu_mail_async.cli.render.wording import explain
@@ -37,12 +28,7 @@ _RETRY = RetryPolicy(outage=20.0)
 def list_drafts(
     *,
     mailbox: MailboxOption = "me",
-    ledger: LedgerOption = None,
-    user: UserOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
-    token_file: TokenFileOption = None,
+    options: AccountOptions,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -56,9 +42,7 @@ def list_drafts(
 ) -> int:
     """List the drafts of a mailbox: one id a line."""
     check_mailbox(mailbox)
-    account = read_account(
-        user=user, app=app, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
-    ).only()
+    account = read_account(options).only()
     Verbose(on=verbose)
 
     def tell(draft: Draft) -> bool:

@@ -20,14 +20,7 @@ from feishu_mail_async.cli.callback import Answer, Callback
 from feishu_mail_async.cli.logins import choose_app, ledger_of_logins, read_logins
 from feishu_mail_async.cli.logs import Verbose, hide
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    AppOption,
-    BaseUrlOption,
-    LarkOption,
-    LedgerOption,
-    VerboseOption,
-    read_base_url,
-)
+from feishu_mail_async.cli.options import AppOptions, VerboseOption
 from feishu_mail_async.cli.problems import CannotStart, Problem, WrongUsage
 from feishu_mail_async.cli.prompts import can_be_asked, hear_lines
 from feishu_mail_async.cli.render.console import console, print_rows
@@ -118,10 +111,7 @@ def login(
     patience: Annotated[
         float, typer.Option("--wait", metavar="SECONDS", min=0.1, help="Give up after so long.")
     ] = _PATIENCE,
-    ledger: LedgerOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
+    options: AppOptions,
     verbose: VerboseOption = False,
 ) -> int:
     """Log in: let the app send, list and create drafts for you, in a browser.
@@ -136,15 +126,15 @@ def login(
     The tokens are kept in the ledger, and renewed when needed; `send`, `bulk`, `list` and `worker` use them. The
     secret is needed for that, too: keep FEISHU_APP_SECRET set, or give --keep-secret.
     """
-    host = read_base_url(base_url, lark=lark)
+    host = options.host
     try:
         check_text("--user", user)
     except ValueError as error:
         raise WrongUsage("--user", str(error).removeprefix("--user: ")) from None
     Verbose(on=verbose)
-    app = choose_app(app, host, read_logins(ledger_of_logins(ledger)))
+    app = choose_app(options.app, host, read_logins(ledger_of_logins(options.ledger)))
     credentials = _read_app(host, app, keep=keep_the_secret)
-    url = find_ledger(ledger, none=False)
+    url = find_ledger(options.ledger, none=False)
     assert url is not None
     try:
         done = run_loop(_log_in(credentials, user, url, port=port, patience=patience, browse=not no_browser))

@@ -8,20 +8,7 @@ from feishu_mail_async.cli.account import read_account
 from feishu_mail_async.cli.ids import check_spelling
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    DEFAULT_RATE,
-    AppOption,
-    BaseUrlOption,
-    JsonOption,
-    LarkOption,
-    LedgerOption,
-    MailboxOption,
-    NoLedgerOption,
-    RateOption,
-    TokenFileOption,
-    UserOption,
-    VerboseOption,
-)
+from feishu_mail_async.cli.options import JsonOption, MailboxOption, NoLedgerOption, SenderOptions, VerboseOption
 from feishu_mail_async.cli.plan import sent_before
 from feishu_mail_async.cli.problems import WrongUsage
 from feishu_mail_async.cli.render.console import Screen
@@ -46,7 +33,6 @@ def send(
     ],
     *,
     mailbox: MailboxOption = "me",
-    rate: RateOption = DEFAULT_RATE,
     outage: Annotated[
         float,
         typer.Option(
@@ -56,13 +42,8 @@ def send(
             show_default="60",
         ),
     ] = 60.0,
-    ledger: LedgerOption = None,
     no_ledger: NoLedgerOption = False,
-    user: UserOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
-    token_file: TokenFileOption = None,
+    options: SenderOptions,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -82,12 +63,10 @@ def send(
         retry = RetryPolicy(outage=outage)
     except ValueError:
         raise WrongUsage("--outage", f"give seconds, 0 or more, not {outage:g}") from None
-    account = read_account(
-        user=user, app=app, rate=rate, base_url=base_url, lark=lark, token_file=token_file, ledger=ledger
-    ).only()
+    account = read_account(options).only()
     if account.user is not None:
         drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
-    kept = find_ledger(ledger, none=no_ledger)
+    kept = find_ledger(options.ledger, none=no_ledger)
     sent_before(account, kept, drafts)  # fails before anything is sent if the ledger cannot be used
     client = account.client(retry, kept)
     screen = Screen(

@@ -13,16 +13,7 @@ from feishu_mail_async._text import escape
 from feishu_mail_async.cli.fleet import load_fleet
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    AppOption,
-    BaseUrlOption,
-    JsonOption,
-    LarkOption,
-    LedgerOption,
-    VerboseOption,
-    choose_host,
-    read_ledger,
-)
+from feishu_mail_async.cli.options import AppOptions, JsonOption, VerboseOption, read_ledger
 from feishu_mail_async.cli.problems import CannotStart
 from feishu_mail_async.cli.render.console import STYLES, console, print_rows
 from feishu_mail_async.cli.render.estimate import duration, name_limit
@@ -70,10 +61,7 @@ class _App:
 
 def status(
     *,
-    ledger: LedgerOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
+    options: AppOptions,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -84,8 +72,8 @@ def status(
 
     Without --app it says so of every app; --base-url and --lark choose among them, too.
     """
-    url = read_ledger(ledger) or default_ledger()
-    host = choose_host(base_url, lark=lark)
+    url = read_ledger(options.ledger) or default_ledger()
+    app, host = options.app, options.only_host
     if not Verbose(on=verbose).on:
         logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     known = run_loop(_look(url)) if may_be_there(url) else []

@@ -16,16 +16,7 @@ from feishu_mail_async.cli.app_secret import APP_SECRET, find_secret, forget_sec
 from feishu_mail_async.cli.logins import choose_app, ledger_of_logins, read_logins
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    AppOption,
-    BaseUrlOption,
-    JsonOption,
-    LarkOption,
-    LedgerOption,
-    VerboseOption,
-    choose_host,
-    read_base_url,
-)
+from feishu_mail_async.cli.options import AppOptions, JsonOption, VerboseOption
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart, WrongUsage
 from feishu_mail_async.cli.render.console import console, print_rows
 from feishu_mail_async.cli.render.wording import moment
@@ -37,10 +28,7 @@ __all__ = ["logout", "whoami"]
 
 def whoami(
     *,
-    ledger: LedgerOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
+    options: AppOptions,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -49,10 +37,10 @@ def whoami(
     Without --app it says so of every app; --base-url and --lark choose among them, too. Nobody: exit code 1.
     """
     Verbose(on=verbose)
-    host = choose_host(base_url, lark=lark)
+    app, host = options.app, options.only_host
     known = {
         key: tokens
-        for key, tokens in read_logins(ledger_of_logins(ledger)).items()
+        for key, tokens in read_logins(ledger_of_logins(options.ledger)).items()
         if host in {None, key[0]} and app in {None, key[1]}
     }
     out = console()
@@ -129,10 +117,7 @@ def logout(
         bool,
         typer.Option("--all", help="Forget all users of the app, and the app's kept secret.", show_default=False),
     ] = False,
-    ledger: LedgerOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
+    options: AppOptions,
     verbose: VerboseOption = False,
 ) -> int:
     """Forget the tokens of a login on this machine.
@@ -143,10 +128,10 @@ def logout(
     Verbose(on=verbose)
     if user is not None and everybody:
         raise WrongUsage("--user", "give it or --all, not both")
-    host = read_base_url(base_url, lark=lark)
-    url = ledger_of_logins(ledger)
+    host = options.host
+    url = ledger_of_logins(options.ledger)
     known = read_logins(url)
-    named = choose_app(app, host, known)
+    named = choose_app(options.app, host, known)
     tokens = known.get((host, named or ""), {})
     if everybody:
         users = list(tokens)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -16,19 +17,7 @@ from feishu_mail_async.cli.fleet import load_fleet, named_app
 from feishu_mail_async.cli.interrupts import STOPPING, Interrupts
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import (
-    DEFAULT_RATE,
-    AppOption,
-    BaseUrlOption,
-    JsonOption,
-    LarkOption,
-    LedgerOption,
-    RateOption,
-    TokenFileOption,
-    UserOption,
-    VerboseOption,
-    read_database,
-)
+from feishu_mail_async.cli.options import JsonOption, SenderOptions, VerboseOption, read_database
 from feishu_mail_async.cli.problems import INTERRUPTED, SOME_NOT, CannotStart, Problem
 from feishu_mail_async.cli.render.console import console, print_outcome, print_rows
 from feishu_mail_async.cli.render.estimate import name_limit
@@ -53,8 +42,7 @@ _BEATS: Final = 3
 
 def worker(
     *,
-    ledger: LedgerOption = None,
-    rate: RateOption = DEFAULT_RATE,
+    options: SenderOptions,
     at_once: Annotated[
         int,
         typer.Option(
@@ -86,11 +74,6 @@ def worker(
         bool,
         typer.Option("--until-empty", help="End when no draft is left in the queue.", show_default=False),
     ] = False,
-    user: UserOption = None,
-    app: AppOption = None,
-    base_url: BaseUrlOption = None,
-    lark: LarkOption = False,
-    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -107,16 +90,8 @@ def worker(
 
     It prints what goes wrong, and at the end what became of the drafts; with --json a line for each draft.
     """
-    database = read_database(ledger)
-    account = read_account(
-        user=user,
-        app=named_app(app),
-        base_url=base_url,
-        lark=lark,
-        token_file=token_file,
-        rate=rate,
-        ledger=database,
-    )
+    database = read_database(options.ledger)
+    account = read_account(replace(options, ledger=database, app=named_app(options.app)))
     fleet = load_fleet()
     told = Verbose(on=verbose)
     # The worker reports their errors itself, in plain words.
