@@ -1,36 +1,30 @@
 """The account of a command: host, app, users, and their tokens from the environment, a file or logins."""
 
-import codecs
-import json
 import os
-import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from feishu_mail_async._auth.tokens import Tokens
-from feishu_mail_async._rights import too_open
 from feishu_mail_async._text import escape
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
 
 from .app_secret import named_app_id
-from .decoding import marked_encoding
 from .logins import LoginClient, Logins, find_logins
 from .logs import hide
 from .options import AccountOptions
 from .problems import CannotStart, WrongUsage
+from .token_file import read_token_file
 
-__all__ = ["ENVIRONMENT", "UNNAMED", "Account", "read_account", "reason"]
+__all__ = ["ENVIRONMENT", "UNNAMED", "Account", "read_account"]
 
 ENVIRONMENT: Final = "FEISHU_USER_ACCESS_TOKEN"
 
 UNNAMED: Final = "(unnamed)"
 """The name of the budget in a ledger if no app is named."""
 
-_MOST_READ: Final = 16 * 1024 * 1024
 _MOST_NAMED: Final = 10
-_WANTED: Final = 'give one token, or JSON such as {"alice": "u-…", "bob": "u-…"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +145,7 @@ def read_account(options: AccountOptions, *, sends: bool = True) -> Account:
     if not sends and path is None:
         return Account(host, app, user, limit, {})
     if path is not None:
-        tokens, source = _read_tokens(path), f"--token-file {escape(path)}"
+        tokens, source = read_token_file(path), f"--token-file {escape(path)}"
     elif token := os.environ.get(ENVIRONMENT, "").strip():
         tokens, source = {None: token}, ENVIRONMENT
     else:
@@ -200,91 +194,3 @@ def _logged_in(logins: Logins | None, host: str, app: str | None, user: str | No
             "--user", f"{user!r} has not logged in, only {names}: feishu-mail-async login --user NAME"
         )
     return Account(host, logins.app, user, limit, {}, f"logins to {logins.app}", logins)
-
-
-def _read_tokens(path: str) -> dict[str | None, str]:
-    name = f"--token-file {escape(path)}"
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except (OSError, ValueError) as error:
-        raise CannotStart(f"{name}: {reason(error)}") from None
-    try:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode):
-            raise CannotStart(f"{name}: it is a directory; give a file")
-        # Checked on the open file: the path may name another file a moment later.
-        if (wrong := too_open(handle, path)) is not None:
-            raise CannotStart(f"{name}: {wrong}")
-        content = b""
-        while _is_unfinished(content) and (piece := os.read(handle, 65_536)):
-            content += piece
-    except OSError as error:
-        raise CannotStart(f"{name}: {reason(error)}") from None
-    finally:
-        os.close(handle)
-    return _find_tokens(content, name)
-
-
-def _find_tokens(content: bytes, name: str) -> dict[str | None, str]:
-    """Find the tokens in a file's content: JSON, or one token in its first line (the other lines are ignored)."""
-    encoding = marked_encoding(content) or "utf-8-sig"
-    whole = _is_json(content) or encoding != "utf-8-sig"
-    try:
-        text = (content if whole else content.partition(b"\n")[0]).decode(encoding).strip()
-    except UnicodeDecodeError:
-        raise CannotStart(f"{name}: its first line is no text; put the user_access_token there") from None
-    if "\0" in text:
-        raise CannotStart(f"{name}: it is in UTF-16; save it as UTF-8")
-    if text.startswith("{"):
-        return _parse_tokens(text, name)
-    if text.startswith(("[", '"', "'")):
-        raise CannotStart(f"{name}: it is JSON of another shape; {_WANTED}")
-    token = text.partition("\n")[0].strip()
-    if not token:
-        raise CannotStart(f"{name}: its first line is empty; put the user_access_token there")
-    return {None: token}
-
-
-def _is_json(content: bytes) -> bool:
-    return content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
-
-
-def _is_unfinished(content: bytes) -> bool:
-    """Return whether more is to be read: to the end for JSON and UTF-16, else to the end of the first line."""
-    whole = _is_json(content) or marked_encoding(content) is not None
-    return len(content) < _MOST_READ and (whole or b"\n" not in content)
-
-
-def _parse_tokens(text: str, name: str) -> dict[str | None, str]:
-    """Parse a JSON object of user -> token; the messages quote no token."""
-    try:
-        pairs = json.loads(text, object_pairs_hook=list)
-    except (ValueError, RecursionError) as error:
-        where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise CannotStart(f"{name}: it is no readable JSON{where}; {_WANTED}") from None
-    if not pairs:
-        raise CannotStart(f"{name}: it names no user; {_WANTED}")
-    if any(user == "access_token" for user, _ in pairs):
-        raise CannotStart(f"{name}: it is a login's answer, with an access_token in it; {_WANTED}")
-    tokens: dict[str | None, str] = {}
-    for user, token in pairs:
-        try:
-            check_text("a user's name", user)
-        except ValueError as error:
-            raise CannotStart(f"{name}: {error}") from None
-        if not isinstance(token, str):
-            raise CannotStart(f"{name}: what stands there for {user!r} is no text; {_WANTED}")
-        if user in tokens:
-            raise CannotStart(f"{name}: it names {user!r} twice; keep one of the two")
-        tokens[user] = token.strip()
-    return tokens
-
-
-def reason(error: Exception) -> str:
-    """Return the reason why a file cannot be read, as part of a sentence.
-
-    Args:
-        error: the error of opening, reading or decoding it.
-    """
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"it cannot be read ({said[:1].lower()}{said[1:]})"

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from feishu_mail_async._rights import too_open
 from feishu_mail_async.model import check_text
 
 from .logs import hide
+from .private_file import read_private
 from .problems import CannotStart
 from .state_dir import find_own_directory, make_own_directory, own_directory
 
@@ -143,19 +143,11 @@ def _path(base_url: str, app_id: str) -> Path:
 
 def _read(path: Path) -> dict[str, str] | None:
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        content = read_private(str(path), f"the app's secret in {path}", wants=lambda read: len(read) < _LARGEST)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CannotStart(f"the app's secret cannot be read: {path}: {error.strerror}") from None
-    try:
-        if (wrong := too_open(handle, str(path))) is not None:
-            raise CannotStart(f"the app's secret in {path}: {wrong}")
-        content = os.read(handle, _LARGEST)
-    except OSError as error:
-        raise CannotStart(f"the app's secret cannot be read: {path}: {error.strerror}") from None
-    finally:
-        os.close(handle)
     kept = _checked(content)
     if kept is None:
         raise CannotStart(f"{path}: it holds no app's secret; delete it, or set {APP_SECRET}")

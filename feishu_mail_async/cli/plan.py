@@ -1,11 +1,5 @@
 """The plan of a run: its drafts, those sent before, and the confirmation before it starts."""
 
-import os
-import select
-import signal
-import socket
-import sys
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -21,6 +15,7 @@ from feishu_mail_async.model import Draft
 from .account import Account
 from .loop import run_loop
 from .problems import CannotStart, WrongUsage
+from .prompts import agrees, can_be_asked
 from .render.console import print_rows
 from .render.estimate import duration, name_limit
 from .render.wording import count, span
@@ -29,7 +24,6 @@ from .state_dir import REMEDY
 __all__ = ["agreed", "check_askable", "print_plan", "sent_before"]
 
 _MOST_ROWS: Final = 10
-_YES: Final = frozenset({"y", "yes"})
 
 
 def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeated: int, before: int = 0) -> None:
@@ -90,44 +84,16 @@ def check_askable(*, from_input: bool) -> None:
     """
     if from_input:
         raise WrongUsage("--yes", "the drafts come from standard input, so nobody can be asked there; give it")
-    if not sys.stdin.isatty():
+    if not can_be_asked():
         raise WrongUsage("--yes", "without a terminal nobody can be asked before mail is sent; give it")
 
 
-def _await_answer() -> None:
-    """Wait until there is a line to read, or until Ctrl-C.
-
-    A bare read would sleep through a signal that arrives just before it. Here the signal leaves a byte in a socket
-    (`signal.set_wakeup_fd`), which `select` waits for too.
-    """
-    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
-        return
-    try:
-        answers = sys.stdin.fileno()
-    except ValueError:  # standard input is not a file
-        return
-    ours, waker = socket.socketpair()
-    with ours, waker:
-        waker.setblocking(False)
-        before = signal.set_wakeup_fd(waker.fileno())
-        try:
-            select.select([answers, ours], [], [])
-        finally:
-            signal.set_wakeup_fd(before)
-
-
 def agreed() -> bool:
-    """Ask for the confirmation, and return whether the answer is yes; any unclear answer is a no."""
+    """Ask for the confirmation, and return whether the answer is yes; Ctrl-C is a no."""
     try:
-        sys.stderr.write("Send them? Mail cannot be unsent. [y/N] ")
-        sys.stderr.flush()
-        _await_answer()
-        answer = sys.stdin.readline()
-    except (KeyboardInterrupt, OSError):  # the terminal may be gone
-        answer = ""
-    if not answer.endswith("\n"):
-        sys.stderr.write("\n")
-    return answer.strip().lower() in _YES
+        return agrees("Send them? Mail cannot be unsent. [y/N] ")
+    except KeyboardInterrupt:
+        return False
 
 
 def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -> int:

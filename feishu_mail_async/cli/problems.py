@@ -16,6 +16,7 @@ __all__ = [
     "Incomplete",
     "Problem",
     "WrongUsage",
+    "unreadable",
 ]
 
 SOME_NOT: Final = 1
@@ -62,3 +63,13 @@ class CannotStart(Problem):
     """Something that the command needs is missing or unusable."""
 
     exit_code = CANNOT_START
+
+
+def unreadable(error: Exception) -> str:
+    """Return the reason why a file cannot be read, as part of a sentence.
+
+    Args:
+        error: the error of opening, reading or decoding it.
+    """
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"it cannot be read ({said[:1].lower()}{said[1:]})"

@@ -1,15 +1,20 @@
-"""Lines typed or pasted at the terminal while the event loop does something else."""
+"""Questions at the terminal, and lines typed or pasted while the event loop does something else."""
 
 import asyncio
+import getpass
 import os
+import select
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["can_be_asked", "hear_lines"]
+__all__ = ["agrees", "ask", "can_be_asked", "hear_lines"]
 
 _MOST: Final = 4096
+_YES: Final = frozenset({"y", "yes"})
 
 
 def can_be_asked() -> bool:
@@ -25,6 +30,67 @@ def can_be_asked() -> bool:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except OSError:
         return True  # a terminal without job control
+
+
+def agrees(question: str) -> bool:
+    """Ask a question, and return whether the answer is yes; any unclear answer, and none, is a no.
+
+    Args:
+        question: the question.
+    """
+    answer = ""
+    try:
+        answer = _ask(question)
+    finally:
+        if not answer.endswith("\n"):
+            sys.stderr.write("\n")
+    return answer.strip().lower() in _YES
+
+
+def ask(question: str, *, hidden: bool = False) -> str:
+    """Ask for a value, and return it without blanks at its ends; empty if the terminal is gone.
+
+    Args:
+        question: the question.
+        hidden: True for a secret, which is not shown as it is typed.
+    """
+    try:
+        return (getpass.getpass(question) if hidden else _ask(question)).strip()
+    except (EOFError, OSError):
+        return ""
+
+
+def _ask(question: str) -> str:
+    """Ask for a line, and return it with its end; without one if the terminal is gone."""
+    try:
+        sys.stderr.write(question)
+        sys.stderr.flush()
+        _await_line()
+        return sys.stdin.readline()
+    except OSError:
+        return ""
+
+
+def _await_line() -> None:
+    """Wait until there is a line to read, or until Ctrl-C.
+
+    A bare read would sleep through a signal that arrives just before it. Here the signal leaves a byte in a socket
+    (`signal.set_wakeup_fd`), which `select` waits for too.
+    """
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        return
+    try:
+        lines = sys.stdin.fileno()
+    except ValueError:  # standard input is not a file
+        return
+    ours, waker = socket.socketpair()
+    with ours, waker:
+        waker.setblocking(False)
+        before = signal.set_wakeup_fd(waker.fileno())
+        try:
+            select.select([lines, ours], [], [])
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def hear_lines(hear: Callable[[str], None]) -> bool:

@@ -21,11 +21,10 @@ from typing import Any, Final
 from feishu_mail_async._text import escape
 from feishu_mail_async.model import Draft
 
-from .account import reason
 from .cells import MARK, is_formula, restore
 from .decoding import decode
 from .ids import check_spelling, is_rounded, unwrap
-from .problems import CannotStart, WrongUsage
+from .problems import CannotStart, WrongUsage, unreadable
 from .render.wording import count
 from .results import COLUMNS
 
@@ -163,7 +162,7 @@ def _read(path: str) -> bytes:
     try:
         return _read_input() if path == STANDARD_INPUT else Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise CannotStart(f"{name_file(path)}: {reason(error)}") from None
+        raise CannotStart(f"{name_file(path)}: {unreadable(error)}") from None
 
 
 def name_file(path: str) -> str:

@@ -1,7 +1,6 @@
 """`feishu-mail-async login`: authorize the app in a browser, and store the user's tokens in the ledger."""
 
 import asyncio
-import getpass
 import os
 import sys
 import threading
@@ -22,7 +21,7 @@ from feishu_mail_async.cli.logs import Verbose, hide
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import AppOptions, VerboseOption
 from feishu_mail_async.cli.problems import CannotStart, Problem, WrongUsage
-from feishu_mail_async.cli.prompts import can_be_asked, hear_lines
+from feishu_mail_async.cli.prompts import agrees, ask, can_be_asked, hear_lines
 from feishu_mail_async.cli.render.console import console, print_rows
 from feishu_mail_async.cli.render.wording import moment, span
 from feishu_mail_async.cli.state_dir import find_ledger
@@ -39,7 +38,6 @@ DEFAULT_USER: Final = "me"
 _PORT: Final = 8765
 _PATIENCE: Final = 300.0
 _TYPED: Final = "the one you typed"
-_YES: Final = frozenset({"y", "yes"})
 _ADVICE: Final = {
     "ClientSecretWrong": "Check the app's id and secret: {secret}.",
     "AuthorizationCodeNotFound": "Log in again, and paste the whole code.",
@@ -169,7 +167,7 @@ def _read_app(base_url: str, app: str | None, *, keep: bool) -> _App:
         APP_SECRET, "App secret (it is not shown): ", f"put the app's secret into {APP_SECRET}", hidden=True
     )
     hide(secret)
-    keep = keep or _ask_whether("Keep the secret on this machine, so that the login can be renewed? [y/N] ")
+    keep = keep or agrees("Keep the secret on this machine, so that the login can be renewed? [y/N] ")
     return _App(base_url, app_id, secret, _TYPED, keep)
 
 
@@ -177,28 +175,9 @@ def _ask(name: str, question: str, otherwise: str, *, hidden: bool = False) -> s
     if not can_be_asked():
         raise CannotStart(f"{name}: it is missing, and without a terminal nobody can be asked: {otherwise}")
     try:
-        if hidden:
-            answer = getpass.getpass(question)
-        else:
-            sys.stderr.write(question)
-            sys.stderr.flush()
-            answer = sys.stdin.readline()
-    except (EOFError, OSError):  # the terminal may be gone
-        answer = ""
-    try:
-        return check_text(name, answer.strip())
+        return check_text(name, ask(question, hidden=hidden))
     except ValueError:
         raise CannotStart(f"{name}: what was typed cannot be one: {otherwise}") from None
-
-
-def _ask_whether(question: str) -> bool:
-    """Ask a question, and return whether the answer is yes; any unclear answer is a no."""
-    sys.stderr.write(question)
-    sys.stderr.flush()
-    try:
-        return sys.stdin.readline().strip().lower() in _YES
-    except OSError:  # the terminal is gone
-        return False
 
 
 # -- logging in ------------------------------------------------------------------------------------------
