@@ -57,6 +57,7 @@ from feishu_mail_async.cli.commands.demo_scene import Scene, mistakes
 from feishu_mail_async.cli.problems import WrongUsage
 from feishu_mail_async.cli.render import wording as words
 from feishu_mail_async.cli.render.waiting import why_waiting
+from feishu_mail_async.cli.results import COLUMNS
 from feishu_mail_async.sandbox import Arrival, CallLog
 
 pytestmark = pytest.mark.usefixtures("own_state")
@@ -357,8 +358,7 @@ def test_json(cli: Callable[..., Ended], server: Server) -> None:
     ended = cli(*server.arguments(draft_id, "nosuch", "--json", "--user", "alice", "--app", "cli_a"))
     assert (ended.code, ended.err) == (1, "")
     sent, failed = sorted(ended.outcomes, key=lambda outcome: outcome["error"] is not None)
-    keys = ["draft_id", "mailbox", "user", "status", "message_id", "thread_id", "attempts", "log_id", "error"]
-    assert list(sent) == list(failed) == keys
+    assert list(sent) == list(failed) == list(COLUMNS)
     assert sent | {"message_id": "", "thread_id": "", "log_id": ""} == {
         "draft_id": draft_id,
         "mailbox": "me",
@@ -367,18 +367,21 @@ def test_json(cli: Callable[..., Ended], server: Server) -> None:
         "message_id": "",
         "thread_id": "",
         "attempts": 1,
-        "log_id": "",
+        "code": None,
+        "error_type": None,
         "error": None,
+        "advice": None,
+        "log_id": "",
     }
     assert sent["message_id"]
     assert sent["thread_id"]
     assert sent["log_id"]
     row = named("DraftNotFound")
-    assert failed["status"] == "failed"
-    assert failed["error"] == {
-        "type": "DraftNotFound",
+    assert {name: failed[name] for name in ("status", "code", "error_type", "error", "advice")} == {
+        "status": "failed",
         "code": row.number,
-        "message": row.message,
+        "error_type": "DraftNotFound",
+        "error": f"{row.message} ({row.number})",
         "advice": row.advice,
     }
 
@@ -391,10 +394,9 @@ def test_json_of_what_was_skipped_says_why(
     assert ended.code == 1
     # What closed the user comes first, then what is skipped because of it.
     assert [outcome["status"] for outcome in ended.outcomes] == ["failed", "skipped"]
-    errors = [outcome["error"] for outcome in ended.outcomes]
-    assert [error["type"] for error in errors] == ["InvalidToken", "Suspended"]
-    assert errors[0]["code"] == errors[1]["code"] == named("TokenInvalid").number
-    assert errors[0]["advice"] == errors[1]["advice"] == named("TokenInvalid").advice
+    assert [outcome["error_type"] for outcome in ended.outcomes] == ["InvalidToken", "Suspended"]
+    assert {outcome["code"] for outcome in ended.outcomes} == {named("TokenInvalid").number}
+    assert {outcome["advice"] for outcome in ended.outcomes} == {named("TokenInvalid").advice}
 
 
 def test_verbose_tells_where_an_error_came_from(
@@ -637,19 +639,20 @@ ERRORS: list[tuple[FeishuMailError, list[str]]] = [
 
 @pytest.mark.parametrize(("error", "parts"), ERRORS)
 def test_errors_read_well(error: FeishuMailError, parts: list[str]) -> None:
-    told = words.explain(error)
+    told = words.say(error, words.Width.LINE)
     for part in parts:
         assert part in told
     assert "\n" not in told
     assert "  " not in told
     assert ".." not in told
-    assert "\n" not in words.brief(error)
+    assert "\n" not in words.say(error)
 
 
 def test_every_code_reads_well() -> None:
     for row in CODES.values():
         if row.error:
-            told = words.explain(api_error(row, "", http_status=row.http_status, log_id="log1"))
+            error = api_error(row, "", http_status=row.http_status, log_id="log1")
+            told = words.say(error, words.Width.LINE)
             assert str(row.number) in told
             assert row.advice in told
             assert "reopen" not in told
@@ -657,7 +660,7 @@ def test_every_code_reads_well() -> None:
 
 def test_the_server_cannot_steer_the_terminal() -> None:
     error = api_error(named("ContentRisk"), "\x1b[2Jgone\r\nsent \u202e", http_status=400, log_id="\x07")
-    for told in (words.explain(error), words.brief(error)):
+    for told in (words.say(error, words.Width.LINE), words.say(error)):
         assert told.isprintable()
     result = SendResult(Draft("a"), "\x1b[31m", None, already_sent=False, attempts=1, log_id=None)
     assert words.detail(Outcome(Draft("a"), OutcomeStatus.SENT, result, None)).isprintable()

@@ -40,12 +40,11 @@ from feishu_mail_async.cli.problems import Problem
 from feishu_mail_async.cli.render.estimate import Pace, duration, name_limit
 from feishu_mail_async.cli.render.progress import Board
 from feishu_mail_async.cli.render.summary import Tally
-from feishu_mail_async.cli.render.wording import closing, span
+from feishu_mail_async.cli.render.wording import Width, skipping, span
 from feishu_mail_async.cli.results import COLUMNS, Results
 from feishu_mail_async.cli.rows import Rows, read_rows
 from feishu_mail_async.codes import CODES, named
 from feishu_mail_async.errors import AutomatedSendDisabled, FeishuMailError, OutcomeUnknown
-from feishu_mail_async.events import DraftDone
 from feishu_mail_async.sandbox import Fault
 
 T = TypeVar("T")
@@ -516,29 +515,16 @@ def test_the_garbage_collector_does_not_look_through_all_rows_again_and_again(
 
 
 def test_drafts_that_a_stop_keeps_from_being_looked_up_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    def done(draft_id: str, calls: int) -> DraftDone:
+    def done(draft_id: str, calls: int) -> Outcome:
         error = OutcomeUnknown("an earlier call may have sent it", attempts=calls)
-        return DraftDone(
-            0.0,
-            1,
-            "send",
-            "alice",
-            Draft(draft_id),
-            status=error.status,
-            attempts=calls,
-            waited=0.0,
-            lasted=0.0,
-            joined=False,
-            result=None,
-            error=error,
-        )
+        return Outcome(Draft(draft_id), error.status, None, error)
 
     board = Board(10, RateLimit(), 10)
-    board.hear(done("before", 0))
+    board.outcome(done("before", 0))
     board.ending()
     for number in range(5):
-        board.hear(done(f"waits-{number}", 0))
-    board.hear(done("called", 1))
+        board.outcome(done(f"waits-{number}", 0))
+    board.outcome(done("called", 1))
     told = capsys.readouterr().out
     assert [word for word in ("before", "waits", "called") if word in told] == ["before", "called"]
     assert board.tally.statuses == {OutcomeStatus.UNKNOWN: 7}
@@ -791,5 +777,5 @@ def test_closed_subjects_of_one_reason_are_one_row() -> None:
     )
     assert told.endswith("Send it by hand, or change the mailbox's setting.")
     # The link is that of one draft, and not of those that are skipped.
-    assert "d1" not in told + closing(closed("mailbox:m0", cause), advice=True)
-    assert closing(closed("app", cause), advice=False).startswith("All drafts are skipped: ")
+    assert "d1" not in told + skipping(closed("mailbox:m0", cause))
+    assert skipping(closed("app", cause), Width.CELL).startswith("All drafts are skipped: ")

@@ -18,8 +18,7 @@ from clisupport import Feishu, run_here
 from feishu_mail_async import Draft, FeishuMailError, Outcome, OutcomeStatus
 from feishu_mail_async.cli.cells import is_formula, protect, restore
 from feishu_mail_async.cli.ids import check_spelling
-from feishu_mail_async.cli.render.wording import as_json
-from feishu_mail_async.cli.results import COLUMNS, Results
+from feishu_mail_async.cli.results import COLUMNS, Results, make_row
 from feishu_mail_async.cli.rows import Rows, read_rows
 
 pytestmark = pytest.mark.usefixtures("own_state")
@@ -96,7 +95,7 @@ def test_every_draft_comes_back_from_results(place: Path, name: str, written: li
 @given(drafts())
 def test_every_draft_comes_back_from_json_lines(place: Path, draft: Draft) -> None:
     path = place / "told.jsonl"
-    told = as_json(Outcome(draft, OutcomeStatus.SKIPPED, None, FeishuMailError("no")))
+    told = make_row(Outcome(draft, OutcomeStatus.SKIPPED, None, FeishuMailError("no")))
     path.write_text(json.dumps(told) + "\n")
     found = read(path)
     assert (found.wrong, found.drafts) == ([], [draft])

@@ -89,9 +89,9 @@ def claims_nothing(error: BaseException | None, cause: type[FeishuMailError]) ->
         and error.draft is not None
         and str(error).startswith("an earlier call may have sent it, and this one made none: ")
         and "Sending it again is safe" in str(error)
-        and words.explain(error).startswith("an earlier call may have sent it. This one made none: ")
-        and words.brief(error).startswith("an earlier call may have sent it; this one: ")
-        and "not sent" not in words.brief(error)
+        and words.say(error, words.Width.LINE).startswith("an earlier call may have sent it. This one made none: ")
+        and words.say(error).startswith("an earlier call may have sent it; this one: ")
+        and "not sent" not in words.say(error)
     )
 
 

@@ -9,6 +9,7 @@ from feishu_mail_async._text import escape, escape_lines
 
 __all__ = ["Verbose", "hide", "print_traceback"]
 
+_FRAMES: Final = 10
 _SECRETS: Final[set[str]] = set()
 
 
@@ -26,9 +27,12 @@ def print_traceback(error: BaseException) -> None:
     """Print an error's traceback, without the values of variables.
 
     Args:
-        error: the error.
+        error: the error. If it was never raised, the caller's innermost frames stand in for its traceback.
     """
-    sys.stderr.write(escape_lines(_scrub("".join(traceback.format_exception(error)))))
+    told = traceback.TracebackException.from_exception(error)
+    if error.__traceback__ is None:
+        told.stack = traceback.extract_stack(limit=_FRAMES)
+    sys.stderr.write(escape_lines(_scrub("".join(told.format()))))
     sys.stderr.flush()
 
 

@@ -17,7 +17,7 @@ from feishu_mail_async.outcomes import Outcome
 
 from .cells import protect
 from .problems import CannotStart, WrongUsage
-from .render.wording import advise, brief, log_id
+from .render.wording import advise, log_id, say
 
 __all__ = ["COLUMNS", "Results", "make_row"]
 
@@ -30,6 +30,7 @@ COLUMNS: Final = (
     "thread_id",
     "attempts",
     "code",
+    "error_type",
     "error",
     "advice",
     "log_id",
@@ -47,10 +48,10 @@ _NEW: Final = (
 
 
 def make_row(outcome: Outcome) -> dict[str, Any]:
-    """Return the row of an outcome: column -> value.
+    """Return the row of an outcome, the same in every JSON and CSV: column -> value.
 
     Args:
-        outcome: the outcome.
+        outcome: the outcome. If its error has no code, log id or advice of its own, those of its cause are given.
     """
     draft, result, error = outcome.draft, outcome.result, outcome.error
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -65,8 +66,9 @@ def make_row(outcome: Outcome) -> dict[str, Any]:
         row |= {"attempts": result.attempts, "log_id": result.log_id}
     if error is not None:
         decided = root_cause(error)
-        row |= {"attempts": error.attempts, "log_id": log_id(error), "error": brief(error)}
-        row |= {"advice": advise(error) or None, "code": decided.code if isinstance(decided, ApiError) else None}
+        row |= {"attempts": error.attempts, "log_id": log_id(error), "advice": advise(error) or None}
+        row |= {"error": say(error), "error_type": type(error).__name__}
+        row |= {"code": decided.code if isinstance(decided, ApiError) else None}
     return row
 
 

@@ -1,20 +1,21 @@
-"""A run of the drafts of a command line: sent concurrently by one client and shown as they end, with Ctrl-C."""
+"""A run of the drafts of a command line: sent by one client, shown and recorded as they end, with Ctrl-C."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import FeishuMailError
-from feishu_mail_async.model import Draft, OutcomeStatus
+from feishu_mail_async.events import AppPaused, AppResumed, DraftDone, Event
+from feishu_mail_async.model import Draft, OutcomeStatus, Priority
 from feishu_mail_async.outcomes import Outcome
 
 from .interrupts import STOPPING, UNDER_WAY, Interrupts
+from .logs import Verbose
 from .problems import INTERRUPTED, SOME_NOT
-from .render.console import Screen
-from .render.waiting import why_waiting
+from .render.progress import Board
 
 __all__ = ["Run", "run_drafts"]
 
@@ -23,83 +24,104 @@ _TICK: Final = 0.2
 
 @dataclass(slots=True)
 class Run:
-    """The result of a run.
+    """The end of a run.
 
     Attributes:
-        outcomes: the outcomes, in the order in which they became known.
+        calls: the number of calls made.
+        seconds: the duration, in seconds.
         interrupts: the number of interrupts (Ctrl-C).
+        all_sent: True if every draft is sent, by this run or before.
     """
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    calls: int = 0
+    seconds: float = 0.0
     interrupts: int = 0
+    all_sent: bool = False
 
     @property
     def exit_code(self) -> int:
         """The exit code: 0 all are sent; 1 some are not; 130 the calls in flight were cancelled."""
         if self.interrupts > 1:
             return INTERRUPTED
-        return 0 if all(outcome.status.good for outcome in self.outcomes) else SOME_NOT
+        return 0 if self.all_sent else SOME_NOT
 
 
-async def run_drafts(client: FeishuMailClient, drafts: Sequence[Draft], screen: Screen) -> Run:
+async def run_drafts(
+    client: FeishuMailClient,
+    drafts: Sequence[Draft],
+    board: Board,
+    verbose: Verbose,
+    priority: Priority,
+    *,
+    record: Callable[[Outcome], bool] = lambda _: True,
+) -> Run:
     """Send these drafts, and close the client.
 
-    The first Ctrl-C stops new calls and finishes those in flight; the second cancels those too. Either way every
-    draft has its true outcome.
+    The first Ctrl-C stops new calls and finishes those in flight; the second cancels those too. Either way, and
+    also when the run stops for want of a record, every draft has its true outcome.
 
     Args:
         client: the client, not yet opened.
         drafts: the drafts.
-        screen: the output.
+        board: the display.
+        verbose: the switch of verbose output.
+        priority: the priority of all drafts.
+        record: a function that records an outcome before it is shown, so that every outcome a person has seen is
+            on record, and returns whether the run may go on.
     """
     run = Run()
+    clock = asyncio.get_running_loop().time
+    began = clock()
     ending: set[asyncio.Task[None]] = set()
-
-    def hear(times: int) -> None:
-        run.interrupts = times
-        if times == 1:
-            screen.note(STOPPING)
-        ending.add(asyncio.ensure_future(client.close(None if times == 1 else 0.0)))
-
+    ended: list[Outcome] = []
     async with client:
-        with screen, Interrupts(hear, UNDER_WAY):
-            sends = [asyncio.ensure_future(_send(client, draft)) for draft in drafts]
-            clock = asyncio.ensure_future(_tell_time(client, sends, screen))
+        sending = client.send_drafts(drafts, priority=priority, read_ahead=len(drafts))
+
+        def hear(event: Event) -> None:
+            if isinstance(event, DraftDone):
+                assert event.draft is not None
+                ended.append(Outcome(event.draft, event.status, event.result, event.error))
+                if event.error is not None:
+                    verbose.traceback(event.error)  # here, in the call that has ended the draft
+                if not record(ended[-1]):
+                    sending.stop()
+            elif isinstance(event, AppPaused | AppResumed):
+                board.look(client.snapshot(), sending.waiting)
+            board.hear(event)
+
+        def interrupted(times: int) -> None:
+            run.interrupts = times
+            board.ending()
+            if times == 1:
+                board.note(STOPPING)
+                sending.stop()
+            else:
+                ending.add(asyncio.ensure_future(client.close(0.0)))
+
+        client.subscribe(hear)
+        with board, Interrupts(interrupted, UNDER_WAY):
+            ticks = asyncio.ensure_future(_tick(lambda: board.look(client.snapshot(), sending.waiting)))
             try:
-                async for outcome in _as_known(sends):
-                    run.outcomes.append(outcome)
-                    screen.outcome(outcome)
-                while not all(end.done() for end in ending):
-                    await asyncio.wait(ending)  # in a loop, because a second Ctrl-C adds another task
+                async for _ in sending:
+                    _show(ended, board)
             finally:
-                for task in (clock, *sends):
-                    task.cancel()
-                await asyncio.gather(clock, *sends, return_exceptions=True)
+                _show(ended, board)
+                ticks.cancel()
+                await asyncio.gather(ticks, *ending, return_exceptions=True)
+    run.calls, run.seconds, run.all_sent = sending.summary.calls, clock() - began, board.tally.all_sent
     return run
 
 
-async def _as_known(sends: Sequence[asyncio.Future[Outcome]]) -> AsyncIterator[Outcome]:
-    waiting = set(sends)
-    while waiting:
-        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        # The draft whose error suspended a subject is shown before those skipped because of it.
-        outcomes = [send.result() for send in sends if send in done]
-        for outcome in sorted(outcomes, key=lambda outcome: outcome.status is OutcomeStatus.SKIPPED):
-            yield outcome
+def _show(ended: list[Outcome], board: Board) -> None:
+    """Show the outcomes that have become known, the skipped ones last: another draft among them may say why."""
+    for outcome in sorted(ended, key=lambda outcome: outcome.status is OutcomeStatus.SKIPPED):
+        board.outcome(outcome)
+    ended.clear()
 
 
-async def _send(client: FeishuMailClient, draft: Draft) -> Outcome:
-    try:
-        result = await client.send_draft(draft)
-    except FeishuMailError as error:
-        return Outcome(draft, error.status, None, error)
-    return Outcome(draft, result.status, result, None)
-
-
-async def _tell_time(client: FeishuMailClient, sends: Sequence[asyncio.Future[Outcome]], screen: Screen) -> None:
-    """Show periodically the reason for which the run waits, until the client closes."""
+async def _tick(look: Callable[[], None]) -> None:
+    """Update the display periodically, until the client closes."""
     with contextlib.suppress(FeishuMailError):
         while True:
             await asyncio.sleep(_TICK)
-            unfinished = sum(not send.done() for send in sends)
-            screen.waits(why_waiting(client.snapshot(), unfinished))
+            look()

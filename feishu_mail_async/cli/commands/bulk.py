@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 
 import typer
-from rich.text import Text
 
 from feishu_mail_async._text import escape
 from feishu_mail_async.cli.account import Account, read_account
@@ -15,20 +14,21 @@ from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import MailboxOption, NoLedgerOption, SenderOptions, VerboseOption
 from feishu_mail_async.cli.plan import agreed, check_askable, print_plan, sent_before
 from feishu_mail_async.cli.problems import SOME_NOT, Incomplete, WrongUsage
-from feishu_mail_async.cli.render.console import console, print_rows
+from feishu_mail_async.cli.render.console import WIDEST_ID, console, print_line, print_note
 from feishu_mail_async.cli.render.progress import Board
-from feishu_mail_async.cli.render.wording import count, name_draft, span, tally
+from feishu_mail_async.cli.render.summary import print_table
+from feishu_mail_async.cli.render.wording import count, name_draft
 from feishu_mail_async.cli.results import Results
 from feishu_mail_async.cli.rows import STANDARD_INPUT, name_file, read_rows
+from feishu_mail_async.cli.runner import Run, run_drafts
 from feishu_mail_async.cli.state_dir import find_ledger
-from feishu_mail_async.model import Draft, RetryPolicy
+from feishu_mail_async.model import Draft, Priority, RetryPolicy
+from feishu_mail_async.outcomes import Outcome
 
-from .bulk_run import BulkEnd, run_bulk
 from .listing import check_mailbox, collect
 
 __all__ = ["bulk", "read_drafts"]
 
-_WIDEST_ID: Final = 44
 _COLLECTIONS: Final = 10_000
 """Collections of young objects after which all others are looked through, too: some millions of rows."""
 _TOKENS: Final = (
@@ -83,8 +83,8 @@ def bulk(
     safe: a draft that went out is not sent twice, and is reported as "already sent".
 
     In --out a row is a draft: draft_id, mailbox, user, status (sent, already_sent, failed, unknown, skipped),
-    message_id, thread_id, attempts, code, error, advice, log_id. In CSV a text that a spreadsheet would take for a
-    formula has a ' before it; FILE may be such a file, and is read as it was meant.
+    message_id, thread_id, attempts, code, error_type, error, advice, log_id. In CSV a text that a spreadsheet
+    would take for a formula has a ' before it; FILE may be such a file, and is read as it was meant.
     """
     if (file is None) != everything:
         raise WrongUsage("FILE", "give a file of drafts (- is standard input), or --all for those of the mailbox")
@@ -98,7 +98,7 @@ def bulk(
         if drafts is None:
             drafts = collect(account.only(), mailbox)
             if not drafts:
-                console().print(f"The mailbox {mailbox} has no drafts: there is nothing to send.", soft_wrap=True)
+                print_line(console(), f"The mailbox {mailbox} has no drafts: there is nothing to send.")
                 return 0
         kept = find_ledger(options.ledger, none=no_ledger)
         return _send(drafts, account, kept, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
@@ -135,7 +135,7 @@ def read_drafts(path: str, mailbox: str, account: Account) -> Sequence[Draft]:
     name = name_file(path)
     rows.check(name, _TOKENS if any("no token" in wrong for wrong in rows.wrong) else "")
     for note in [*rows.notes, *([f"not used: {', '.join(rows.ignored)}"] if rows.ignored else [])]:
-        console(stderr=True).print(f"note: {name}: {note}", style="dim", soft_wrap=True)
+        print_note(f"{name}: {note}")
     return rows.drafts
 
 
@@ -150,43 +150,54 @@ def _send(
     yes: bool,
 ) -> int:
     client = account.client(RetryPolicy(outage=None), ledger)
-    width = min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
+    width = min(WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
     board = Board(len(drafts), account.rate_limit, width, lines=verbose.on)
-    different = len(set(drafts))
+    different, kept = len(set(drafts)), ledger is not None
     before = sent_before(account, ledger, drafts)
     print_plan(board.out, drafts, account, len(drafts) - different, before)
     if dry_run:
-        board.out.print("Nothing was sent: this is a dry run.")
+        print_line(board.out, "Nothing was sent: this is a dry run.")
         return 0
     if not (yes or before == different or agreed()):
-        board.out.print("Nothing was sent.")
+        print_line(board.out, "Nothing was sent.")
         return SOME_NOT
     try:
         if results is not None:
             results.open()
-        end = run_loop(run_bulk(client, drafts, board, results, verbose, kept=ledger is not None))
+        run = run_loop(
+            run_drafts(
+                client,
+                drafts,
+                board,
+                verbose,
+                Priority.BULK,
+                record=lambda outcome: results is None or _record(results, outcome, board, kept=kept),
+            )
+        )
     finally:
         if results is not None:
             results.close()
-    return _conclude(board, end, results, kept=ledger is not None)
+    return _conclude(board, run, results, kept=kept)
 
 
-def _conclude(board: Board, end: BulkEnd, results: Results | None, *, kept: bool) -> int:
-    out, counts = board.out, board.tally
-    out.print()
-    out.print(Text("What became of the drafts"), style="bold")
-    print_rows(out, counts.rows())
-    out.print()
-    out.print(
-        f"{count(counts.total, 'draft')}: {tally(counts.statuses)}. "
-        f"{count(end.calls, 'call')} in {span(max(1, end.seconds))}."
-    )
+def _record(results: Results, outcome: Outcome, board: Board, *, kept: bool) -> bool:
+    """Write an outcome to the results, and return whether the run may go on: it is written, or in the ledger."""
+    if results.write(outcome):
+        return True
+    if results.missing == 1:
+        then = "the run goes on, and its record is in the ledger" if kept else "the run is stopped"
+        board.note(f"note: {escape(results.path)}: it cannot be written ({results.trouble}); {then}")
+    return kept
+
+
+def _conclude(board: Board, run: Run, results: Results | None, *, kept: bool) -> int:
+    print_line(board.out)
+    print_table(board.out, board.tally)
+    print_line(board.out, board.tally.sentence(run.calls, run.seconds))
     if results is not None:
-        out.print(f"See {escape(results.path)}.", soft_wrap=True)
-    out.file.flush()
-    code = end.exit_code(all_sent=counts.all_sent)
+        print_line(board.out, f"See {results.path}.")
     if results is not None and results.missing:
         lost = f"{count(results.missing, 'row')} could not be written ({results.trouble})"
         remedy = "; the same command with another --out writes them, from the ledger" if kept else ""
-        raise Incomplete(f"{escape(results.path)}: {lost}{remedy}", code)
-    return code
+        raise Incomplete(f"{escape(results.path)}: {lost}{remedy}", run.exit_code)
+    return run.exit_code

@@ -1,7 +1,6 @@
 """`feishu-mail-async demo`: show a whole run without an account, with many faults, under a sped-up limit."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Final
 
@@ -15,16 +14,17 @@ from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import RateOption, VerboseOption, read_rate
 from feishu_mail_async.cli.problems import INTERRUPTED, SOME_NOT, CannotStart
-from feishu_mail_async.cli.render.console import STYLES, Screen, print_rows
-from feishu_mail_async.cli.render.wording import brief, count, name_status
+from feishu_mail_async.cli.render.console import print_line, print_outcome, print_rows
+from feishu_mail_async.cli.render.progress import Board
+from feishu_mail_async.cli.render.summary import print_table
+from feishu_mail_async.cli.render.wording import count, was_stopped
 from feishu_mail_async.cli.runner import Run, run_drafts
 from feishu_mail_async.client import FeishuMailClient
-from feishu_mail_async.errors import ClientClosed
-from feishu_mail_async.model import OutcomeStatus, RateLimit, RetryPolicy
+from feishu_mail_async.model import Priority, RateLimit, RetryPolicy
 from feishu_mail_async.outcomes import Outcome
 from feishu_mail_async.sandbox import CallLog, Sandbox
 
-from .demo_scene import FEWEST, Scene, mistakes, set_scene
+from .demo_scene import FEWEST, mistakes, set_scene
 from .sandbox import describe_ledger
 
 __all__ = ["demo"]
@@ -33,6 +33,7 @@ _REAL: Final = RateLimit()
 _REAL_PAUSE: Final = 30.0
 _LATENCY: Final = (0.05, 0.25)
 _LEAST_MARGIN: Final = 0.005
+_ID_WIDTH: Final = 8
 
 
 def demo(
@@ -79,70 +80,62 @@ async def _demo(number: int, wanted: RateLimit, seed: int, verbose: Verbose) -> 
         client = FeishuMailClient(
             sandbox.tokens, base_url=sandbox.base_url, app="demo", rate_limit=limit, retry=policy
         )
-        screen = Screen(total=number, verbose=verbose, shows=_is_told, id_width=8)
-        _introduce(screen.out, number, len(sandbox.users), limit)
-        run = await run_drafts(client, scene.drafts, screen)
+        outcomes: list[Outcome] = []
+
+        def tell(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            if _is_told(outcome):
+                print_outcome(board.out, outcome, _ID_WIDTH)
+
+        board = Board(number, limit, _ID_WIDTH, lines=verbose.on, tell=tell)
+        _introduce(board.out, number, len(sandbox.users), limit)
+        run = await run_drafts(client, scene.drafts, board, verbose, Priority.NORMAL)
     finally:
         await sandbox.close()
-    return _conclude(screen.out, scene, run, sandbox.ledger, limit)
+    found = mistakes(scene, outcomes, sandbox.ledger, limit, whole=not run.interrupts)
+    return _conclude(board, run, found, _server(sandbox.ledger, limit))
 
 
 def _is_told(outcome: Outcome) -> bool:
     """Return whether an outcome is worth a line: not one simply sent at the first attempt, or stopped."""
-    if isinstance(outcome.error, ClientClosed):
-        return False
-    plain = outcome.result is not None and outcome.result.attempts == 1 and not outcome.result.already_sent
-    return not plain
+    if outcome.result is None:
+        return not was_stopped(outcome.error)
+    return outcome.result.already_sent or outcome.result.attempts > 1
 
 
 def _introduce(out: Console, drafts: int, users: int, limit: RateLimit) -> None:
-    out.print(
-        f"{drafts} drafts of {users} users go to a made-up Feishu on this machine. Nobody gets mail.\n"
-        f"The limit is {count(limit.calls, 'call')} in any {limit.per:g} s (the real one: 20 in 60 s). "
-        "Some drafts\ngo wrong on purpose; those with something to tell are listed as they end.\n",
-        soft_wrap=True,
-    )
-    out.file.flush()
+    for line in (
+        f"{drafts} drafts of {users} users go to a made-up Feishu on this machine. Nobody gets mail.",
+        f"The limit is {count(limit.calls, 'call')} in any {limit.per:g} s (the real one: 20 in 60 s).",
+        "Some drafts go wrong on purpose; those with something to tell are listed as they end.",
+        "",
+    ):
+        print_line(out, line)
 
 
-def _conclude(out: Console, scene: Scene, run: Run, ledger: CallLog, limit: RateLimit) -> int:
-    out.print()
-    out.print("What became of the drafts", style="bold")
-    print_rows(out, _outcomes(run.outcomes))
-    out.print()
-    out.print("What the server saw", style="bold")
-    print_rows(out, _server(ledger, limit))
-    out.print()
-    stopped = run.interrupts > 0
-    found = mistakes(scene, run.outcomes, ledger, limit, whole=not stopped)
+def _conclude(board: Board, run: Run, found: Sequence[str], server: Iterable[tuple[Text, str]]) -> int:
+    out = board.out
+    print_line(out)
+    print_table(out, board.tally, advice=False)
+    print_line(out, "What the server saw", "bold")
+    print_rows(out, server)
+    print_line(out)
     for mistake in found:
-        out.print(f"WRONG: {mistake}", style="red")
+        print_line(out, f"WRONG: {mistake}", "red")
     if found:
         return SOME_NOT
-    if stopped:
-        out.print("Stopped half-way. What is told above is what the server really did.")
+    if run.interrupts:
+        print_line(out, "Stopped half-way. What is told above is what the server really did.")
         return INTERRUPTED if run.interrupts > 1 else SOME_NOT
-    out.print("Every draft ended as it must, by the server's own record: nothing lost, nothing sent twice.")
-    out.print()
-    out.print("With your own account:")
-    out.print(f"  export {ENVIRONMENT}=u-...", soft_wrap=True)
-    out.print("  feishu-mail-async send DRAFT_ID", soft_wrap=True)
+    for line in (
+        "Every draft ended as it must, by the server's own record: nothing lost, nothing sent twice.",
+        "",
+        "With your own account:",
+        f"  export {ENVIRONMENT}=u-...",
+        "  feishu-mail-async send DRAFT_ID",
+    ):
+        print_line(out, line)
     return 0
-
-
-def _outcomes(outcomes: Sequence[Outcome]) -> Iterator[tuple[Text, str]]:
-    for status in OutcomeStatus:
-        those = [outcome for outcome in outcomes if outcome.status is status]
-        style = STYLES[status] if those else "dim"
-        why = Counter(brief(outcome.error) for outcome in those if outcome.error is not None)
-        if len(why) > 1:
-            yield Text(name_status(status), style=style), str(len(those))
-            yield from ((Text(), f"  {number}: {reason}") for reason, number in why.items())
-            continue
-        told = next(iter(why), "")
-        if status is OutcomeStatus.ALREADY_SENT and those:
-            told = "an earlier call had sent it; not sent twice"
-        yield Text(name_status(status), style=style), f"{len(those)}: {told}" if told else str(len(those))
 
 
 def _server(ledger: CallLog, limit: RateLimit) -> Iterator[tuple[Text, str]]:

@@ -30,7 +30,7 @@ from feishu_mail_async.cli.options import AccountOptions, JsonOption, MailboxOpt
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart
 from feishu_mail_async.cli.render.console import console, print_hanging
 from feishu_mail_async.cli.render.estimate import name_limit
-from feishu_mail_async.cli.render.wording import explain, moment, name_subject, span
+from feishu_mail_async.cli.render.wording import Width, moment, name_subject, say, span
 from feishu_mail_async.cli.state_dir import find_ledger
 from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import (
@@ -295,16 +295,16 @@ async def _use(findings: _Findings, transport: Transport, token: str, mailbox: s
             findings.ok("token", "the host takes it")
             findings.ok("mailbox", "it can be read")
         case InvalidToken():
-            findings.problem("token", explain(error))
+            findings.problem("token", say(error, Width.LINE))
         case ScopeMissing():
             findings.ok("token", "the host takes it")
-            findings.problem("scopes", explain(error))
+            findings.problem("scopes", say(error, Width.LINE))
             findings.unknown("mailbox", f"reading it takes {LIST.scope}")
         case AccessDenied() | InvalidRequest():
             findings.ok("token", "the host takes it")
-            findings.problem("mailbox", explain(error))
+            findings.problem("mailbox", say(error, Width.LINE))
         case _:
-            findings.problem("host", f"it answers, but not to this token now: {explain(error)}")
+            findings.problem("host", f"it answers, but not to this token now: {say(error, Width.LINE)}")
     return isinstance(error, InvalidToken)
 
 

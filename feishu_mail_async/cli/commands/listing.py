@@ -16,7 +16,7 @@ from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import AccountOptions, MailboxOption, VerboseOption
 from feishu_mail_async.cli.problems import Problem, WrongUsage
 from feishu_mail_async.cli.render.console import console
-from feishu_mail_async.cli.render.wording import explain
+from feishu_mail_async.cli.render.wording import Width, say
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, RetryPolicy
 
@@ -107,7 +107,8 @@ async def _list(account: Account, mailbox: str, tell: Callable[[Draft], bool]) -
                 if not tell(draft):
                     break
         except FeishuMailError as error:
-            raise Problem(f"the drafts of the mailbox {mailbox} cannot be listed: {explain(error)}") from error
+            said = say(error, Width.LINE)
+            raise Problem(f"the drafts of the mailbox {mailbox} cannot be listed: {said}") from error
         except asyncio.CancelledError:
             await client.close(0.0)  # at once: a listing has no effect, so its answer is not needed
             raise

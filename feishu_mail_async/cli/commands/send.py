@@ -11,17 +11,18 @@ from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import JsonOption, MailboxOption, NoLedgerOption, SenderOptions, VerboseOption
 from feishu_mail_async.cli.plan import sent_before
 from feishu_mail_async.cli.problems import WrongUsage
-from feishu_mail_async.cli.render.console import Screen
-from feishu_mail_async.cli.render.wording import name_draft, summary
+from feishu_mail_async.cli.render.console import WIDEST_ID, console, print_json, print_line, print_outcome
+from feishu_mail_async.cli.render.progress import Board
+from feishu_mail_async.cli.render.wording import name_draft
+from feishu_mail_async.cli.results import make_row
 from feishu_mail_async.cli.runner import run_drafts
 from feishu_mail_async.cli.state_dir import find_ledger
-from feishu_mail_async.model import Draft, RetryPolicy
+from feishu_mail_async.model import Draft, Priority, RetryPolicy
+from feishu_mail_async.outcomes import Outcome
 
 from .listing import check_mailbox
 
 __all__ = ["send"]
-
-_WIDEST_ID = 44
 
 
 def send(
@@ -68,15 +69,20 @@ def send(
         drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
     kept = find_ledger(options.ledger, none=no_ledger)
     sent_before(account, kept, drafts)  # fails before anything is sent if the ledger cannot be used
-    client = account.client(retry, kept)
-    screen = Screen(
-        as_json=as_json,
-        verbose=Verbose(on=verbose),
-        id_width=min(_WIDEST_ID, max(len(name_draft(draft)) for draft in drafts)),
-    )
-    run = run_loop(run_drafts(client, drafts, screen))
+    client, told = account.client(retry, kept), Verbose(on=verbose)
+    width = min(WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
+
+    def tell(outcome: Outcome) -> None:
+        if as_json:
+            print_json(make_row(outcome))
+        else:
+            print_outcome(board.out, outcome, width)
+
+    lines = told.on or (as_json and console().is_terminal)
+    board = Board(len(drafts), account.rate_limit, width, lines=lines, bar=False, tell=tell)
+    run = run_loop(run_drafts(client, drafts, board, told, Priority.NORMAL))
     if len(drafts) > 1 and not as_json:
-        screen.out.print(summary(run.outcomes))
+        print_line(board.out, str(board.tally))
     return run.exit_code
 
 

@@ -2,16 +2,13 @@
 
 import asyncio
 import errno
-import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.text import Text
 
 from feishu_mail_async._streams import output_trouble
-from feishu_mail_async._text import escape
 from feishu_mail_async.cli.account import Account, read_account
 from feishu_mail_async.cli.fleet import load_fleet, named_app
 from feishu_mail_async.cli.interrupts import STOPPING, Interrupts
@@ -19,13 +16,13 @@ from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import JsonOption, SenderOptions, VerboseOption, read_database
 from feishu_mail_async.cli.problems import INTERRUPTED, SOME_NOT, CannotStart, Problem
-from feishu_mail_async.cli.render.console import console, print_outcome, print_rows
+from feishu_mail_async.cli.render.console import console, print_json, print_line
 from feishu_mail_async.cli.render.estimate import name_limit
-from feishu_mail_async.cli.render.summary import Tally
-from feishu_mail_async.cli.render.wording import closing, count, name_subject, span, tally
+from feishu_mail_async.cli.render.failures import Failures
+from feishu_mail_async.cli.render.summary import Tally, print_table
+from feishu_mail_async.cli.render.wording import count
 from feishu_mail_async.cli.results import make_row
 from feishu_mail_async.client import FeishuMailClient
-from feishu_mail_async.errors import Suspended
 from feishu_mail_async.model import RetryPolicy
 from feishu_mail_async.outcomes import Outcome
 
@@ -180,8 +177,8 @@ class _Report:
         self._verbose = verbose
         self._json = as_json
         self._out, self._err = console(stderr=as_json), console(stderr=True)
+        self._failures = Failures(self._err, 0, shows=lambda _: True, again=_OFTEN)
         self._calls = 0
-        self._closed: dict[str, float] = {}
 
     def started(self, at_once: int) -> None:
         """Print the start of the worker.
@@ -201,15 +198,10 @@ class _Report:
         self.tally.add(outcome)
         self._calls += (outcome.result or outcome.error).attempts  # type: ignore[union-attr]  # one of them is set
         if self._json:
-            # Flushed, because the program that reads the pipe may act on each line.
-            print(json.dumps(make_row(outcome)), flush=True)  # noqa: T201 - it is asked for
-        if outcome.error is None:
-            return
-        if isinstance(outcome.error, Suspended):
-            self._skipped(outcome.error)
-        else:
-            print_outcome(self._err, outcome, 0)
-        self._verbose.traceback(outcome.error)
+            print_json(make_row(outcome))
+        self._failures.tell(outcome)
+        if outcome.error is not None:
+            self._verbose.traceback(outcome.error)
 
     def reader_has_left(self) -> bool:
         """Return whether the program that reads the outcomes has ended, so that the worker should stop."""
@@ -222,26 +214,9 @@ class _Report:
         Args:
             seconds: the duration of the work, in seconds.
         """
-        out = self._out
         if self.tally.total and not self._json:
-            out.print(Text("What became of the drafts"), style="bold")
-            print_rows(out, self.tally.rows())
-            out.print()
-        said = f": {tally(self.tally.statuses)}" if self.tally.total else ""
-        out.print(
-            f"{count(self.tally.total, 'draft')}{said}. {count(self._calls, 'call')} in {span(max(1, seconds))}.",
-            soft_wrap=True,
-        )
-        out.file.flush()
-
-    def _skipped(self, error: Suspended) -> None:
-        """Print the first skipped draft of a suspended subject, and another one after a while."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._closed.get(error.subject, now):
-            self._closed = {subject: until for subject, until in self._closed.items() if until > now}
-            self._closed[error.subject] = now + _OFTEN
-            self._say(f"skipping {name_subject(error.subject)}: {closing(error, advice=True)}")
+            print_table(self._out, self.tally)
+        print_line(self._out, self.tally.sentence(self._calls, seconds))
 
     def _say(self, text: str) -> None:
-        self._err.print(Text(escape(text)), style="dim", soft_wrap=True)
-        self._err.file.flush()
+        print_line(self._err, text, "dim")

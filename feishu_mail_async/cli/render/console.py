@@ -1,26 +1,34 @@
-"""The output of a run of drafts: on a terminal with a live line, elsewhere as plain lines."""
+"""The consoles, and all that is printed on them: lines, notes, outcomes, tables and JSON."""
 
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import Iterable
+from typing import Final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from feishu_mail_async.cli.logs import Verbose
+from feishu_mail_async._text import escape
 from feishu_mail_async.model import OutcomeStatus
 from feishu_mail_async.outcomes import Outcome
 
-from .waiting import Wait
-from .wording import as_json, detail, name_draft, name_status
+from .wording import detail, name_draft, name_status
 
-__all__ = ["STYLES", "Screen", "console", "living_place", "print_hanging", "print_outcome", "print_rows"]
+__all__ = [
+    "STYLES",
+    "WIDEST_ID",
+    "console",
+    "living_place",
+    "print_hanging",
+    "print_json",
+    "print_line",
+    "print_note",
+    "print_outcome",
+    "print_rows",
+    "status_head",
+]
 
 STYLES: Final = {
     OutcomeStatus.SENT: "green",
@@ -30,9 +38,10 @@ STYLES: Final = {
     OutcomeStatus.SKIPPED: "yellow",
 }
 
+WIDEST_ID: Final = 44
+"""The width of the drafts' column at the most, in characters."""
+
 _STATUS_WIDTH: Final = max(len(name_status(status)) for status in OutcomeStatus) + 2
-_NOTED: Final = frozenset({"limit", "pause", "unreachable", "cooling"})
-_LONG: Final = 1.0
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -60,6 +69,49 @@ def living_place(*places: Console) -> Console | None:
     return None
 
 
+def print_json(value: object) -> None:
+    """Print a value on standard output, as a line of JSON.
+
+    Args:
+        value: the value.
+    """
+    # Flushed, because the program that reads the pipe may act on each line.
+    print(json.dumps(value), flush=True)  # noqa: T201 - the purpose of the option
+
+
+def print_line(place: Console, text: str = "", style: str = "") -> None:
+    """Print a line, escaped. It is not wrapped, so that what stands in it can be copied.
+
+    Args:
+        place: the console.
+        text: the line.
+        style: its style.
+    """
+    place.print(Text(escape(text), style=style), soft_wrap=True)
+    place.file.flush()
+
+
+def print_note(text: str) -> None:
+    """Print a remark on standard error.
+
+    Args:
+        text: the remark.
+    """
+    print_line(console(stderr=True), f"note: {text}", "dim")
+
+
+def status_head(word: str, style: str, name: str, id_width: int = 0) -> Text:
+    """Return the head of a line: a status and what has it, in columns.
+
+    Args:
+        word: the status.
+        style: the status's style.
+        name: the draft, user or mailbox that has it.
+        id_width: the width of the name's column, in characters.
+    """
+    return Text(word.ljust(_STATUS_WIDTH), style=style).append(name.ljust(id_width), style="default")
+
+
 def print_outcome(place: Console, outcome: Outcome, id_width: int, told: str | None = None) -> None:
     """Print the outcome of a draft.
 
@@ -69,9 +121,8 @@ def print_outcome(place: Console, outcome: Outcome, id_width: int, told: str | N
         id_width: the width of the drafts' column, in characters.
         told: the text beside it; None for all details.
     """
-    status, draft = name_status(outcome.status), name_draft(outcome.draft)
-    head = Text(status.ljust(_STATUS_WIDTH), style=STYLES[outcome.status])
-    head.append(draft.ljust(id_width), style="default")
+    status = outcome.status
+    head = status_head(name_status(status), STYLES[status], name_draft(outcome.draft), id_width)
     print_hanging(place, head, detail(outcome) if told is None else told)
 
 
@@ -90,114 +141,6 @@ def print_hanging(place: Console, head: Text, told: str) -> None:
         place.print(head, soft_wrap=True)
         place.print(Padding(Text(told), (0, 0, 0, _STATUS_WIDTH)))
     place.file.flush()
-
-
-class Screen:
-    """The output of a run: outcomes as they arrive, and the reason why the other drafts wait.
-
-    Args:
-        total: the number of drafts, for a progress bar; None for no bar.
-        as_json: print outcomes on standard output as JSON, one a line, and nothing else there.
-        verbose: the switch of verbose output; if on, tracebacks are printed.
-        shows: a function that returns whether to print an outcome; all are printed if not given.
-        id_width: the width of the drafts' column, in characters.
-
-    Attributes:
-        out: standard output.
-        err: standard error.
-    """
-
-    def __init__(
-        self,
-        *,
-        total: int | None = None,
-        as_json: bool = False,
-        verbose: Verbose,
-        shows: Callable[[Outcome], bool] = lambda _: True,
-        id_width: int = 0,
-    ) -> None:
-        self.out = console()
-        self.err = console(stderr=True)
-        self._json = as_json
-        self._verbose = verbose
-        self._shows = shows
-        self._id_width = id_width
-        self._noted: set[str] = set()
-        self._wait = ""
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._live: Live | None = None
-        place = living_place(self.out, self.err)
-        if as_json and place is self.out:
-            place = None
-        if place is not None and not verbose.on:
-            # No auto-refresh: its thread would read the run's state while the loop changes it.
-            self._live = Live(console=place, auto_refresh=False, transient=True)
-            if total is not None:
-                self._progress = Progress(
-                    BarColumn(), MofNCompleteColumn(), TextColumn("drafts"), TimeElapsedColumn(), console=place
-                )
-                self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._wait, self._progress = "", None
-            self._refresh()
-            self._live.stop()
-
-    def outcome(self, outcome: Outcome) -> None:
-        """Show the outcome of a draft.
-
-        Args:
-            outcome: the outcome.
-        """
-        if self._json:
-            # Flushed, because the program that reads the pipe may act on each line.
-            print(json.dumps(as_json(outcome)), flush=True)  # noqa: T201 - the purpose of the option
-        elif self._shows(outcome):
-            print_outcome(self.out, outcome, self._id_width)
-        if outcome.error is not None:
-            self._verbose.traceback(outcome.error)
-        if self._progress is not None:
-            self._progress.advance(self._task)
-            self._refresh()
-
-    def note(self, text: str) -> None:
-        """Print a message that is not an outcome.
-
-        Args:
-            text: the message.
-        """
-        place = self._live.console if self._live is not None else self.err
-        place.print(Text(text), style="dim")
-
-    def waits(self, wait: Wait | None) -> None:
-        """Show the reason why unfinished drafts wait; without a terminal only once for each kind of reason.
-
-        Args:
-            wait: the reason; None if there is nothing to show.
-        """
-        if self._live is not None:
-            self._wait = wait.text if wait is not None else ""
-            self._refresh()
-        elif wait is not None and wait.kind in _NOTED - self._noted and (wait.seconds or 0.0) >= _LONG:
-            self._noted.add(wait.kind)
-            self.note(f"note: {wait.text}")
-
-    def _refresh(self) -> None:
-        if self._live is None:
-            return
-        lines: list[RenderableType] = [] if self._progress is None else [self._progress]
-        if self._wait:
-            lines.append(Text(self._wait, style="dim", no_wrap=True, overflow="ellipsis"))
-        self._live.update(Group(*lines), refresh=True)
 
 
 def print_rows(place: Console, rows: Iterable[tuple[Text, str]]) -> None:

@@ -1,6 +1,7 @@
-"""The progress display of a bulk run: a bar and the reason for waiting, with failures in lines above it."""
+"""The display of a run of drafts: a bar and the reason for waiting, with outcomes in lines above it."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -13,16 +14,17 @@ from rich.text import Text
 from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async._causes import root_cause
 from feishu_mail_async._scheduling.scheduler import Snapshot
-from feishu_mail_async.errors import FeishuMailError, Suspended
-from feishu_mail_async.events import AttemptEnded, DraftDone, Event
+from feishu_mail_async.errors import Suspended
+from feishu_mail_async.events import AttemptEnded, Event
 from feishu_mail_async.model import OutcomeStatus, RateLimit
 from feishu_mail_async.outcomes import Outcome
 
-from .console import STYLES, console, living_place, print_hanging, print_outcome
+from .console import STYLES, console, living_place
 from .estimate import Pace
+from .failures import Failures
 from .summary import Tally
 from .waiting import Wait, why_waiting
-from .wording import brief, closing, count, name_status, name_subject, short, span, tally
+from .wording import Width, count, name_status, name_subject, say, span, tally
 
 __all__ = ["Board"]
 
@@ -35,18 +37,22 @@ _STOPS: Final = {
     "unreachable": "the server is reachable again after {}",
 }
 _TOLD: Final = frozenset({OutcomeStatus.FAILED, OutcomeStatus.UNKNOWN})
+_NOTED: Final = frozenset({"limit", "pause", "unreachable", "cooling"})
 
 
 class Board:
-    """The progress display of a run: on a terminal a live bar, elsewhere a line now and then.
+    """The display of a run: on a terminal a live picture, elsewhere a line now and then.
 
-    A line is printed at each twentieth of the drafts, and at least once a minute.
+    The lines say how far the run is, at each twentieth of the drafts and at least once a minute. Where the command
+    prints the outcomes itself, they only say, once for each kind of reason, why it waits.
 
     Args:
         total: the number of drafts.
         limit: the rate limit.
         id_width: the width of the drafts' column, in characters.
         lines: print lines even on a terminal, because other output is written between them.
+        bar: False for a picture without a bar and counts: only the reason for waiting.
+        tell: a function that prints an outcome; None: failures are printed.
 
     Attributes:
         out: standard output.
@@ -54,14 +60,25 @@ class Board:
         tally: the counts of outcomes.
     """
 
-    def __init__(self, total: int, limit: RateLimit, id_width: int, *, lines: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        limit: RateLimit,
+        id_width: int,
+        *,
+        lines: bool = False,
+        bar: bool = True,
+        tell: Callable[[Outcome], None] | None = None,
+    ) -> None:
         self.out, self.err = console(), console(stderr=True)
         self.tally = Tally()
         self._total = total
         self._pace = Pace(limit)
-        self._id_width = id_width
+        self._bar = bar
+        self._follows = tell is None
+        self._tell = tell or Failures(self.out, id_width, shows=self._is_told).tell
         self._skipped: dict[str, tuple[str, int]] = {}
-        self._explained: list[str] = []
+        self._noted: set[str] = set()
         self._stop: tuple[str, float] | None = None
         self._printed = 0.0
         self._rest = ""
@@ -79,7 +96,7 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._note_stops(None)
+        self._note_wait(None)
         if self._live is not None:
             self._live.update(Group(), refresh=True)
             self._live.stop()
@@ -100,57 +117,46 @@ class Board:
     # -- events ----------------------------------------------------------------------------------------
 
     def hear(self, event: Event) -> None:
-        """Show an event; to be subscribed to the client's events.
+        """Count the calls; to be subscribed to the client's events.
 
         Args:
             event: the event.
         """
-        if isinstance(event, DraftDone) and event.draft is not None:
-            self._outcome(Outcome(event.draft, event.status, event.result, event.error))
-        elif isinstance(event, AttemptEnded) and event.end is not CallEnd.NEVER_LEFT:
+        if isinstance(event, AttemptEnded) and event.end is not CallEnd.NEVER_LEFT:
             self._pace.ended(event.time)
 
-    def _outcome(self, outcome: Outcome) -> None:
+    def outcome(self, outcome: Outcome) -> None:
+        """Show the outcome of a draft.
+
+        Args:
+            outcome: the outcome.
+        """
         before = self._step()
         self.tally.add(outcome)
         if isinstance(outcome.error, Suspended):
-            self._skip(outcome.error)
-        elif outcome.error is not None and self._is_told(outcome.status, outcome.error):
-            self._tell(outcome, outcome.error)
-        if self._live is not None or self._ending:
+            self._count_skipped(outcome.error)
+        self._tell(outcome)
+        if not self._follows or self._live is not None or self._ending:
             return
         # A run of fewer drafts than steps would get a progress line for each draft, which says nothing new.
         if self._step() > before and self.tally.total < self._total >= _STEPS:
             self._progress()
 
-    def _is_told(self, status: OutcomeStatus, error: FeishuMailError) -> bool:
-        """Whether a draft has a line of its own.
+    def _is_told(self, outcome: Outcome) -> bool:
+        """Return whether a draft has a line of its own.
 
         Those that a stop keeps from being looked up have one reason, and may be a million: they are counted.
         """
-        stopped = self._ending and status is OutcomeStatus.UNKNOWN and not error.attempts
-        return status in _TOLD and not stopped
+        assert outcome.error is not None
+        stopped = self._ending and outcome.status is OutcomeStatus.UNKNOWN and not outcome.error.attempts
+        return outcome.status in _TOLD and not stopped
 
     def _step(self) -> int:
         return self.tally.total * _STEPS // self._total
 
-    def _tell(self, outcome: Outcome, error: FeishuMailError) -> None:
-        """Print a failure, briefly if a suspension has already explained its cause."""
-        known = str(error) in self._explained
-        print_outcome(self.out, outcome, self._id_width, brief(error) if known else None)
-        self._explained = [*self._explained[-_STEPS:], str(error)]
-
-    def _skip(self, error: Suspended) -> None:
-        """Print the first skipped draft of a suspended subject, and count the others."""
-        cause = root_cause(error)
-        if error.subject not in self._skipped:
-            self._skipped[error.subject] = f"{name_subject(error.subject)}: {short(cause)}", 0
-            known = str(cause) in self._explained
-            head = Text("skipping      ", style=STYLES[OutcomeStatus.SKIPPED])
-            head.append(name_subject(error.subject), style="default")
-            print_hanging(self.out, head, closing(error, advice=not known))
-            self._explained = [*self._explained[-_STEPS:], str(cause)]
-        text, number = self._skipped[error.subject]
+    def _count_skipped(self, error: Suspended) -> None:
+        _, number = self._skipped.get(error.subject, ("", 0))
+        text = f"{name_subject(error.subject)}: {say(root_cause(error), Width.BAR)}"
         self._skipped[error.subject] = text, number + 1
 
     # -- progress --------------------------------------------------------------------------------------
@@ -163,11 +169,11 @@ class Board:
             unfinished: the number of drafts without an outcome.
         """
         wait = why_waiting(snapshot, unfinished)
-        self._note_stops(wait)
+        self._note_wait(wait)
         self._rest = self._reckon(snapshot, unfinished, wait)
         if self._live is not None:
             self._live.update(self._picture(self._waits(wait)), refresh=True)
-        elif _now() - self._printed >= _MINUTE:
+        elif self._follows and _now() - self._printed >= _MINUTE:
             self._progress(self._waits(wait) if self._stop is not None else "")
 
     def _reckon(self, snapshot: Snapshot, unfinished: int, wait: Wait | None) -> str:
@@ -186,6 +192,13 @@ class Board:
         if self._stop is not None and wait.kind == "unreachable":
             return f"nothing reachable for {span(_now() - self._stop[1])}: {wait.text}"
         return wait.text
+
+    def _note_wait(self, wait: Wait | None) -> None:
+        if self._follows:
+            self._note_stops(wait)
+        elif self._live is None and wait is not None and wait.kind in _NOTED - self._noted and wait.is_long:
+            self._noted.add(wait.kind)
+            self.note(f"note: {wait.text}")
 
     def _note_stops(self, wait: Wait | None) -> None:
         """Print a note when the whole app begins to wait, and when it goes on."""
@@ -208,6 +221,8 @@ class Board:
         self.note(f"progress: {done}: {'; '.join(told)}")
 
     def _picture(self, waits: str) -> RenderableType:
+        if not self._bar:
+            return Text(waits, style="dim", no_wrap=True, overflow="ellipsis")
         bar = Table.grid(padding=(0, 2))
         done = self.tally.total
         bar.add_row(ProgressBar(self._total, done, width=_BAR), f"{done} of {count(self._total, 'draft')}")

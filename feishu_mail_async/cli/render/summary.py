@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from rich.console import Console
 from rich.text import Text
 
 from feishu_mail_async._causes import root_cause
@@ -12,11 +13,12 @@ from feishu_mail_async.errors import ApiError, AutomatedSendDisabled, FeishuMail
 from feishu_mail_async.model import OutcomeStatus
 from feishu_mail_async.outcomes import Outcome
 
-from .console import STYLES
-from .wording import advise, brief, name_status, name_subject
+from .console import STYLES, print_line, print_rows
+from .wording import advise, count, name_status, name_subject, say, span, tally
 
-__all__ = ["Tally"]
+__all__ = ["Tally", "print_table"]
 
+_ALREADY: Final = "an earlier call had sent it; not sent twice"
 _MOST_REASONS: Final = 12
 _MOST_SCOPES: Final = 3
 
@@ -64,34 +66,70 @@ class Tally:
         decided = root_cause(error)
         suspended = isinstance(error, Suspended)
         # Grouped by code: the server's messages for one code may differ in details.
-        why = decided.code if isinstance(decided, ApiError) else brief(decided)
+        why = decided.code if isinstance(decided, ApiError) else say(decided)
         group = self._groups[outcome.status].setdefault((suspended, why), _Group(error))
         group.number += 1
         if isinstance(error, Suspended):
             group.subjects[error.subject] = None
 
-    def rows(self) -> Iterator[tuple[Text, str]]:
-        """Yield the rows of a table for `print_rows`, with each advice given once."""
+    def rows(self, *, advice: bool = True) -> Iterator[tuple[Text, str]]:
+        """Yield the rows of a table for `print_rows`.
+
+        Args:
+            advice: False for reasons without their advice, which is otherwise given once.
+        """
         told = {""}
         for status in OutcomeStatus:
-            if not self.statuses[status]:
+            number = self.statuses[status]
+            if not number:
                 continue
             name = Text(name_status(status), style=STYLES[status])
-            reasons = list(_reasons(self._groups[status], told))
+            reasons = list(_reasons(self._groups[status], told if advice else None))
+            if status is OutcomeStatus.ALREADY_SENT:
+                reasons = [f"{number}: {_ALREADY}"]
             if len(reasons) == 1:
                 yield name, reasons[0]
                 continue
-            yield name, str(self.statuses[status])
+            yield name, str(number)
             yield from ((Text(), f"  {line}") for line in reasons)
 
+    def __str__(self) -> str:
+        """Return all outcomes in one line: "12 drafts: 9 sent, 1 already sent, 2 failed"."""
+        said = f": {tally(self.statuses)}" if self.total else ""
+        return f"{count(self.total, 'draft')}{said}"
 
-def _reasons(groups: dict[object, _Group], told: set[str]) -> Iterator[str]:
+    def sentence(self, calls: int, seconds: float) -> str:
+        """Return all outcomes, the calls made for them and their time, in a line.
+
+        Args:
+            calls: the number of calls.
+            seconds: the duration, in seconds.
+        """
+        return f"{self}. {count(calls, 'call')} in {span(max(1, seconds))}."
+
+
+def print_table(place: Console, counts: Tally, *, advice: bool = True) -> None:
+    """Print what became of the drafts, and an empty line.
+
+    Args:
+        place: the console.
+        counts: the counts.
+        advice: False for reasons without their advice.
+    """
+    print_line(place, "What became of the drafts", "bold")
+    print_rows(place, counts.rows(advice=advice))
+    print_line(place)
+
+
+def _reasons(groups: dict[object, _Group], told: set[str] | None) -> Iterator[str]:
+    """Yield a line for each reason, with its advice unless that has been told; None: without any."""
     ordered = sorted(groups.values(), key=lambda group: -group.number)
     for group in ordered[:_MOST_REASONS]:
-        why = _scoped(group) if group.subjects else brief(group.error)
+        why = _scoped(group) if group.subjects else say(group.error)
         advice = _advice(group)
-        yield f"{group.number}: {why}" if advice in told else f"{group.number}: {why}. {advice}"
-        told.add(advice)
+        yield f"{group.number}: {why}" if told is None or advice in told else f"{group.number}: {why}. {advice}"
+        if told is not None:
+            told.add(advice)
     rest = ordered[_MOST_REASONS:]
     if rest:
         yield f"{sum(group.number for group in rest)}: for {len(rest)} other reasons"
@@ -108,4 +146,4 @@ def _scoped(group: _Group) -> str:
     names = [name_subject(subject) for subject in group.subjects]
     more = len(names) - _MOST_SCOPES
     listed = ", ".join(names[:_MOST_SCOPES]) + (f" and {more} more" if more > 0 else "")
-    return f"because of {listed}: {brief(root_cause(group.error))}"
+    return f"because of {listed}: {say(root_cause(group.error))}"

@@ -14,6 +14,7 @@ __all__ = ["Wait", "why_waiting"]
 
 _API_ERROR: Final = re.compile(r"\d+: ")
 _MINUTE: Final = 60.0
+_LONG: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Wait:
     kind: str
     text: str
     seconds: float | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """True if it is known to take long enough for a person to wonder."""
+        return (self.seconds or 0.0) >= _LONG
 
 
 def why_waiting(snapshot: Snapshot, unfinished: int) -> Wait | None:

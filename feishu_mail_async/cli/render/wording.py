@@ -1,10 +1,10 @@
-"""The wording of outcomes and errors: words for a person, JSON for a program."""
+"""The wording of outcomes and errors, for a person."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from enum import Enum, auto
+from typing import Final
 
 from feishu_mail_async._causes import root_cause
 from feishu_mail_async._text import escape, sentence
@@ -28,22 +28,20 @@ from feishu_mail_async.model import Draft, OutcomeStatus
 from feishu_mail_async.outcomes import Outcome
 
 __all__ = [
+    "Width",
     "advise",
-    "as_json",
-    "brief",
-    "closing",
     "count",
     "detail",
-    "explain",
     "log_id",
     "moment",
     "name_draft",
     "name_status",
     "name_subject",
-    "short",
+    "say",
+    "skipping",
     "span",
-    "summary",
     "tally",
+    "was_stopped",
 ]
 
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
@@ -84,47 +82,97 @@ def name_draft(draft: Draft) -> str:
     return escape(draft.draft_id if draft.mailbox == "me" else f"{draft.draft_id} in {draft.mailbox}")
 
 
-def brief(error: BaseException) -> str:
-    """Return an error in a few words, escaped.
+class Width(Enum):
+    """The room for an error."""
+
+    BAR = auto()
+    """Beside a bar: as few words as possible."""
+    CELL = auto()
+    """In a table: what happened."""
+    LINE = auto()
+    """In a line of its own: what happened, what to do about it, and the log id, which Feishu's support needs."""
+
+
+def say(error: BaseException, width: Width = Width.CELL) -> str:
+    """Return an error in words, escaped.
 
     Args:
         error: the error.
+        width: the room for it.
     """
+    words = _what(error)
+    if width is Width.BAR:
+        words = next((short for kind, short in _SHORT.items() if isinstance(error, kind)), words)
+    elif width is Width.LINE and isinstance(error, FeishuMailError):
+        known = log_id(error)
+        words = f"{_line(error)} [log id {known}]" if known else _line(error)
+    return escape(words)
+
+
+def skipping(error: Suspended, width: Width = Width.LINE) -> str:
+    """Return the sentence that the drafts of a suspended subject are skipped, escaped.
+
+    Args:
+        error: the error of one of these drafts.
+        width: the room for it; only a line has the advice.
+    """
+    whose = "All drafts" if error.subject == "app" else "Its drafts"
+    return escape(f"{whose} are skipped: {_reason(error, advice=width is Width.LINE)}{_again(error)}")
+
+
+def _what(error: BaseException, *, full: bool = False) -> str:
+    """Return what happened; `full`: with what does not fit into a cell."""
     match error:
         case ApiError():
             words = f"{error.msg} ({error.code})"
         case AutomatedSendDisabled():
-            words = _NOT_ALLOWED
+            words = f"{_NOT_ALLOWED} ({error.reason})" if full and error.reason else _NOT_ALLOWED
+        case Suspended() if full:
+            words = "it is suspended"
         case Suspended() if error.__cause__ is not None:
-            words = f"{name_subject(error.subject)}: {brief(error.__cause__)}"
+            words = f"{name_subject(error.subject)}: {_what(error.__cause__)}"
         case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
-            words = f"{_EARLIER}; this one: {brief(cause)}"
-        case OutcomeUnknown() if _was_stopped(error.__cause__):
+            words = f"{_EARLIER}; this one: {_what(cause)}"
+        case OutcomeUnknown() if was_stopped(error.__cause__):
             words = _BROKEN_OFF
         case OutcomeUnknown() if error.__cause__ is not None:
-            words = f"no clear answer; the last one: {brief(error.__cause__)}"
-        case NotSent() if _was_stopped(error):
-            words = _STOPPED
+            words = f"no clear answer; the last one: {_what(error.__cause__)}"
+        case NotSent() if was_stopped(error):
+            words = f"{_STOPPED}; it was not sent" if full else _STOPPED
         case NotSent() if isinstance(error.__cause__, FeishuMailError):
             words = str(error.__cause__)  # the reason why there is no token
         case _:
             words = str(error)
-    return escape(words)
+    return words
 
 
-def _was_stopped(error: BaseException | None) -> bool:
-    """Return whether the draft was not sent because of a stop (the command line sets no deadlines)."""
-    other = isinstance(error, LoginRequired | LedgerError)
-    return isinstance(error, NotSent) and not other and not isinstance(error.__cause__, FeishuMailError)
+def _line(error: FeishuMailError) -> str:
+    match error:
+        case Suspended():
+            return f"not tried, because of {name_subject(error.subject)}: {_reason(error)}{_again(error)}"
+        case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
+            return f"{_EARLIER}. This one made none: {sentence(_what(cause))} {advise(error)}"
+        case OutcomeUnknown() if was_stopped(error.__cause__):
+            return f"it may have been sent: {_BROKEN_OFF}. {_SAFE}"
+        case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):
+            return f"it may have been sent. Last: {_reason(error)}"
+        case _:
+            return _reason(error)
 
 
-def short(error: FeishuMailError) -> str:
-    """Return the cause of a suspension in as few words as fit beside a bar.
+def _reason(error: FeishuMailError, *, advice: bool = True) -> str:
+    """Return the root cause as a sentence, and the advice as another."""
+    return f"{sentence(_what(root_cause(error), full=True))} {advise(error) if advice else ''}".strip()
+
+
+def was_stopped(error: BaseException | None) -> bool:
+    """Return whether a draft was not sent because of a stop (the command line sets no deadlines).
 
     Args:
-        error: the cause.
+        error: the draft's error.
     """
-    return next((words for kind, words in _SHORT.items() if isinstance(error, kind)), brief(error))
+    other = isinstance(error, LoginRequired | LedgerError)
+    return isinstance(error, NotSent) and not other and not isinstance(error.__cause__, FeishuMailError)
 
 
 def advise(error: BaseException | None) -> str:
@@ -154,55 +202,6 @@ def advise(error: BaseException | None) -> str:
 def log_id(error: FeishuMailError) -> str | None:
     """Return the log id that Feishu's support needs; None if there is none."""
     return error.log_id or root_cause(error).log_id
-
-
-def explain(error: FeishuMailError) -> str:
-    """Return an error, its advice and its log id (which Feishu's support needs) in one line, escaped.
-
-    Args:
-        error: the error.
-    """
-    match error:
-        case Suspended():
-            words = f"not tried, because of {name_subject(error.subject)}: {_because(error)}{_again(error)}"
-        case OutcomeUnknown(attempts=0, __cause__=FeishuMailError() as cause):
-            words = f"{_EARLIER}. This one made none: {sentence(brief(cause))} {advise(error)}"
-        case OutcomeUnknown() if _was_stopped(error.__cause__):
-            words = f"it may have been sent: {_BROKEN_OFF}. {_SAFE}"
-        case OutcomeUnknown() if isinstance(error.__cause__, FeishuMailError):
-            words = f"it may have been sent. Last: {_because(error)}"
-        case _:
-            words = _because(error)
-    known = log_id(error)
-    return escape(f"{words} [log id {known}]" if known else words)
-
-
-def closing(error: Suspended, *, advice: bool) -> str:
-    """Return the sentence that a subject is suspended and why, for all its drafts.
-
-    Args:
-        error: the error of one of the skipped drafts.
-        advice: True to include the advice.
-    """
-    why = _because(error) if advice else sentence(_why(root_cause(error)))
-    whose = "All drafts" if error.subject == "app" else "Its drafts"
-    return escape(f"{whose} are skipped: {why}{_again(error)}")
-
-
-def _because(error: FeishuMailError) -> str:
-    return f"{sentence(_why(root_cause(error)))} {advise(error)}".strip()
-
-
-def _why(error: FeishuMailError) -> str:
-    match error:
-        case Suspended():
-            return "it is suspended"
-        case AutomatedSendDisabled() if error.reason:
-            return f"{_NOT_ALLOWED} ({error.reason})"
-        case NotSent() if _was_stopped(error):
-            return f"{_STOPPED}; it was not sent"
-        case _:
-            return brief(error)
 
 
 def name_subject(subject: str) -> str:
@@ -262,7 +261,7 @@ def detail(outcome: Outcome) -> str:
         outcome: the outcome.
     """
     if outcome.error is not None:
-        return explain(outcome.error)
+        return say(outcome.error, Width.LINE)
     assert outcome.result is not None
     if outcome.result.already_sent:
         return "an earlier call had sent it; it was not sent twice"
@@ -271,45 +270,6 @@ def detail(outcome: Outcome) -> str:
     return escape(message + calls).strip()
 
 
-def summary(outcomes: Iterable[Outcome]) -> str:
-    """Return all outcomes in one line: "12 drafts: 9 sent, 1 already sent, 2 failed"."""
-    counts = Counter(outcome.status for outcome in outcomes)
-    return f"{count(counts.total(), 'draft')}: {tally(counts)}"
-
-
 def tally(counts: Mapping[OutcomeStatus, int]) -> str:
     """Return the numbers of outcomes by status: "9 sent, 1 already sent, 2 failed"."""
     return ", ".join(f"{counts[status]} {name_status(status)}" for status in OutcomeStatus if counts.get(status))
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """Return the outcome as `--json` prints it.
-
-    Args:
-        outcome: the outcome. If its error has no code or advice of its own, those of its cause are given.
-    """
-    draft, result, error = outcome.draft, outcome.result, outcome.error
-    told: dict[str, Any] = {
-        "draft_id": draft.draft_id,
-        "mailbox": draft.mailbox,
-        "user": draft.user,
-        "status": outcome.status.value,
-        "message_id": result.message_id if result is not None else None,
-        "thread_id": result.thread_id if result is not None else None,
-        "attempts": 0,
-        "log_id": None,
-        "error": None,
-    }
-    if result is not None:
-        told |= {"attempts": result.attempts, "log_id": result.log_id}
-    if error is not None:
-        decided = root_cause(error)
-        api = decided if isinstance(decided, ApiError) else None
-        told |= {"attempts": error.attempts, "log_id": log_id(error)}
-        told["error"] = {
-            "type": type(error).__name__,
-            "code": api.code if api is not None else None,
-            "message": error.msg if isinstance(error, ApiError) else brief(error),
-            "advice": advise(error) or None,
-        }
-    return told
