@@ -16,7 +16,7 @@ from clisupport import CANARY, PATIENCE, TOKEN_VARIABLE, Ended, wait_for
 from loginsupport import APP_ID, APP_SECRET, Desk, expect_no_secret, open_desk, secrets_of
 
 from feishu_mail_async._clock import wall_clock
-from feishu_mail_async.cli.commands import doctor as room
+from feishu_mail_async.cli import checks
 from feishu_mail_async.sandbox import Fault
 
 SEND, READ, MODIFY = (f"mail:user_mailbox.message:{what}" for what in ("send", "readonly", "modify"))
@@ -247,11 +247,11 @@ def test_a_clock_that_is_wrong(
     desk: Desk, examine: Examine, monkeypatch: pytest.MonkeyPatch, gap: float, way: str
 ) -> None:
     desk.log_in()
-    monkeypatch.setattr(room, "wall_clock", lambda: wall_clock() + gap)
+    monkeypatch.setattr(checks, "wall_clock", lambda: wall_clock() + gap)
     report = examine()
     assert report.problems == ["clock"]
     assert f"{way} the host's" in report.told["clock"]
-    monkeypatch.setattr(room, "wall_clock", lambda: wall_clock() + gap / 2)
+    monkeypatch.setattr(checks, "wall_clock", lambda: wall_clock() + gap / 2)
     assert examine().problems == []
 
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 
 import pytest
 
 from feishu_mail_async import open_ledger
-from feishu_mail_async.cli.commands import doctor
+from feishu_mail_async.cli import checks
+from feishu_mail_async.cli.options import AccountOptions
+from feishu_mail_async.cli.problems import CannotStart
 from feishu_mail_async.ledger.opening import Ledger
 
 HOST = "https://open.feishu.cn"
@@ -87,6 +90,10 @@ def test_doctor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         async def apps(self) -> list[tuple[str, str]]:
             return []
 
-    findings = doctor._Findings()
-    asyncio.run(doctor._look_at_ledger(findings, Far(), None, "me"))  # type: ignore[arg-type]
-    assert findings.found["ledger"][1] == f"it can be used: {Far.where}; {Far.caution}"
+        async def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(checks, "open_ledger", lambda _: Far())
+    case = checks._Case(AccountOptions(ledger=Far.where), "me", CannotStart("nobody"), AsyncExitStack())
+    told = asyncio.run(checks._look_at_ledger(case))
+    assert told == f"it can be used: {Far.where}; {Far.caution}"

@@ -77,6 +77,10 @@ async def run_drafts(
     async with client:
         sending = client.send_drafts(drafts, priority=priority, read_ahead=len(drafts))
 
+        def look() -> None:
+            with contextlib.suppress(FeishuMailError):  # the client is closing
+                board.look(client.snapshot(), sending.waiting)
+
         def hear(event: Event) -> None:
             if isinstance(event, DraftDone):
                 assert event.draft is not None
@@ -86,7 +90,7 @@ async def run_drafts(
                 if not record(ended[-1]):
                     sending.stop()
             elif isinstance(event, AppPaused | AppResumed):
-                board.look(client.snapshot(), sending.waiting)
+                look()
             board.hear(event)
 
         def interrupted(times: int) -> None:
@@ -100,10 +104,13 @@ async def run_drafts(
 
         client.subscribe(hear)
         with board, Interrupts(interrupted, UNDER_WAY):
-            ticks = asyncio.ensure_future(_tick(lambda: board.look(client.snapshot(), sending.waiting)))
+            ticks = asyncio.ensure_future(_tick(look))
             try:
                 async for _ in sending:
                     _show(ended, board)
+                await (
+                    client.close()
+                )  # within `Interrupts`, because it waits for a refresh of tokens that is under way
             finally:
                 _show(ended, board)
                 ticks.cancel()
@@ -120,8 +127,7 @@ def _show(ended: list[Outcome], board: Board) -> None:
 
 
 async def _tick(look: Callable[[], None]) -> None:
-    """Update the display periodically, until the client closes."""
-    with contextlib.suppress(FeishuMailError):
-        while True:
-            await asyncio.sleep(_TICK)
-            look()
+    """Update the display periodically."""
+    while True:
+        await asyncio.sleep(_TICK)
+        look()
