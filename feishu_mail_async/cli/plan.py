@@ -16,7 +16,7 @@ from .account import Account
 from .loop import run_loop
 from .problems import CannotStart, WrongUsage
 from .prompts import agrees, can_be_asked
-from .render.console import print_rows
+from .render.console import print_line, print_rows
 from .render.estimate import duration, name_limit
 from .render.wording import count, span
 from .state_dir import REMEDY
@@ -37,22 +37,20 @@ def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeat
         before: the number of the others that were sent before.
     """
     left = len(drafts) - repeated - before
-    place.print(Text(f"{count(len(drafts), 'draft')} for {account.base_url}"), style="bold", soft_wrap=True)
+    print_line(place, f"{count(len(drafts), 'draft')} for {account.base_url}", "bold")
     print_rows(place, _mailboxes(drafts))
     if repeated:
         rows, verb = count(repeated, "row"), "names" if repeated == 1 else "name"
         once = "it is sent" if repeated == 1 else "each is sent"
-        place.print(f"{rows} {verb} a draft named before: {once} once.", soft_wrap=True)
+        print_line(place, f"{rows} {verb} a draft named before: {once} once.")
     if before:
         were, each = ("was", "it is") if before == 1 else ("were", "they are")
-        place.print(f"{count(before, 'draft')} {were} sent before: {each} skipped.", soft_wrap=True)
-    if not left:
-        place.print("There is nothing left to send.", soft_wrap=True)
-        place.file.flush()
-        return
-    seconds = max(1.0, duration(left, account.rate_limit))
-    place.print(f"It takes about {span(seconds)}: {name_limit(account.rate_limit)}.", soft_wrap=True)
-    place.file.flush()
+        print_line(place, f"{count(before, 'draft')} {were} sent before: {each} skipped.")
+    if left:
+        seconds = max(1.0, duration(left, account.rate_limit))
+        print_line(place, f"It takes about {span(seconds)}: {name_limit(account.rate_limit)}.")
+    else:
+        print_line(place, "There is nothing left to send.")
 
 
 def _mailboxes(drafts: Sequence[Draft]) -> list[tuple[Text, str]]:

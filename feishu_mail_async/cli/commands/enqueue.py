@@ -1,6 +1,5 @@
 """`feishu-mail-async enqueue`: put the drafts of a file into the queue of the workers."""
 
-import json
 from dataclasses import replace
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import JsonOption, MailboxOption, SenderOptions, VerboseOption, read_database
 from feishu_mail_async.cli.plan import agreed, check_askable, print_plan
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart
-from feishu_mail_async.cli.render.console import console
+from feishu_mail_async.cli.render.console import console, print_json, print_line
 from feishu_mail_async.cli.render.wording import count
 from feishu_mail_async.cli.rows import STANDARD_INPUT
 
@@ -60,7 +59,7 @@ def enqueue(
     out = console(stderr=as_json)
     print_plan(out, drafts, account, len(drafts) - len(set(drafts)))
     if not (yes or agreed()):
-        out.print("Nothing was queued.")
+        print_line(out, "Nothing was queued.")
         return SOME_NOT
     queue = fleet.Queue(account.base_url, account.app)
     try:
@@ -69,10 +68,10 @@ def enqueue(
     except fleet.QueueTrouble as error:
         raise CannotStart(f"--ledger: {error}") from error
     if as_json:
-        print(json.dumps({"queued": queued.new, "queued_before": queued.before}), flush=True)  # noqa: T201
+        print_json({"queued": queued.new, "queued_before": queued.before})
     else:
         before = (
             f" {queued.before} {'was' if queued.before == 1 else 'were'} queued before." if queued.before else ""
         )
-        out.print(f"{count(queued.new, 'draft')} queued.{before}")
+        print_line(out, f"{count(queued.new, 'draft')} queued.{before}")
     return 0

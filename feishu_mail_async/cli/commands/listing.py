@@ -1,7 +1,6 @@
 """`feishu-mail-async list`: list the drafts of a mailbox."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import AccountOptions, MailboxOption, VerboseOption
 from feishu_mail_async.cli.problems import Problem, WrongUsage
-from feishu_mail_async.cli.render.console import console
+from feishu_mail_async.cli.render.console import print_json, print_note
 from feishu_mail_async.cli.render.wording import Width, say
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Draft, RetryPolicy
@@ -50,12 +49,15 @@ def list_drafts(
         if draft.user is not None:
             named["user"] = draft.user
         # Flushed, so that a closed pipe is noticed at once and the listing ends.
-        print(json.dumps(named) if as_json else draft.draft_id, flush=True)  # noqa: T201 - the command's purpose
+        if as_json:
+            print_json(named)
+        else:
+            print(draft.draft_id, flush=True)  # noqa: T201 - the command's purpose
         return output_trouble() is None
 
     number = run_loop(_list(account, mailbox, tell))
     if not number:
-        console(stderr=True).print(f"note: the mailbox {mailbox} has no drafts", style="dim", soft_wrap=True)
+        print_note(f"the mailbox {mailbox} has no drafts")
     return 0
 
 

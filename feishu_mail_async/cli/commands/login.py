@@ -22,7 +22,7 @@ from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import AppOptions, VerboseOption
 from feishu_mail_async.cli.problems import CannotStart, Problem, WrongUsage
 from feishu_mail_async.cli.prompts import agrees, ask, can_be_asked, hear_lines
-from feishu_mail_async.cli.render.console import console, print_rows
+from feishu_mail_async.cli.render.console import console, print_line, print_note, print_rows
 from feishu_mail_async.cli.render.wording import moment, span
 from feishu_mail_async.cli.state_dir import find_ledger
 from feishu_mail_async.codes import OAUTH
@@ -141,7 +141,7 @@ def login(
     _report(credentials, user, done)
     if credentials.keep:
         where = keep_secret(host, credentials.app_id, credentials.secret)
-        console().print(Text(f"The app's secret is kept in {where}."), soft_wrap=True)
+        print_line(console(), f"The app's secret is kept in {where}.")
     return 0
 
 
@@ -190,7 +190,7 @@ async def _log_in(app: _App, user: str, ledger: str, *, port: int, patience: flo
         tokens = RefreshingTokens(app.app_id, app.secret, store, base_url=app.base_url)
     except ValueError as error:  # the proxy in the environment: all other values were checked before
         raise CannotStart(str(error)) from None
-    callback = Callback(port, _note)
+    callback = Callback(port, print_note)
     try:
         users = await tokens.store.users()  # fails before the user authorizes if the ledger cannot be used
         try:
@@ -224,19 +224,17 @@ def _invite(app: _App, user: str, attempt: Login, *, browse: bool) -> None:
     """Print the instructions, and open the browser."""
     address = attempt.url(app.base_url, app.app_id)
     opened = browse and _open(address)
-
-    def line(text: str = "", style: str = "") -> None:
-        out.print(Text(escape(text), style=style), soft_wrap=True)  # not wrapped, so that they can be copied
-
     out = console()
-    line(f"Log in {user} to app {app.app_id} at {app.base_url}", "bold")
-    line("The app's security settings must list this redirect URL:")
-    line(f"  {attempt.redirect_uri}")
-    line("A browser opens this address; agree there:" if opened else "Open this address in a browser, and agree:")
-    line()
-    line(address)
-    line()
-    out.file.flush()
+    print_line(out, f"Log in {user} to app {app.app_id} at {app.base_url}", "bold")
+    for line in (
+        "The app's security settings must list this redirect URL:",
+        f"  {attempt.redirect_uri}",
+        "A browser opens this address; agree there:" if opened else "Open this address in a browser, and agree:",
+        "",
+        address,
+        "",
+    ):
+        print_line(out, line)
 
 
 async def _await_code(answer: Answer, patience: float) -> str:
@@ -245,11 +243,11 @@ async def _await_code(answer: Answer, patience: float) -> str:
             try:
                 answer.take_typed(text)
             except ValueError as error:
-                _note(f"{error}")
+                print_note(f"{error}")
 
     typed = hear_lines(hear)
     elsewhere = " If it runs elsewhere, paste the address that it ends at, or the code in it." if typed else ""
-    _note(f"waiting {span(patience)} for the browser to come back; Ctrl-C ends it.{elsewhere}")
+    print_note(f"waiting {span(patience)} for the browser to come back; Ctrl-C ends it.{elsewhere}")
     try:
         async with asyncio.timeout(patience):
             return await answer.code()
@@ -287,13 +285,7 @@ def _browse(address: str) -> None:
     except (webbrowser.Error, OSError):
         opened = False
     if not opened:
-        _note("no browser could be opened: open the address yourself")
-
-
-def _note(text: str) -> None:
-    err = console(stderr=True)
-    err.print(Text(f"note: {escape(text)}"), style="dim", soft_wrap=True)
-    err.file.flush()
+        print_note("no browser could be opened: open the address yourself")
 
 
 # -- result ----------------------------------------------------------------------------------------------
@@ -301,7 +293,7 @@ def _note(text: str) -> None:
 
 def _report(app: _App, user: str, done: _Done) -> None:
     out, token = console(), done.token
-    out.print(Text(escape(f"Logged in: {user}, to app {app.app_id} at {app.base_url}.")), soft_wrap=True)
+    print_line(out, f"Logged in: {user}, to app {app.app_id} at {app.base_url}.")
     granted = token.scope.split()
     missing = [scope for scope in SCOPES if scope not in granted] if granted else []
     rows = [(Text("granted"), escape(", ".join(granted)) or "the server did not say what")]
@@ -310,9 +302,7 @@ def _report(app: _App, user: str, done: _Done) -> None:
     rows += [(Text("until"), told) for told in _until(app, token)]
     print_rows(out, rows)
     if done.others:
-        others = escape(", ".join(done.others))
-        out.print(Text(f"Others have logged in too: {others}. Name the user with --user."), soft_wrap=True)
-    out.file.flush()
+        print_line(out, f"Others have logged in too: {', '.join(done.others)}. Name the user with --user.")
 
 
 def _until(app: _App, token: StoredToken) -> list[str]:

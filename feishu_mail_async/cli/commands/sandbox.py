@@ -1,9 +1,8 @@
 """`feishu-mail-async sandbox`: run a local Feishu server for tests, until Ctrl-C."""
 
 import asyncio
-import json
+import functools
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
@@ -16,7 +15,7 @@ from feishu_mail_async.cli.interrupts import Interrupts
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import DEFAULT_RATE, JsonOption, RateOption, read_rate
 from feishu_mail_async.cli.problems import CannotStart, WrongUsage
-from feishu_mail_async.cli.render.console import console, print_rows
+from feishu_mail_async.cli.render.console import console, print_json, print_line, print_rows
 from feishu_mail_async.cli.render.wording import count
 from feishu_mail_async.model import RateLimit
 from feishu_mail_async.sandbox import CallLog, Sandbox, Window
@@ -100,15 +99,15 @@ async def _serve(
             ) from None
         try:
             if as_json:
-                print(json.dumps(_as_json(server, ids, limit, shape)), flush=True)  # noqa: T201 - it is asked for
+                print_json(_as_json(server, ids, limit, shape))
             else:
                 _print_start(console(), server, ids, limit=limit, shape=shape, latency=latency)
             await end.wait()
         finally:
             await server.close()
     ending = console(stderr=as_json)
-    ending.print()
-    ending.print("The sandbox has ended. What it saw:")
+    print_line(ending)
+    print_line(ending, "The sandbox has ended. What it saw:")
     print_rows(ending, describe_ledger(server.ledger, limit))
     return 0
 
@@ -134,10 +133,7 @@ def _print_start(
     shape: Window,
     latency: str,
 ) -> None:
-    def line(text: str = "", style: str = "") -> None:
-        # Not wrapped, so that they can be copied.
-        out.print(Text(text, style=style), soft_wrap=True)
-
+    line = functools.partial(print_line, out)
     line(f"A Feishu to try against, at {server.base_url}", "bold")
     line(f"It takes {count(limit.calls, 'send call')} in {limit.per:g} s ({shape.replace('-', ' ')} window),")
     ways = "each way" if "-" in latency else "there and back"
@@ -168,8 +164,6 @@ def _print_start(
     line(f"  {TOKEN_HEADER}: {server.control_token}")
     line()
     line("Ctrl-C ends it.", "dim")
-    # A program that started this one may wait for these lines.
-    sys.stdout.flush()
 
 
 def describe_ledger(ledger: CallLog, limit: RateLimit) -> list[tuple[Text, str]]:

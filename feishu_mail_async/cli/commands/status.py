@@ -1,6 +1,5 @@
 """`feishu-mail-async status`: show the state of drafts in a ledger, and in its queue if it has one."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import AppOptions, JsonOption, VerboseOption, read_ledger
 from feishu_mail_async.cli.problems import CannotStart
-from feishu_mail_async.cli.render.console import STYLES, console, print_rows
+from feishu_mail_async.cli.render.console import STYLES, console, print_json, print_line, print_rows
 from feishu_mail_async.cli.render.estimate import duration, name_limit
 from feishu_mail_async.cli.render.wording import count, name_status, name_subject, span
 from feishu_mail_async.cli.state_dir import default_ledger, may_be_there
@@ -81,14 +80,14 @@ def status(
     out = console()
     if as_json:
         for told in apps:
-            print(json.dumps(_as_json(told)), flush=True)  # noqa: T201 - the purpose of the option
+            print_json(_as_json(told))
     elif apps:
         for place, told in enumerate(apps):
             if place:
-                out.print()
+                print_line(out)
             _print(out, told)
     else:
-        out.print("There are no drafts in this ledger.")
+        print_line(out, "There are no drafts in this ledger.")
     return 0
 
 
@@ -128,7 +127,7 @@ def _counts(told: _App) -> Iterator[tuple[OutcomeStatus, int]]:
 
 
 def _print(out: Console, told: _App) -> None:
-    out.print(Text(escape(f"{told.app} at {told.base_url}")), style="bold", soft_wrap=True)
+    print_line(out, f"{told.app} at {told.base_url}", "bold")
     rows = [(Text("queued"), str(told.queued)), (Text("running"), str(told.running))]
     rows += [(Text(name_status(kind), style=STYLES[kind]), str(number)) for kind, number in _counts(told)]
     rows += [(Text(what), text) for what, text in _state(told)]

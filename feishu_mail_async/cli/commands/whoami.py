@@ -1,6 +1,5 @@
 """`feishu-mail-async whoami` and `logout`: show logins, and delete them."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import AppOptions, JsonOption, VerboseOption
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart, WrongUsage
-from feishu_mail_async.cli.render.console import console, print_rows
+from feishu_mail_async.cli.render.console import console, print_json, print_line, print_note, print_rows
 from feishu_mail_async.cli.render.wording import moment
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import open_ledger
@@ -47,21 +46,19 @@ def whoami(
     for place, ((where, name), tokens) in enumerate(known.items()):
         if as_json:
             for user, token in tokens.items():
-                print(json.dumps(_as_json(where, name, user, token)), flush=True)  # noqa: T201 - it is asked for
+                print_json(_as_json(where, name, user, token))
             continue
         if place:
-            out.print()
-        out.print(Text(escape(f"{name} at {where}")), style="bold", soft_wrap=True)
+            print_line(out)
+        print_line(out, f"{name} at {where}", "bold")
         print_rows(out, [(Text(escape(user)), escape(_told(token))) for user, token in tokens.items()])
         for note in _notes(where, name, tokens):
-            out.print(Text(f"  {note}"), style="dim", soft_wrap=True)
-    out.file.flush()
-    err = console(stderr=True)
+            print_line(out, f"  {note}", "dim")
     if not known:
-        err.print("Nobody has logged in: feishu-mail-async login", soft_wrap=True)
+        print_line(console(stderr=True), "Nobody has logged in: feishu-mail-async login")
         return SOME_NOT
     if os.environ.get(ENVIRONMENT, "").strip():
-        err.print(f"note: {ENVIRONMENT} is set, and is used instead of these logins", style="dim", soft_wrap=True)
+        print_note(f"{ENVIRONMENT} is set, and is used instead of these logins")
     return 0
 
 
@@ -141,18 +138,15 @@ def logout(
         users = [name for name in tokens if user in {None, name}]
     out = console()
     for name in _forget(url, (host, named or ""), users):
-        out.print(Text(escape(f"Logged out: {name}, of app {named} at {host}.")), soft_wrap=True)
+        print_line(out, f"Logged out: {name}, of app {named} at {host}.")
     without_secret = everybody and named is not None and forget_secret(host, named)
     if without_secret:
-        out.print(Text(escape(f"The secret of app {named} is forgotten.")), soft_wrap=True)
-    out.file.flush()
+        print_line(out, f"The secret of app {named} is forgotten.")
     if users or without_secret:
         return 0
     whom = f"{user} has not" if user is not None else "nobody has"
     others = f" (only {', '.join(tokens)})" if tokens else ""
-    console(stderr=True).print(
-        Text(escape(f"There is nothing to forget: {whom} logged in{others}.")), soft_wrap=True
-    )
+    print_line(console(stderr=True), f"There is nothing to forget: {whom} logged in{others}.")
     return SOME_NOT
 
 
