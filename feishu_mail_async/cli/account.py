@@ -8,12 +8,12 @@ from typing import Any, Final, Self
 from feishu_mail_async._auth.tokens import Tokens
 from feishu_mail_async._text import escape
 from feishu_mail_async.client import FeishuMailClient
-from feishu_mail_async.model import RateLimit, RetryPolicy, check_text
+from feishu_mail_async.model import RateLimit, RetryPolicy
 
 from .app_secret import named_app_id
 from .logins import LoginClient, Logins, find_logins
 from .logs import hide
-from .options import AccountOptions
+from .options import AccountOptions, check_name
 from .problems import CannotStart, WrongUsage
 from .token_file import read_token_file
 
@@ -140,7 +140,9 @@ def read_account(options: AccountOptions, *, sends: bool = True) -> Account:
         CannotStart: there is no token, or it cannot be read.
     """
     limit, host, user, path = options.rate_limit, options.host, options.user, options.token_file
-    _check_names(("--user", user), ("--app", options.app))
+    for option, value in (("--user", user), ("--app", options.app)):
+        if value is not None:
+            check_name(option, value)
     app = options.app or named_app_id()
     if not sends and path is None:
         return Account(host, app, user, limit, {})
@@ -168,15 +170,6 @@ def _check_tokens(tokens: Mapping[str | None, str], source: str) -> None:
     except ValueError as error:
         # The messages of Tokens never quote a token.
         raise CannotStart(f"{source}: {str(error).removeprefix('tokens: ')}") from None
-
-
-def _check_names(*options: tuple[str, str | None]) -> None:
-    for option, value in options:
-        if value is not None:
-            try:
-                check_text(option, value)
-            except ValueError as error:
-                raise WrongUsage(option, str(error).removeprefix(f"{option}: ")) from None
 
 
 def _logged_in(logins: Logins | None, host: str, app: str | None, user: str | None, limit: RateLimit) -> Account:

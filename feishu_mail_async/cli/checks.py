@@ -179,9 +179,7 @@ async def _make(check: _Check, case: _Case, findings: Findings) -> None:
 
 
 async def _look_at_ledger(case: _Case) -> str:
-    url = find_ledger(case.options.ledger, none=False)
-    assert url is not None
-    case.home = open_ledger(url)
+    case.home = open_ledger(find_ledger(case.options.ledger))
     case.opened.push_async_callback(case.home.close)
     await case.home.apps()
     caution = getattr(case.home, "caution", "")

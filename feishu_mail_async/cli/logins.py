@@ -14,11 +14,10 @@ from feishu_mail_async.ledger import Ledger, open_ledger
 from .app_secret import find_secret, kept_apps, named_app_id
 from .logs import hide
 from .loop import run_loop
-from .options import read_ledger
 from .problems import CannotStart, WrongUsage
-from .state_dir import default_ledger, may_be_there
+from .state_dir import ledger_url, may_be_there
 
-__all__ = ["LoginClient", "Logins", "choose_app", "find_logins", "ledger_of_logins", "read_logins"]
+__all__ = ["LoginClient", "Logins", "choose_app", "find_logins", "read_logins"]
 
 _REMEDY = "; or give another one with --ledger"
 
@@ -96,19 +95,6 @@ class LoginClient(FeishuMailClient):
             await self._home.close()
 
 
-def ledger_of_logins(ledger: str | None) -> str:
-    """Return the URL of the ledger with the logins, which are stored even if drafts are not (`--no-ledger`).
-
-    Args:
-        ledger: the value of `--ledger`; None for the default ledger.
-
-    Raises:
-        WrongUsage: the value is not a ledger's URL or path.
-        CannotStart: there is no home directory for the default ledger.
-    """
-    return read_ledger(ledger) or default_ledger()
-
-
 def read_logins(ledger: str) -> dict[tuple[str, str], Mapping[str, StoredToken]]:
     """Read the logins in a ledger. A SQLite file that does not exist is not created.
 
@@ -181,7 +167,7 @@ def find_logins(ledger: str | None, base_url: str, app: str | None) -> Logins | 
         WrongUsage: there are several apps and none is named, or `--ledger` is not a ledger's URL or path.
         CannotStart: the ledger or the stored secret cannot be used.
     """
-    url = ledger_of_logins(ledger)
+    url = ledger_url(ledger)  # logins are stored even if drafts are not (`--no-ledger`)
     known = read_logins(url)
     named = choose_app(app, base_url, known)
     users = known.get((base_url, named or ""))

@@ -14,7 +14,7 @@ import typer
 from feishu_mail_async._api.protocol import FEISHU, LARK, check_base_url
 from feishu_mail_async._rights import SHARED_FILES
 from feishu_mail_async.ledger import check_url
-from feishu_mail_async.model import RateLimit
+from feishu_mail_async.model import RateLimit, check_text
 
 from .logs import hide
 from .problems import WrongUsage
@@ -29,6 +29,7 @@ __all__ = [
     "RateOption",
     "SenderOptions",
     "VerboseOption",
+    "check_name",
     "read_base_url",
     "read_database",
     "read_ledger",
@@ -214,6 +215,22 @@ def spread(command: Callable[..., int]) -> Callable[..., int]:
 
 _LEDGER: Final = "--ledger"
 _LARGEST_SPACING: Final = 0.2
+
+
+def check_name(option: str, value: str) -> None:
+    """Check the name of a user, or an app's id.
+
+    Args:
+        option: the option.
+        value: its value.
+
+    Raises:
+        WrongUsage: it cannot be one.
+    """
+    try:
+        check_text("name", value)
+    except ValueError as error:
+        raise WrongUsage(option, error) from None
 
 
 def read_rate(text: str) -> RateLimit:

@@ -10,9 +10,9 @@ from .problems import CannotStart
 
 __all__ = [
     "REMEDY",
-    "default_ledger",
     "find_ledger",
     "find_own_directory",
+    "ledger_url",
     "make_own_directory",
     "may_be_there",
     "own_directory",
@@ -26,27 +26,35 @@ _HOMELESS = (
 )
 
 
-def find_ledger(ledger: str | None, *, none: bool) -> str | None:
-    """Return the URL of the ledger to use, creating the state directory for the default one; None for no ledger.
+def ledger_url(ledger: str | None) -> str:
+    """Return the URL of the ledger, which need not exist.
 
     Args:
         ledger: the value of `--ledger`; None for the default ledger in the user's state directory.
-        none: True with `--no-ledger`.
+
+    Raises:
+        WrongUsage: `--ledger` is not a ledger's URL or path.
+        CannotStart: the user has no home directory.
+    """
+    return read_ledger(ledger) or f"{_FILE}{own_directory() / 'ledger.db'}"
+
+
+def find_ledger(ledger: str | None) -> str:
+    """Return the URL of the ledger, creating the state directory for the default one.
+
+    Args:
+        ledger: the value of `--ledger`; None for the default ledger in the user's state directory.
 
     Raises:
         WrongUsage: `--ledger` is not a ledger's URL or path.
         CannotStart: there is no state directory, and it cannot be created.
     """
-    if none:
-        return None
-    if ledger is not None:
-        return read_ledger(ledger)
-    directory = own_directory()
-    try:
-        make_own_directory()
-    except OSError as error:
-        raise CannotStart(f"ledger: {directory}: it cannot be made ({error.strerror}){REMEDY}") from None
-    return default_ledger()
+    if ledger is None:
+        try:
+            make_own_directory()
+        except OSError as error:
+            raise CannotStart(f"ledger: {own_directory()}: it cannot be made ({error.strerror}){REMEDY}") from None
+    return ledger_url(ledger)
 
 
 def find_own_directory() -> Path | None:
@@ -83,15 +91,6 @@ def make_own_directory() -> None:
         if not one.exists():
             # One by one, because `parents=True` creates the parents with the umask's permissions, not with `mode`.
             one.mkdir(mode=0o700, exist_ok=True)
-
-
-def default_ledger() -> str:
-    """Return the URL of the default ledger, which need not exist.
-
-    Raises:
-        CannotStart: the user has no home directory.
-    """
-    return f"{_FILE}{own_directory() / 'ledger.db'}"
 
 
 def may_be_there(ledger: str) -> bool:

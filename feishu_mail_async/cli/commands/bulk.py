@@ -100,7 +100,7 @@ def bulk(
             if not drafts:
                 print_line(console(), f"The mailbox {mailbox} has no drafts: there is nothing to send.")
                 return 0
-        kept = find_ledger(options.ledger, none=no_ledger)
+        kept = None if no_ledger else find_ledger(options.ledger)
         return _send(drafts, account, kept, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
 
 
@@ -193,7 +193,7 @@ def _record(results: Results, outcome: Outcome, board: Board, *, kept: bool) -> 
 def _conclude(board: Board, run: Run, results: Results | None, *, kept: bool) -> int:
     print_line(board.out)
     print_table(board.out, board.tally)
-    print_line(board.out, board.tally.sentence(run.calls, run.seconds))
+    print_line(board.out, board.tally.sentence(run.calls, run.seconds), wrap=True)
     if results is not None:
         print_line(board.out, f"See {results.path}.")
     if results is not None and results.missing:

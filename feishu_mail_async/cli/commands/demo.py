@@ -110,7 +110,7 @@ def _introduce(out: Console, drafts: int, users: int, limit: RateLimit) -> None:
         "Some drafts go wrong on purpose; those with something to tell are listed as they end.",
         "",
     ):
-        print_line(out, line)
+        print_line(out, line, wrap=True)
 
 
 def _conclude(board: Board, run: Run, found: Sequence[str], server: Iterable[tuple[Text, str]]) -> int:
@@ -121,14 +121,15 @@ def _conclude(board: Board, run: Run, found: Sequence[str], server: Iterable[tup
     print_rows(out, server)
     print_line(out)
     for mistake in found:
-        print_line(out, f"WRONG: {mistake}", "red")
+        print_line(out, f"WRONG: {mistake}", "red", wrap=True)
     if found:
         return SOME_NOT
     if run.interrupts:
-        print_line(out, "Stopped half-way. What is told above is what the server really did.")
+        print_line(out, "Stopped half-way. What is told above is what the server really did.", wrap=True)
         return INTERRUPTED if run.interrupts > 1 else SOME_NOT
+    well = "Every draft ended as it must, by the server's own record: nothing lost, nothing sent twice."
+    print_line(out, well, wrap=True)
     for line in (
-        "Every draft ended as it must, by the server's own record: nothing lost, nothing sent twice.",
         "",
         "With your own account:",
         f"  export {ENVIRONMENT}=u-...",

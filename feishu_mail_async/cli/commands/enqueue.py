@@ -73,5 +73,5 @@ def enqueue(
         before = (
             f" {queued.before} {'was' if queued.before == 1 else 'were'} queued before." if queued.before else ""
         )
-        print_line(out, f"{count(queued.new, 'draft')} queued.{before}")
+        print_line(out, f"{count(queued.new, 'draft')} queued.{before}", wrap=True)
     return 0

@@ -16,15 +16,15 @@ from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._text import escape
 from feishu_mail_async.cli.app_secret import APP_ID, APP_SECRET, find_secret, keep_secret
 from feishu_mail_async.cli.callback import Answer, Callback
-from feishu_mail_async.cli.logins import choose_app, ledger_of_logins, read_logins
+from feishu_mail_async.cli.logins import choose_app, read_logins
 from feishu_mail_async.cli.logs import Verbose, hide
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import AppOptions, VerboseOption
-from feishu_mail_async.cli.problems import CannotStart, Problem, WrongUsage
+from feishu_mail_async.cli.options import AppOptions, VerboseOption, check_name
+from feishu_mail_async.cli.problems import CannotStart, Problem
 from feishu_mail_async.cli.prompts import agrees, ask, can_be_asked, hear_lines
 from feishu_mail_async.cli.render.console import console, print_line, print_note, print_rows
 from feishu_mail_async.cli.render.wording import moment, span
-from feishu_mail_async.cli.state_dir import find_ledger
+from feishu_mail_async.cli.state_dir import find_ledger, ledger_url
 from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.errors import LedgerError, NotSent
 from feishu_mail_async.ledger import open_ledger
@@ -125,15 +125,11 @@ def login(
     secret is needed for that, too: keep FEISHU_APP_SECRET set, or give --keep-secret.
     """
     host = options.host
-    try:
-        check_text("--user", user)
-    except ValueError as error:
-        raise WrongUsage("--user", str(error).removeprefix("--user: ")) from None
+    check_name("--user", user)
     Verbose(on=verbose)
-    app = choose_app(options.app, host, read_logins(ledger_of_logins(options.ledger)))
+    app = choose_app(options.app, host, read_logins(ledger_url(options.ledger)))
     credentials = _read_app(host, app, keep=keep_the_secret)
-    url = find_ledger(options.ledger, none=False)
-    assert url is not None
+    url = find_ledger(options.ledger)
     try:
         done = run_loop(_log_in(credentials, user, url, port=port, patience=patience, browse=not no_browser))
     except LedgerError as error:
@@ -156,10 +152,7 @@ def _read_app(base_url: str, app: str | None, *, keep: bool) -> _App:
         CannotStart: one of them is missing, and there is no terminal, or an invalid value was typed.
     """
     app_id = app or _ask("--app", "App id: ", f"put the app's id into {APP_ID}, or give --app ID")
-    try:
-        check_text("--app", app_id)
-    except ValueError as error:
-        raise WrongUsage("--app", str(error).removeprefix("--app: ")) from None
+    check_name("--app", app_id)
     secret, source = find_secret(base_url, app_id)
     if secret is not None:
         return _App(base_url, app_id, secret, source, keep)

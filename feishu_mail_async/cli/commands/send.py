@@ -67,7 +67,7 @@ def send(
     account = read_account(options).only()
     if account.user is not None:
         drafts = [Draft(draft.draft_id, draft.mailbox, account.user) for draft in drafts]
-    kept = find_ledger(options.ledger, none=no_ledger)
+    kept = None if no_ledger else find_ledger(options.ledger)
     sent_before(account, kept, drafts)  # fails before anything is sent if the ledger cannot be used
     client, told = account.client(retry, kept), Verbose(on=verbose)
     width = min(WIDEST_ID, max(len(name_draft(draft)) for draft in drafts))
@@ -82,7 +82,7 @@ def send(
     board = Board(len(drafts), account.rate_limit, width, lines=lines, bar=False, tell=tell)
     run = run_loop(run_drafts(client, drafts, board, told, Priority.NORMAL))
     if len(drafts) > 1 and not as_json:
-        print_line(board.out, str(board.tally))
+        print_line(board.out, str(board.tally), wrap=True)
     return run.exit_code
 
 

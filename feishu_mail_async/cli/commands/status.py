@@ -12,12 +12,12 @@ from feishu_mail_async._text import escape
 from feishu_mail_async.cli.fleet import load_fleet
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
-from feishu_mail_async.cli.options import AppOptions, JsonOption, VerboseOption, read_ledger
+from feishu_mail_async.cli.options import AppOptions, JsonOption, VerboseOption
 from feishu_mail_async.cli.problems import CannotStart
 from feishu_mail_async.cli.render.console import STYLES, console, print_json, print_line, print_rows
 from feishu_mail_async.cli.render.estimate import duration, name_limit
 from feishu_mail_async.cli.render.wording import count, name_status, name_subject, span
-from feishu_mail_async.cli.state_dir import default_ledger, may_be_there
+from feishu_mail_async.cli.state_dir import ledger_url, may_be_there
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import Overview, check_url, open_ledger
 from feishu_mail_async.model import OutcomeStatus
@@ -71,7 +71,7 @@ def status(
 
     Without --app it says so of every app; --base-url and --lark choose among them, too.
     """
-    url = read_ledger(options.ledger) or default_ledger()
+    url = ledger_url(options.ledger)
     app, host = options.app, options.only_host
     if not Verbose(on=verbose).on:
         logging.getLogger("psycopg").setLevel(logging.CRITICAL)

@@ -12,13 +12,14 @@ from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._text import escape
 from feishu_mail_async.cli.account import ENVIRONMENT
 from feishu_mail_async.cli.app_secret import APP_SECRET, find_secret, forget_secret
-from feishu_mail_async.cli.logins import choose_app, ledger_of_logins, read_logins
+from feishu_mail_async.cli.logins import choose_app, read_logins
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.loop import run_loop
 from feishu_mail_async.cli.options import AppOptions, JsonOption, VerboseOption
 from feishu_mail_async.cli.problems import SOME_NOT, CannotStart, WrongUsage
 from feishu_mail_async.cli.render.console import console, print_json, print_line, print_note, print_rows
 from feishu_mail_async.cli.render.wording import moment
+from feishu_mail_async.cli.state_dir import ledger_url
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger import open_ledger
 
@@ -39,7 +40,7 @@ def whoami(
     app, host = options.app, options.only_host
     known = {
         key: tokens
-        for key, tokens in read_logins(ledger_of_logins(options.ledger)).items()
+        for key, tokens in read_logins(ledger_url(options.ledger)).items()
         if host in {None, key[0]} and app in {None, key[1]}
     }
     out = console()
@@ -126,7 +127,7 @@ def logout(
     if user is not None and everybody:
         raise WrongUsage("--user", "give it or --all, not both")
     host = options.host
-    url = ledger_of_logins(options.ledger)
+    url = ledger_url(options.ledger)
     known = read_logins(url)
     named = choose_app(options.app, host, known)
     tokens = known.get((host, named or ""), {})

@@ -79,15 +79,16 @@ def print_json(value: object) -> None:
     print(json.dumps(value), flush=True)  # noqa: T201 - the purpose of the option
 
 
-def print_line(place: Console, text: str = "", style: str = "") -> None:
-    """Print a line, escaped. It is not wrapped, so that what stands in it can be copied.
+def print_line(place: Console, text: str = "", style: str = "", *, wrap: bool = False) -> None:
+    """Print a line, escaped.
 
     Args:
         place: the console.
         text: the line.
         style: its style.
+        wrap: True for a sentence, which a terminal wraps between words; other lines can be copied in one piece.
     """
-    place.print(Text(escape(text), style=style), soft_wrap=True)
+    place.print(Text(escape(text), style=style), soft_wrap=None if wrap else True)
     place.file.flush()
 
 

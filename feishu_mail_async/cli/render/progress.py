@@ -24,7 +24,7 @@ from .estimate import Pace
 from .failures import Failures
 from .summary import Tally
 from .waiting import Wait, why_waiting
-from .wording import Width, count, name_status, name_subject, say, span, tally
+from .wording import Width, count, name_status, name_subject, say, span
 
 __all__ = ["Board"]
 
@@ -217,7 +217,7 @@ class Board:
     def _progress(self, waits: str = "") -> None:
         self._printed = _now()
         done = f"{self.tally.total} of {count(self._total, 'draft')}"
-        told = [part for part in (tally(self.tally.statuses), self._rest, waits) if part]
+        told = [part for part in (self.tally.counts, self._rest, waits) if part]
         self.note(f"progress: {done}: {'; '.join(told)}")
 
     def _picture(self, waits: str) -> RenderableType:
@@ -228,8 +228,7 @@ class Board:
         bar.add_row(ProgressBar(self._total, done, width=_BAR), f"{done} of {count(self._total, 'draft')}")
         counts = Text(", ").join(
             Text(f"{number} {name_status(status)}", style=STYLES[status])
-            for status in OutcomeStatus
-            if (number := self.tally.statuses[status])
+            for status, number in self.tally.in_order()
         )
         lines = [counts, Text(self._rest), Text(waits, style="dim"), *self._closed()]
         for line in lines:

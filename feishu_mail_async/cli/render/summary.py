@@ -14,11 +14,10 @@ from feishu_mail_async.model import OutcomeStatus
 from feishu_mail_async.outcomes import Outcome
 
 from .console import STYLES, print_line, print_rows
-from .wording import advise, count, name_status, name_subject, say, span, tally
+from .wording import SENT_BEFORE, advise, count, name_status, name_subject, say, span
 
 __all__ = ["Tally", "print_table"]
 
-_ALREADY: Final = "an earlier call had sent it; not sent twice"
 _MOST_REASONS: Final = 12
 _MOST_SCOPES: Final = 3
 
@@ -53,6 +52,15 @@ class Tally:
         """True if every draft is sent, by this run or before."""
         return all(status.good for status in self.statuses)
 
+    @property
+    def counts(self) -> str:
+        """The numbers of outcomes by status: "9 sent, 1 already sent, 2 failed"."""
+        return ", ".join(f"{number} {name_status(status)}" for status, number in self.in_order())
+
+    def in_order(self) -> Iterator[tuple[OutcomeStatus, int]]:
+        """Yield the statuses that occur, in their order, with the numbers of outcomes."""
+        yield from ((status, self.statuses[status]) for status in OutcomeStatus if self.statuses[status])
+
     def add(self, outcome: Outcome) -> None:
         """Count an outcome.
 
@@ -79,14 +87,11 @@ class Tally:
             advice: False for reasons without their advice, which is otherwise given once.
         """
         told = {""}
-        for status in OutcomeStatus:
-            number = self.statuses[status]
-            if not number:
-                continue
+        for status, number in self.in_order():
             name = Text(name_status(status), style=STYLES[status])
             reasons = list(_reasons(self._groups[status], told if advice else None))
             if status is OutcomeStatus.ALREADY_SENT:
-                reasons = [f"{number}: {_ALREADY}"]
+                reasons = [f"{number}: {SENT_BEFORE}"]
             if len(reasons) == 1:
                 yield name, reasons[0]
                 continue
@@ -95,8 +100,7 @@ class Tally:
 
     def __str__(self) -> str:
         """Return all outcomes in one line: "12 drafts: 9 sent, 1 already sent, 2 failed"."""
-        said = f": {tally(self.statuses)}" if self.total else ""
-        return f"{count(self.total, 'draft')}{said}"
+        return f"{count(self.total, 'draft')}: {self.counts}" if self.total else count(0, "draft")
 
     def sentence(self, calls: int, seconds: float) -> str:
         """Return all outcomes, the calls made for them and their time, in a line.

@@ -1,7 +1,6 @@
 """The wording of outcomes and errors, for a person."""
 
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final
@@ -28,6 +27,7 @@ from feishu_mail_async.model import Draft, OutcomeStatus
 from feishu_mail_async.outcomes import Outcome
 
 __all__ = [
+    "SENT_BEFORE",
     "Width",
     "advise",
     "count",
@@ -40,9 +40,11 @@ __all__ = [
     "say",
     "skipping",
     "span",
-    "tally",
     "was_stopped",
 ]
+
+SENT_BEFORE: Final = "an earlier call had sent it; it was not sent twice"
+"""The details of a draft that was sent already."""
 
 _SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 _NOT_ALLOWED: Final = "the mailbox does not allow automated sending"
@@ -264,12 +266,7 @@ def detail(outcome: Outcome) -> str:
         return say(outcome.error, Width.LINE)
     assert outcome.result is not None
     if outcome.result.already_sent:
-        return "an earlier call had sent it; it was not sent twice"
+        return SENT_BEFORE
     calls = f"  ({outcome.result.attempts} calls)" if outcome.result.attempts > 1 else ""
     message = f"message_id {outcome.result.message_id}" if outcome.result.message_id else ""
     return escape(message + calls).strip()
-
-
-def tally(counts: Mapping[OutcomeStatus, int]) -> str:
-    """Return the numbers of outcomes by status: "9 sent, 1 already sent, 2 failed"."""
-    return ", ".join(f"{counts[status]} {name_status(status)}" for status in OutcomeStatus if counts.get(status))
