@@ -8,6 +8,9 @@ Theory of operation. Every command has the same three steps, and one way out:
 
 - `commands/` has one file a command. The modules beside this one read: options, account, rows, state_dir.
   `render/` has all output.
+- Options that belong together are the fields of a class (`options`); the program spreads them for typer.
+- `send`, `bulk` and `demo` have one runner (`runner`), which shows outcomes on a board and counts them in a tally.
+  An outcome has the fields of `results.make_row`, in JSON and CSV alike; `render.wording.say` words errors.
 - Errors in options, tokens and files are found before the first send, so exit code 2 means that nothing was sent.
 - The first Ctrl-C stops new calls and finishes those in flight, the second cancels those in flight, the third ends
   the process at once; so does a stop that takes longer than FEISHU_MAIL_STOP_SECONDS.

@@ -104,10 +104,11 @@ def _is_told(outcome: Outcome) -> bool:
 
 
 def _introduce(out: Console, drafts: int, users: int, limit: RateLimit) -> None:
+    allowed = f"{count(limit.calls, 'call')} in any {limit.per:g} s"
     for line in (
         f"{drafts} drafts of {users} users go to a made-up Feishu on this machine. Nobody gets mail.",
-        f"The limit is {count(limit.calls, 'call')} in any {limit.per:g} s (the real one: 20 in 60 s).",
-        "Some drafts go wrong on purpose; those with something to tell are listed as they end.",
+        f"The limit is {allowed} (the real one: 20 in 60 s). Some drafts",
+        "go wrong on purpose; those with something to tell are listed as they end.",
         "",
     ):
         print_line(out, line, wrap=True)

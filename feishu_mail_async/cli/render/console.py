@@ -41,6 +41,8 @@ STYLES: Final = {
 WIDEST_ID: Final = 44
 """The width of the drafts' column at the most, in characters."""
 
+_NARROW: Final = 20
+_INSET: Final = 6
 _STATUS_WIDTH: Final = max(len(name_status(status)) for status in OutcomeStatus) + 2
 
 
@@ -147,17 +149,24 @@ def print_hanging(place: Console, head: Text, told: str) -> None:
 def print_rows(place: Console, rows: Iterable[tuple[Text, str]]) -> None:
     """Print rows of a name and a text in aligned columns; on a terminal, texts wrap within their column.
 
+    On a terminal without room for that column, the texts stand below the names.
+
     Args:
         place: the console.
         rows: (name, text) pairs.
     """
     listed = list(rows)
     width = max((name.cell_len for name, _ in listed), default=0) + 4
+    room = place.width - width if place.is_terminal else sys.maxsize
+    below = room < _NARROW and any(len(told) > room for _, told in listed)
+    if below:
+        width, room = _INSET, place.width - _INSET
     for name, told in listed:
-        room = place.width - width if place.is_terminal else sys.maxsize
         # An indented text begins with a number like "3: ". Its further lines are aligned with the text after it.
         inset = " " * (len(told) - len(told.lstrip()) + 3) if told.startswith(" ") else ""
-        lines = textwrap.wrap(told, max(room, 20), subsequent_indent=inset) or [""]
+        lines = textwrap.wrap(told, max(room, _NARROW), subsequent_indent=inset) or [""]
+        if below and name.plain and told:
+            lines.insert(0, "")
         for number, line in enumerate(lines):
             head = Text("  ") + (name if number == 0 else Text())
             head.pad_right(width - head.cell_len)
