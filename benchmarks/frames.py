@@ -31,12 +31,11 @@ class Trip:
     def note(self, frame: FrameType, event: str, _: Any) -> None:
         """Note a call of a function of the package."""
         code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(PACKAGE):
+        if event != "call" or not code.co_filename.startswith(PACKAGE) or _serves(frame):
             return
         file = code.co_filename.removeprefix(f"{PACKAGE}/")
-        if not file.startswith("sandbox/"):
-            self.files.append(file)
-            self.functions[f"{file}:{code.co_qualname}"] += 1
+        self.files.append(file)
+        self.functions[f"{file}:{code.co_qualname}"] += 1
 
     def counts(self) -> dict[str, int]:
         """Return what was counted."""
@@ -47,6 +46,15 @@ class Trip:
             "files": len(set(self.files)),
             "changes of file": changes,
         }
+
+
+def _serves(frame: FrameType | None) -> bool:
+    """Return whether a call is the sandbox's own, or made for it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(f"{PACKAGE}/sandbox/"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 async def travel() -> Trip:

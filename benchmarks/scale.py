@@ -32,7 +32,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, distributions
@@ -50,7 +50,7 @@ import feishu_mail_async
 from feishu_mail_async import Draft, FeishuMailClient
 from feishu_mail_async import client as client_module
 from feishu_mail_async._api.protocol import Reply
-from feishu_mail_async._transport import Transport
+from feishu_mail_async._transport import NOT_MADE, Failure, Transport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +79,9 @@ ANSWER: Final = Reply(200, b'{"code":0,"msg":"success","data":{"message_id":"m",
 class StubTransport(Transport):
     """Answers every call after one turn of the loop, and makes none."""
 
-    async def exchange(self, *_: object) -> Reply:
+    async def exchange(self, *_: object, may_go: Callable[[], bool] = lambda: True) -> Reply | Failure:
+        if not may_go():
+            return NOT_MADE
         await asyncio.sleep(0)
         return ANSWER
 

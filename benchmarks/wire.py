@@ -20,7 +20,8 @@ from feishu_mail_async import FeishuMailClient
 from feishu_mail_async import client as client_module
 from feishu_mail_async._api.endpoints import SEND
 from feishu_mail_async._api.protocol import CallEnd, Reply
-from feishu_mail_async._transport import Failure, Transport
+from feishu_mail_async._secrecy import Hidden
+from feishu_mail_async._transport import NOT_MADE, Failure, Transport
 from feishu_mail_async.sandbox import CallLog, Fault, Window
 from feishu_mail_async.sandbox import faults as sandbox_faults
 from feishu_mail_async.sandbox.endpoints import Endpoints
@@ -189,13 +190,16 @@ class _Wire(Transport):
         self,
         method: str,  # noqa: ARG002 - it is always POST
         path: str,
-        token: str | None,
-        body: Mapping[str, str] | None = None,  # noqa: ARG002 - sending has none
+        token: Hidden[str] | None,
+        body: Hidden[dict[str, str]] | None = None,  # noqa: ARG002 - sending has none
+        may_go: Callable[[], bool] = lambda: True,
     ) -> Reply | Failure:
+        if not may_go():
+            return NOT_MADE
         assert token is not None
         try:
             async with asyncio.timeout(self.attempt_timeout):
-                reply = await self._server.post(path, token)
+                reply = await self._server.post(path, token.value)
         except TimeoutError:
             return Failure(CallEnd.LOST, f"none within {self.attempt_timeout:g} s")
         except ConnectionResetError as error:

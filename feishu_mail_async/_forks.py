@@ -7,42 +7,52 @@ only the parent has. So everything that holds such a resource has an `Origin`, a
 import os
 from typing import Final
 
-__all__ = ["NOT_THIS_CLIENT", "Origin", "forked"]
+__all__ = ["NOT_THIS_CLIENT", "PROCESS", "Origin", "forked"]
 
 
 class _Process:
-    """The identity of the running process; a forked one gets another."""
+    """The running process.
+
+    Attributes:
+        current: its identity; a forked one gets another.
+    """
+
+    __slots__ = ("current",)
+
+    def __init__(self) -> None:
+        self.current = object()
+
+    def forked(self) -> None:
+        self.current = object()
 
 
-_here = _Process()
-
-
-def _forked() -> None:
-    global _here  # noqa: PLW0603 - there is one process
-    _here = _Process()
-
+PROCESS: Final = _Process()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=PROCESS.forked)
 
 
 class Origin:
-    """The process that has opened a resource; unknown until it has."""
+    """The process that has opened a resource.
 
-    __slots__ = ("_process",)
+    Attributes:
+        process: its identity; None until it has.
+    """
+
+    __slots__ = ("process",)
 
     def __init__(self) -> None:
-        self._process: _Process | None = None
+        self.process: object | None = None
 
     def opened(self) -> None:
         """Note that the resource is opened in this process, unless it was opened before."""
-        if self._process is None:
-            self._process = _here
+        if self.process is None:
+            self.process = PROCESS.current
 
     @property
     def elsewhere(self) -> bool:
         """True if it was opened by the process from which this one was forked."""
-        return self._process is not None and self._process is not _here
+        return self.process is not None and self.process is not PROCESS.current
 
 
 def forked(what: str, remedy: str) -> str:

@@ -9,6 +9,7 @@ subscriber raises is logged once and goes no further: it would end a call in the
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
 import logging
 import weakref
@@ -19,11 +20,15 @@ from typing import Final, Self
 from ._forks import Origin
 from .events import Event, EventsLost
 
-__all__ = ["EventHub", "EventReader", "Subscription"]
+__all__ = ["EventHub", "EventReader", "Subscription", "log_takes_infos"]
 
 _log: Final = logging.getLogger("feishu_mail_async.events")
 # Without a handler Python prints warnings by itself; a library must be quiet until the program sets up logging.
 logging.getLogger("feishu_mail_async").addHandler(logging.NullHandler())
+
+
+log_takes_infos: Final = functools.partial(_log.isEnabledFor, logging.INFO)
+"""Returns whether the log takes events that are no warnings."""
 
 
 class Subscription:
@@ -76,19 +81,23 @@ class Subscription:
 
 
 class EventHub:
-    """The distributor of an app's events: to the log and to the subscribers."""
+    """The distributor of an app's events: to the log and to the subscribers.
 
-    __slots__ = ("_nested", "_subscriptions", "_telling")
+    Attributes:
+        subscriptions: the subscribers.
+    """
+
+    __slots__ = ("_nested", "_telling", "subscriptions")
 
     def __init__(self) -> None:
-        self._subscriptions: tuple[Subscription, ...] = ()
+        self.subscriptions: tuple[Subscription, ...] = ()
         self._telling = False
         self._nested: deque[tuple[Event, contextvars.Context]] = deque()
 
     @property
     def has_listeners(self) -> bool:
         """True if a subscriber or the log takes DEBUG and INFO events, so that it is worth making them."""
-        return bool(self._subscriptions) or _log.isEnabledFor(logging.INFO)
+        return bool(self.subscriptions) or log_takes_infos()
 
     def add(self, subscription: Subscription) -> None:
         """Add a subscription; it receives the events from now on.
@@ -96,7 +105,7 @@ class EventHub:
         Args:
             subscription: the subscription.
         """
-        self._subscriptions = *self._subscriptions, subscription
+        self.subscriptions = *self.subscriptions, subscription
 
     def remove(self, subscription: Subscription) -> None:
         """Remove a subscription; nothing happens if it was not there.
@@ -104,7 +113,7 @@ class EventHub:
         Args:
             subscription: the subscription.
         """
-        self._subscriptions = tuple(one for one in self._subscriptions if one is not subscription)
+        self.subscriptions = tuple(one for one in self.subscriptions if one is not subscription)
 
     def publish(self, event: Event) -> None:
         """Deliver an event to the log and all subscribers.
@@ -134,7 +143,7 @@ class EventHub:
                 Exception
             ):  # a program's own filter may raise anything, in the midst of a call
                 _log.log(event.level, "%s", event, extra=event.extra())
-        for subscription in self._subscriptions:
+        for subscription in self.subscriptions:
             subscription.deliver(event)
 
 

@@ -2,8 +2,8 @@
 
 from ._api.payloads import Address, Attachment, DraftContent
 from ._auth.refresh import RefreshingTokens
+from ._auth.sources import TokenSource
 from ._auth.store import MemoryTokens, StoredToken, TokenStore
-from ._auth.tokens import TokenSource
 from ._calls.bulk import BulkRun
 from ._scheduling.scheduler import Snapshot
 from ._scheduling.suspensions import Suspension

@@ -12,15 +12,12 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
-__all__ = ["being_cancelled", "carry_through", "check_stack", "finish", "look_at", "outcome_of", "start_task"]
+__all__ = ["being_cancelled", "carry_through", "finish", "look_at", "outcome_of", "start_task"]
 
 T = TypeVar("T")
 
 _carried: Final[set[asyncio.Task[Any]]] = set()
 """Tasks of `carry_through` until they have ended: asyncio holds tasks weakly, and their starters may be gone."""
-
-_ROOM: Final = 64
-"""Stack frames that must be free: more than any step of this package takes, logging included."""
 
 
 class _Task(asyncio.Task[T]):
@@ -47,12 +44,6 @@ class _CarriedThrough(asyncio.Task[T]):
 
     def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002
         return False
-
-
-def check_stack(room: int = _ROOM) -> None:
-    """Raise RecursionError now, while no state has changed, if the next steps could run out of stack."""
-    if room:
-        check_stack(room - 1)
 
 
 def being_cancelled() -> bool:

@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from errno import errorcode
 from http import HTTPStatus
@@ -25,14 +25,14 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ._api.protocol import LONGEST_REPLY, CallEnd, Reply, is_loopback, redact
-from ._forks import NOT_THIS_CLIENT, Origin
+from ._forks import NOT_THIS_CLIENT, PROCESS, Origin
 from ._secrecy import Hidden
 from ._text import escape
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
-__all__ = ["Failure", "Transport"]
+__all__ = ["NOT_MADE", "Failure", "Transport"]
 
 _LONGEST_CONNECT: Final = 10.0
 """Seconds for connecting, at most."""
@@ -78,6 +78,10 @@ class Failure:
     lasting: bool = False
 
 
+NOT_MADE: Final = Failure(CallEnd.NEVER_LEFT, "it was not to be made any more")
+"""The end of a call that was not made, because `may_go` said so."""
+
+
 class Transport:
     """Exchanges with one host, over one aiohttp session.
 
@@ -103,12 +107,18 @@ class Transport:
         # aiohttp refuses our header beside credentials that the session brings, its own or those of ~/.netrc.
         # Set after that check, by the middleware, it takes their place.
         self._late_header = session is not None and (session.auth is not None or session.trust_env)
+        self._loopback = is_loopback(URL(base_url).host)
         self._origin = Origin()
         if session is None:
             self._set_proxy()
 
     async def exchange(
-        self, method: str, path: str, token: str | None, body: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        token: Hidden[str] | None,
+        body: Hidden[dict[str, str]] | None = None,
+        may_go: Callable[[], bool] = lambda: True,
     ) -> Reply | Failure:
         """Make one call and read its answer; no exception but CancelledError comes out.
 
@@ -117,29 +127,35 @@ class Transport:
             path: the path and query, encoded already.
             token: the user_access_token; it goes into the request's header and nowhere else. None: no header.
             body: goes into the request as JSON, and nowhere else.
+            may_go: asked before anything is done.
+
+        Returns:
+            the answer, or why there is none; `NOT_MADE` if the call was not to be made.
         """
-        if self._origin.elsewhere:
-            # The session's connections are the parent's, and what waits in this copy of the loop waits in the
-            # parent, too: the call would be made twice.
-            return Failure(CallEnd.NEVER_LEFT, NOT_THIS_CLIENT, lasting=True)
-        self._origin.opened()
-        secrets = Hidden((token, body))
-        del token, body
+        if self._origin.process is not PROCESS.current:
+            if self._origin.elsewhere:
+                # The session's connections are the parent's, and what waits in this copy of the loop waits in the
+                # parent, too: the call would be made twice.
+                return Failure(CallEnd.NEVER_LEFT, NOT_THIS_CLIENT, lasting=True)
+            self._origin.opened()
+        if not may_go():
+            return NOT_MADE
+        if self._session is not None and self._session.closed:
+            return Failure(CallEnd.NEVER_LEFT, "the session is closed")
         try:
-            return await self._exchange(method, path, secrets)
+            return await self._exchange(method, path, token, body)
         except asyncio.CancelledError as error:
             cancelled = asyncio.CancelledError(*error.args)
         raise cancelled  # without the frames in which the request stands
 
     async def _exchange(
-        self, method: str, path: str, secrets: Hidden[tuple[str | None, Mapping[str, str] | None]]
+        self, method: str, path: str, token: Hidden[str] | None, body: Hidden[dict[str, str]] | None
     ) -> Reply | Failure:
-        token, body = secrets.value
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
-        bearer = f"Bearer {token}" if token else None
+        bearer = None if token is None else f"Bearer {token.value}"
         if bearer and not self._late_header:
             headers["Authorization"] = bearer
-        only = _OnlyRequest(bearer if self._late_header else None)
+        only = _OnlyRequest(bearer if self._late_header else None, loopback=self._loopback)
         try:
             session = self._session or self._open()
             # The caller's session may have settings of its own; these are the ones that would turn an answer
@@ -148,7 +164,7 @@ class Transport:
                 method,
                 URL(self.base_url + path, encoded=True),
                 headers=headers,
-                json=body,
+                json=None if body is None else body.value,
                 timeout=self._timeout,
                 allow_redirects=False,
                 raise_for_status=False,
@@ -188,7 +204,7 @@ class Transport:
     def _set_proxy(self) -> None:
         """Take the proxy from the environment, as `HTTPS_PROXY` and `NO_PROXY` say; never for loopback."""
         url = URL(self.base_url)
-        if url.host is None or is_loopback(url.host) or proxy_bypass(url.host):
+        if url.host is None or self._loopback or proxy_bypass(url.host):
             return
         found = getproxies().get(url.scheme)
         if not found:
@@ -222,21 +238,23 @@ class _OnlyRequest:
 
     Args:
         bearer: the request's Authorization, where it has none yet.
+        loopback: the host is this machine.
 
     Attributes:
         left: true if a part of the request may have been written.
     """
 
-    def __init__(self, bearer: str | None) -> None:
+    def __init__(self, bearer: str | None, *, loopback: bool) -> None:
         self.left = True  # if this middleware is never called, assume the worst: the call may have left
         self._bearer = bearer
+        self._loopback = loopback
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         if self._bearer is not None:
             request.headers["Authorization"] = self._bearer
-        if is_loopback(request.url.host):
+        if self._loopback:
             request.proxy = None  # a proxy would carry the token of a plain-http host over a network
         self._give_own_connection(request)
         self.left = False
@@ -282,13 +300,14 @@ async def _read(response: aiohttp.ClientResponse) -> Reply:
         body = await _read_body(response)
     except (aiohttp.ClientError, TimeoutError, OSError):
         body = None
+    header = response.headers.get
     return Reply(
         response.status,
         body,
-        log_id=_header(response, "X-Tt-Logid"),
-        reset=_header(response, "x-ogw-ratelimit-reset"),
-        date=_header(response, "Date"),
-        retry_after=_header(response, "Retry-After"),
+        log_id=header("X-Tt-Logid") or None,
+        reset=header("x-ogw-ratelimit-reset") or None,
+        date=header("Date") or None,
+        retry_after=header("Retry-After") or None,
     )
 
 
@@ -306,12 +325,8 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
     return b"".join(chunks)
 
 
-def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
-    return response.headers.get(name) or None
-
-
-def _secrets_in(token: str | None, body: Mapping[str, str] | None) -> list[str]:
-    return [token or "", *(body or {}).values()]
+def _secrets_in(token: Hidden[str] | None, body: Hidden[dict[str, str]] | None) -> list[str]:
+    return [*([] if token is None else [token.value]), *({} if body is None else body.value).values()]
 
 
 def _reason(error: Exception, secrets: Iterable[str]) -> str:

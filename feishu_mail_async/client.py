@@ -1,64 +1,41 @@
-"""The public client: validates arguments, and connects tokens, transport, scheduler and ledger.
+"""The public client: validates arguments, and hands each call to the intake of its endpoint.
 
-Clients do not own the rate limit. All clients of one event loop with the same `EngineKey` (base_url, app, ledger)
-share one `Engine`: the schedulers, the events and the ledger. Beneath it lies a store of permits and locks, kept
-by the process or by a database, so calls still count after their loop has ended.
-
-    FeishuMailClient --1:2--> Sender (send, list) --n:1--> Scheduler --n:1--> store (memory of the process, or SQL)
-                    `--n:1--> Engine (one for each loop and EngineKey): both schedulers, the event hub, the ledger
-
-A client may be built outside a loop. It binds to the loop in which it is first used, and to the process: neither
-another loop nor a forked child can use it.
+Clients do not own the rate limit. All clients of one event loop with the same base_url, app and ledger share
+one `Engine`: the schedulers, the events and the ledger (`_binding` has the picture). Beneath it lies a store of
+permits and locks, kept by the process or by a database, so calls still count after their loop has ended.
 """
 
 import asyncio
 import itertools
-import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Final, Self, TypeVar
-from weakref import WeakSet
+from typing import Final, Self, TypeVar
 
 import aiohttp
 
-from ._api.endpoints import ENDPOINTS, LIST, READ, SEND, Endpoint
+from ._api.endpoints import LIST, READ, SEND, Endpoint
 from ._api.payloads import DraftContent
 from ._api.protocol import FEISHU, check_base_url
-from ._auth.tokens import Tokens, UserTokens
+from ._auth.sources import UserTokens
+from ._auth.tokens import Account, tokens_of
+from ._binding import Binding, check_endpoint, check_ledger, check_limits
 from ._calls.bulk import BulkRun, DraftSource
-from ._calls.sending import Sender
-from ._engine import Engine, engine_of, forget_engine, is_open
-from ._forks import NOT_THIS_CLIENT, Origin
-from ._hub import EventReader, Subscription
+from ._calls.call import Call
+from ._calls.caller import request
+from ._checks import check_count, check_id, check_number, check_text, check_type
+from ._hub import Subscription
 from ._scheduling.lanes import mailbox_key
+from ._scheduling.record import DraftKey
 from ._scheduling.scheduler import Snapshot
 from ._secrecy import Hidden
-from ._tasks import carry_through, start_task
 from ._transport import Transport
-from .errors import BadReply, ClientClosed, FeishuMailError, UnknownUser
+from .errors import BadReply, FeishuMailError
 from .events import Event
-from .ledger import Ledger, Record, check_url
-from .ledger.opening import StoringLedger
-from .model import (
-    Draft,
-    Priority,
-    RateLimit,
-    RetryPolicy,
-    SendResult,
-    check_count,
-    check_id,
-    check_number,
-    check_text,
-)
+from .ledger import Ledger, Record
+from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult
 
 __all__ = ["FeishuMailClient"]
 
 T = TypeVar("T")
-
-
-_CLOSED: Final = "the client is closed; open a new one"
-
-_LEAST_WRITING: Final = 2.0
-"""Least seconds that a client which closes at once leaves its ledger to record the calls that have ended."""
 
 _PAGE_SIZE: Final = "100"
 """Drafts on a page of a list: the most that the server gives."""
@@ -107,31 +84,24 @@ class FeishuMailClient:
     ) -> None:
         source = Hidden(tokens)
         del tokens
-        self._tokens = source.read(lambda given: Tokens(given, lasting=ledger is not None))
+        self._tokens = source.read(lambda given: tokens_of(given, lasting=ledger is not None))
         if app is not None:
             check_text("app", app)
-        self._key = check_base_url(base_url), app, _check_ledger(ledger, app)
-        self._limits = _check_limits(rate_limit, limits)
-        self._retry = _check_type("retry", retry, RetryPolicy)
+        self._key = check_base_url(base_url), app, check_ledger(ledger, app)
+        found = check_limits(rate_limit, limits)
+        check_type("retry", retry, RetryPolicy)
         check_number("attempt_timeout", attempt_timeout, lambda value: value > 0, "seconds above 0")
         if session is not None:
-            _check_type("session", session, aiohttp.ClientSession)
+            check_type("session", session, aiohttp.ClientSession)
             if session.closed:
                 raise ValueError("session: it is closed; give an open one, or none")
-        self._transport = Transport(self._key[0], attempt_timeout, session)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._shared: Engine | None = None
-        self._senders: dict[str, Sender] = {}
-        self._runs: WeakSet[BulkRun] = WeakSet()
-        self._subscriptions: list[Subscription] = []
-        self._readers: WeakSet[EventReader] = WeakSet()
-        self._closed = False
-        self._origin = Origin()
+        transport = Transport(self._key[0], attempt_timeout, session)
+        self._binding = Binding(self, self._key, found, retry, self._tokens, transport)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             return  # built outside a loop: it is bound on first use
-        self._bound()
+        self._binding.intake()
 
     async def send_draft(
         self,
@@ -174,12 +144,13 @@ class FeishuMailClient:
 
         Source: "发送草稿".
         """
-        sender = self._bound()
         wanted = _draft(draft, mailbox, user)
-        _check_type("priority", priority, Priority)
+        check_type("priority", priority, Priority)
         if deadline is not None:
             check_number("deadline", deadline, lambda _: True, "seconds, or None")
-        return await sender.send(wanted, self._user(wanted), priority, deadline)
+        intake = self._binding.intake()
+        job = await request(intake, self._binding.sending(wanted), priority, deadline)
+        return job.sent(wanted)
 
     def send_drafts(
         self, drafts: DraftSource, *, priority: Priority = Priority.BULK, read_ahead: int = 10_000
@@ -204,16 +175,16 @@ class FeishuMailClient:
 
         Source: "发送草稿".
         """
-        sender = self._bound()
+        intake = self._binding.intake()
         if isinstance(drafts, str | bytes | Draft) or not isinstance(drafts, Iterable | AsyncIterable):
             raise TypeError(
                 f"drafts: give an iterable of ids or Drafts, not {type(drafts).__name__}; for one draft there "
                 f"is send_draft"
             )
-        _check_type("priority", priority, Priority)
+        check_type("priority", priority, Priority)
         check_count("read_ahead", read_ahead, 1, "a whole number of drafts, 1 or more")
-        run = BulkRun(sender, drafts, self._resolved, priority, read_ahead)
-        self._runs.add(run)
+        run = BulkRun(intake, drafts, self._sending, priority, read_ahead)
+        self._binding.add_run(run)
         return run
 
     async def records(self, drafts: Iterable[str | Draft]) -> list[Record | None]:
@@ -230,11 +201,11 @@ class FeishuMailClient:
             LedgerError: the ledger cannot be read.
             UnknownUser, ClientClosed, TypeError, ValueError: as for `send_draft`.
         """
-        sender = self._bound()
+        intake = self._binding.intake()
         items = iter(drafts)
         found: list[Record | None] = []
-        while some := [sender.sending(*self._resolved(item)) for item in itertools.islice(items, _LOOKED_UP)]:
-            records = await sender.records(some)
+        while some := [self._sending(item) for item in itertools.islice(items, _LOOKED_UP)]:
+            records = await intake.records(some)
             await asyncio.sleep(0)  # without a ledger nothing above suspends, and the loop would be blocked
             known = [records.get(call.key) for call in some]
             found += [record if isinstance(record, Record) else None for record in known]
@@ -260,10 +231,11 @@ class FeishuMailClient:
 
         Source: "获取草稿详情" (`GET …/user_mailboxes/:id/drafts/:id`), as the official SDK calls it.
         """
-        self._bound()
+        self._binding.intake(READ)
         asked = _draft(draft, mailbox, user)
         try:
-            return await self._ask(READ, self._user(asked), mailbox=asked.mailbox, draft_id=asked.draft_id)
+            account = self._binding.account(asked)
+            return await self._ask(READ, account, mailbox=asked.mailbox, draft_id=asked.draft_id)
         except FeishuMailError as error:
             error.draft = asked
             raise
@@ -285,16 +257,16 @@ class FeishuMailClient:
 
         Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
         """
-        self._bound()
+        self._binding.intake(LIST)
         check_id("mailbox", mailbox)
         if user is not None:
             check_text("user", user)
-        resolved = self._tokens.resolve(user)
+        account = self._tokens.account(user)
         page_token = None
         seen: set[str] = set()
         while True:
             query = {"page_size": _PAGE_SIZE} | ({} if page_token is None else {"page_token": page_token})
-            page = await self._ask(LIST, resolved, query, mailbox=mailbox)
+            page = await self._ask(LIST, account, query, mailbox=mailbox)
             for draft_id in page.draft_ids:
                 yield Draft(draft_id, mailbox, user)
             if page.next_token is None:
@@ -310,8 +282,7 @@ class FeishuMailClient:
         Raises:
             ClientClosed: the client is closed.
         """
-        self._bound()
-        return self._engine.snapshot()
+        return self._binding.engine.snapshot()
 
     def subscribe(
         self, callback: Callable[[Event], object], *, closed: Callable[[], object] | None = None
@@ -334,7 +305,7 @@ class FeishuMailClient:
             TypeError: it cannot be called, or has to be awaited.
             ClientClosed: the client is closed.
         """
-        return self._subscribe(Subscription(callback, closed))
+        return self._binding.subscribe(Subscription(callback, closed))
 
     def events(self, *, buffer: int = 10_000) -> AsyncIterator[Event]:
         """Return an iterator over the app's events from now on, for consumers that may be slow.
@@ -352,26 +323,7 @@ class FeishuMailClient:
             ClientClosed: the client is closed.
         """
         check_count("buffer", buffer, 1, "a whole number of events, 1 or more")
-        reader = EventReader(buffer)
-        end = self._subscribe(reader.subscription())
-        weakref.finalize(reader, end).atexit = False
-        self._readers.add(reader)
-        return reader
-
-    def _subscribe(self, subscription: Subscription) -> Callable[[], None]:
-        if self._closed:
-            raise ClientClosed(_CLOSED)
-        self._subscriptions.append(subscription)
-        if self._shared is not None:
-            self._shared.events.add(subscription)
-
-        def end() -> None:
-            if subscription in self._subscriptions:
-                self._subscriptions.remove(subscription)
-            if self._shared is not None:
-                self._shared.events.remove(subscription)
-
-        return end
+        return self._binding.read_events(buffer)
 
     def resume(self, subject: str) -> None:
         """Let the drafts of a suspended subject go again.
@@ -386,11 +338,10 @@ class FeishuMailClient:
             ClientClosed: the client is closed.
         """
         check_text("subject", subject, longest=2048)
-        self._bound()
+        engine = self._binding.engine
         if subject == "mailbox:me":
-            user = self._tokens.key(self._tokens.resolve(None))
-            subject = f"mailbox:{mailbox_key(user, 'me')}"
-        self._engine.resume(subject)
+            subject = f"mailbox:{mailbox_key(self._tokens.account(None).key, 'me')}"
+        engine.resume(subject)
 
     def set_rate_limit(self, rate_limit: RateLimit, endpoint: str = SEND.name) -> None:
         """Change the limit at once, for all clients of the app; calls already made count against it.
@@ -404,11 +355,9 @@ class FeishuMailClient:
             ValueError: there is no such endpoint.
             ClientClosed: the client is closed.
         """
-        limit = _check_type("rate_limit", rate_limit, RateLimit)
-        _check_endpoint("endpoint", endpoint)
-        self._bound()
-        self._limits[endpoint] = limit
-        self._engine.schedulers[endpoint].set_limit(limit)
+        limit = check_type("rate_limit", rate_limit, RateLimit)
+        check_endpoint("endpoint", endpoint)
+        self._binding.set_limit(endpoint, limit)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a promised name
         """Close the client: waiting sends end with ClientClosed, calls in flight are finished.
@@ -423,61 +372,10 @@ class FeishuMailClient:
         """
         if timeout is not None:
             check_number("timeout", timeout, lambda value: value >= 0, "seconds, 0 or more, or None")
-        self._closed = True
-        if self._origin.elsewhere:
-            return
-        try:
-            await carry_through(self._close(timeout), "feishu-mail-close")
-        except asyncio.CancelledError:
-            # The caller has given up waiting: calls in flight get a moment more, and are cancelled then.
-            hurried = _LEAST_WRITING if timeout is None else min(timeout, _LEAST_WRITING)
-            carry_through(self._close(hurried), "feishu-mail-close")
-            raise
-
-    async def _close(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """End all waiting sends, let calls in flight finish, and release everything the client holds."""
-        for run in list(self._runs):
-            run.stop()
-        for sender in self._senders.values():
-            sender.close()
-        try:
-            now = asyncio.get_running_loop().time
-            began = now()
-            for sender in self._senders.values():
-                await sender.wait_closed(None if timeout is None else max(0.0, began + timeout - now()))
-            for run in list(self._runs):
-                await run.finish(timeout)
-            await self._tokens.close()
-        finally:
-            if self._shared is not None:
-                self._shared.clients.discard(self)
-                await self._leave(self._shared, timeout)
-            await self._transport.close()
-            self._unsubscribe()
-            await asyncio.sleep(0)  # a dispatcher without waiters ends in this step, and not as a pending task
-
-    async def _leave(self, engine: Engine, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Wait until the ended calls are on record; the last client of a ledger that was opened here closes it."""
-        patience = None if timeout is None else max(timeout, _LEAST_WRITING)
-        writing = start_task(engine.written(), "feishu-mail-written")
-        await asyncio.wait([writing], timeout=patience)
-        writing.cancel()
-        if engine.ledger is not None and not engine.clients:
-            assert self._loop is not None
-            forget_engine(self._loop, self._key)
-            await engine.ledger.close()
-
-    def _unsubscribe(self) -> None:
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            if self._shared is not None:
-                self._shared.events.remove(subscription)
-            subscription.close()
-        for reader in self._readers:
-            reader.end()
+        await self._binding.close(timeout)
 
     async def __aenter__(self) -> Self:
-        self._bound()
+        self._binding.intake()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -485,116 +383,35 @@ class FeishuMailClient:
 
     def __repr__(self) -> str:
         base_url, app, _ = self._key
-        return f"<{type(self).__name__} {base_url} app={app!r}{' closed' if self._closed else ''}>"
+        return f"<{type(self).__name__} {base_url} app={app!r}{' closed' if self._binding.closed else ''}>"
 
-    @property
-    def _engine(self) -> Engine:
-        assert self._shared is not None
-        return self._shared
-
-    def _bound(self, endpoint: Endpoint[Any] = SEND) -> Sender:
-        """Return the sender of an endpoint; the first use binds the client to the running loop.
-
-        Raises:
-            ClientClosed: the client is closed, or belongs to the process that this one was forked from.
-            RuntimeError: the client belongs to another loop.
-        """
-        if self._closed:
-            raise ClientClosed(_CLOSED)
-        if self._origin.elsewhere:
-            raise ClientClosed(NOT_THIS_CLIENT)
-        loop = asyncio.get_running_loop()
-        if not self._senders:
-            self._shared = engine_of(loop, self._key, self._limits)
-            self._join(self._shared)
-            self._senders = {
-                name: Sender(scheduler, self._transport, self._tokens, self._retry)
-                for name, scheduler in self._shared.schedulers.items()
-            }
-            self._loop = loop
-            self._origin.opened()
-        elif self._loop is not loop:
-            raise RuntimeError(
-                "the client belongs to another event loop; from other threads use "
-                "asyncio.run_coroutine_threadsafe(client.send_draft(...), loop)"
-            )
-        return self._senders[endpoint.name]
+    def _sending(self, item: str | Draft) -> Call:
+        return self._binding.sending(_draft(item, "me", None))
 
     async def _ask(
-        self, endpoint: Endpoint[T], user: str | None, query: Mapping[str, str] | None = None, **segments: str
+        self,
+        endpoint: Endpoint[T],
+        account: Account,
+        query: Mapping[str, str] | None = None,
+        *,
+        mailbox: str,
+        **segments: str,
     ) -> T:
-        """Make a call that changes nothing at the server, for a resolved user."""
-        sender = self._bound(endpoint)
-        job = await sender.request(sender.asking(user, query, **segments), Priority.NORMAL)
-        return job.value(endpoint.read)
-
-    def _join(self, engine: Engine) -> None:
-        """Share the engine; refuse if another open client has set a different limit."""
-        for name, limit in self._limits.items():
-            in_force = engine.schedulers[name].limit
-            if limit != in_force:
-                if is_open(self._key):
-                    what = "rate_limit" if name == SEND.name else f"limits[{name!r}]"
-                    raise ValueError(
-                        f"{what}: another client of {self._key[0]} and app {self._key[1]!r} is open with "
-                        f"{in_force}; give the same, or change it with set_rate_limit"
-                    )
-                engine.schedulers[name].set_limit(limit)
-        engine.clients.add(self)
-        for subscription in self._subscriptions:
-            engine.events.add(subscription)
-        self._tokens.on_change = engine.token_changed
-
-    def _user(self, draft: Draft) -> str | None:
-        """Return the resolved user of a draft; an UnknownUser error carries the draft."""
-        try:
-            return self._tokens.resolve(draft.user)
-        except UnknownUser as error:
-            error.draft = draft
-            raise
-
-    def _resolved(self, item: str | Draft) -> tuple[Draft, str | None]:
-        draft = _draft(item, "me", None)
-        return draft, self._user(draft)
-
-
-def _check_ledger(ledger: str | Ledger | None, app: str | None) -> str | StoringLedger | None:
-    if ledger is None:
-        return None
-    if app is None:
-        raise ValueError("app: a ledger is kept by app; name yours, for example with its app id")
-    if isinstance(ledger, str):
-        check_url(ledger)
-    elif not isinstance(ledger, StoringLedger):
-        raise TypeError(f"ledger: give a URL, what open_ledger returned, or None, not {type(ledger).__name__}")
-    return ledger
-
-
-def _check_endpoint(name: str, endpoint: str) -> None:
-    if endpoint not in ENDPOINTS:
-        raise ValueError(f"{name}: there is no endpoint {endpoint!r}; give one of {', '.join(ENDPOINTS)}")
-
-
-def _check_limits(rate_limit: RateLimit, limits: Mapping[str, RateLimit] | None) -> dict[str, RateLimit]:
-    """Return the limits of all endpoints: those that are given, or else those of the documents."""
-    found = {name: endpoint.limit for name, endpoint in ENDPOINTS.items()}
-    for name, limit in (limits or {}).items():
-        _check_endpoint("limits", name)
-        if name == SEND.name:
-            raise ValueError("limits: the limit of sends is rate_limit")
-        found[name] = _check_type(f"limits[{name!r}]", limit, RateLimit)
-    return found | {SEND.name: _check_type("rate_limit", rate_limit, RateLimit)}
-
-
-def _check_type(name: str, value: Any, wanted: type[Any]) -> Any:
-    if not isinstance(value, wanted):
-        raise TypeError(f"{name}: give a {wanted.__name__}, not {type(value).__name__}")
-    return value
+        """Make a call that changes nothing at the server."""
+        path = endpoint.url(query, mailbox=mailbox, **segments)
+        key = DraftKey(account.key, mailbox_key(account.key, mailbox), path)
+        call = Call(endpoint.method, path, key, account)
+        job = await request(self._binding.intake(endpoint), call, Priority.NORMAL)
+        return job.value(endpoint.what, endpoint.read)
 
 
 def _draft(draft: str | Draft, mailbox: str, user: str | None) -> Draft:
     if not isinstance(draft, Draft):
-        return Draft(check_id("draft", draft), mailbox, user)
+        try:
+            return Draft(draft, mailbox, user)
+        except (TypeError, ValueError):
+            check_id("draft", draft)  # the name under which it was given
+            raise
     if mailbox not in {"me", draft.mailbox} or user not in {None, draft.user}:
         raise ValueError("mailbox, user: the Draft brings its own; leave them out")
     return draft

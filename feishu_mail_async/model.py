@@ -4,14 +4,11 @@ They check their values when they are made, so that a mistake is found where it 
 a run. Times are durations in seconds.
 """
 
-import math
-import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Final, Self
+from typing import Any, Self
 
-from ._text import name_character, unseen
+from ._checks import check_count, check_id, check_number, check_text
 
 __all__ = [
     "Draft",
@@ -20,83 +17,7 @@ __all__ = [
     "RateLimit",
     "RetryPolicy",
     "SendResult",
-    "check_count",
-    "check_id",
-    "check_number",
-    "check_text",
 ]
-
-_LONGEST: Final = 512
-"""Characters of an id, an address or a name, at most (the limit of `draft_id` in "发送草稿")."""
-_FORBIDDEN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Unicode categories that no text may hold: controls, lone surrogates, line and paragraph separators."""
-
-
-def check_text(name: str, value: object, *, longest: int = _LONGEST) -> str:
-    """Return `value` if it can stand in a path; otherwise raise an error that names the parameter.
-
-    Args:
-        name: the name of the parameter, for the message.
-        value: the value to check.
-        longest: the most characters allowed.
-
-    Raises:
-        TypeError: it is not a string.
-        ValueError: it is empty, longer than `longest` characters, or holds control characters.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: give a string, not {type(value).__name__}")
-    if not value.strip():
-        raise ValueError(f"{name}: it is empty; give its value")
-    if len(value) > longest:
-        raise ValueError(f"{name}: {len(value)} characters are too many; {longest} are allowed")
-    if value.isprintable():
-        return value  # the fast path: a printable text holds none of the forbidden categories
-    for place, character in enumerate(value):
-        if unicodedata.category(character) in _FORBIDDEN:
-            raise ValueError(
-                f"{name}: character {place} is the control character U+{ord(character):04X}; take it out"
-            )
-    return value
-
-
-def check_id(name: str, value: object) -> str:
-    """Return `value` if it can be an id or an address; otherwise raise an error that names the parameter.
-
-    Args:
-        name: the name of the parameter, for the message.
-        value: the value to check.
-
-    Raises:
-        TypeError: it is not a string.
-        ValueError: as `check_text`, or it holds characters that cannot be seen. Copying adds them, and with them
-            the call would ask the server for something else.
-    """
-    text = check_text(name, value)
-    place = unseen(text)
-    if place is not None:
-        raise ValueError(
-            f"{name}: character {place} is {name_character(text[place])}, which cannot be seen; take it out"
-        )
-    return text
-
-
-def check_number(
-    name: str, value: object, accepts: Callable[[float], bool], wanted: str, *, infinite: bool = False
-) -> None:
-    """Raise TypeError or ValueError, naming the parameter, unless `value` is an accepted number.
-
-    Args:
-        name: the name of the parameter, for the message.
-        value: the value to check.
-        accepts: returns whether a number is in range.
-        wanted: a description of the accepted values, for the message.
-        infinite: whether infinity and NaN are passed to `accepts` instead of being refused.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: give {wanted}, not {type(value).__name__}")
-    if (not infinite and not math.isfinite(value)) or not accepts(value):
-        raise ValueError(f"{name}: give {wanted}, not {value!r}")
 
 
 def _positive(value: float) -> bool:
@@ -105,21 +26,6 @@ def _positive(value: float) -> bool:
 
 def _not_negative(value: float) -> bool:
     return value >= 0
-
-
-def check_count(name: str, value: object, least: int, wanted: str) -> None:
-    """Raise TypeError or ValueError, naming the parameter, unless `value` is a whole number of at least `least`.
-
-    Args:
-        name: the name of the parameter, for the message.
-        value: the value to check.
-        least: the least number allowed.
-        wanted: a description of the accepted values, for the message.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: give {wanted}, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: give {wanted}, not {value!r}")
 
 
 class Priority(IntEnum):

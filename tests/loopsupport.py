@@ -100,7 +100,7 @@ class Server:
         try:
             yield client
         finally:
-            await client._transport.close()
+            await client._binding._transport.close()
 
     def wait_for(self, calls: int) -> None:
         """Wait until so many sends have arrived."""

@@ -25,6 +25,7 @@ from feishu_mail_async import (
     open_ledger,
 )
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.events import AttemptEnded, DraftDone, Event
 from feishu_mail_async.oauth import TOKEN_PATH, Login
@@ -165,7 +166,7 @@ async def test_a_mistake_of_ours(scene: Scene, monkeypatch: pytest.MonkeyPatch) 
     def mistaken(*_: Any) -> Any:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("feishu_mail_async._calls.sending.judge", mistaken)
+    monkeypatch.setattr("feishu_mail_async._calls.job.judge", mistaken)
     (draft_id,) = scene.sandbox.add_drafts("alice", 1)
     reported: list[BaseException] = []
     loop = asyncio.get_running_loop()
@@ -352,7 +353,8 @@ async def test_a_login_that_is_cancelled(scene: Scene) -> None:
 
 async def test_an_exchange_that_is_cancelled() -> None:
     async with raw_server(lambda *_: asyncio.sleep(1000)) as server, Transport(server.base_url, 9, None) as wire:
-        call = asyncio.ensure_future(wire.exchange("POST", TOKEN_PATH, TOKEN, {"refresh_token": CODE}))
+        body = Hidden({"refresh_token": CODE})
+        call = asyncio.ensure_future(wire.exchange("POST", TOKEN_PATH, Hidden(TOKEN), body))
         await asyncio.sleep(1)
         call.cancel()
         error = await failure(call)

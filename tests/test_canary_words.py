@@ -11,6 +11,7 @@ from support import TOKEN, always, http, raw_server
 
 from feishu_mail_async import FeishuMailClient, NotSent, RefreshingTokens
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Sandbox
@@ -53,7 +54,7 @@ async def test_a_secret_that_a_hook_repeats() -> None:
             raise RuntimeError(f"{json} {headers}")
 
         session.request = say  # type: ignore[method-assign,assignment]
-        answer = await wire.exchange("POST", TOKEN_PATH, TOKEN, {"refresh_token": CODE})
+        answer = await wire.exchange("POST", TOKEN_PATH, Hidden(TOKEN), Hidden({"refresh_token": CODE}))
     assert TOKEN not in repr(answer)
     assert CODE not in repr(answer)
 

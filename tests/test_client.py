@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -342,13 +342,14 @@ async def test_an_answer_in_the_pass_of_the_deadline_counts() -> None:
     async with FeishuMailClient(TOKEN) as client:
         loop = asyncio.get_running_loop()
 
-        async def exchange(*_: object) -> Reply:
+        async def exchange(*_: object, may_go: Callable[[], bool]) -> Reply:
+            assert may_go()
             answered = loop.create_future()
             loop.call_at(begun + 1.0 - 1e-10, answered.set_result, None)
             await answered
             return Reply(200, b'{"code":0,"data":{"message_id":"m"}}')
 
-        transport: Any = client._transport
+        transport: Any = client._binding._transport
         transport.exchange = exchange
         begun = loop.time()
         assert (await client.send_draft("d1", deadline=1.0)).message_id == "m"

@@ -50,7 +50,7 @@ class Watched:
         """Within that time nothing of the client is left: readers, subscriptions, session, tasks, its place."""
         await asyncio.wait_for(self.ended, seconds)
         assert self.told == 1
-        assert self.client._transport.closed
+        assert self.client._binding._transport.closed
         await until(lambda: not our_tasks())
 
 
@@ -219,7 +219,7 @@ def test_the_end_of_a_program(ending: str, tmp_path: Path, caplog: pytest.LogCap
     with socket.create_server(("127.0.0.1", 0)) as silent:
         asyncio.run(main(silent.getsockname()[1]))
     [client] = held
-    assert client._transport.closed
+    assert client._binding._transport.closed
     for thread in threads_of_sqlite():  # it was told to end, and may need a moment for it
         thread.join(30)
     assert not threads_of_sqlite()

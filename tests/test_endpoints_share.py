@@ -37,6 +37,7 @@ from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.record import Record
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.store import SchedulerStore
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.sandbox import Fault, Sandbox, Window
@@ -105,11 +106,12 @@ class Callers:
             assert user not in writing
             writing.add(user)
         path, body = endpoint.url(mailbox="me", draft_id=""), None
+        token = Hidden(self.sandbox.token(user))
         if endpoint is SEND:
             path = SEND.url(mailbox="me", draft_id=self.sandbox.add_draft(user))
         elif endpoint is CREATE:
-            body = {"raw": MESSAGE}
-        reply = await self.transport.exchange(endpoint.method, path, self.sandbox.token(user), body)
+            body = Hidden({"raw": MESSAGE})
+        reply = await self.transport.exchange(endpoint.method, path, token, body)
         assert isinstance(reply, Reply)
         judgement = judge(reply)
         assert judgement.sent, judgement

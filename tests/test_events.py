@@ -787,10 +787,10 @@ async def test_a_reader_may_be_cancelled_and_go_on() -> None:
 async def test_a_reader_that_is_dropped_hears_no_more() -> None:
     async with scene() as (_, client, [draft_id]):
         reader = client.events()
-        assert client._subscriptions
+        assert client._binding._subscriptions
         del reader
         gc.collect()
-        assert not client._subscriptions
+        assert not client._binding._subscriptions
         await client.send_draft(draft_id)
 
 

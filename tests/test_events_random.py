@@ -115,8 +115,8 @@ class Story:
         snapshot = self.client.snapshot()
         assert (snapshot.in_flight, snapshot.permits) == (0, limit.calls)
         assert not any(snapshot.waiting.values())
-        assert not self.client._senders["send"].jobs
-        assert not self.client._senders["send"].tasks
+        assert not self.client._binding._intakes["send"].jobs
+        assert not self.client._binding._intakes["send"].tasks
 
     def check(self, sandbox: Sandbox) -> None:
         for told in jobs_of(self.told).values():

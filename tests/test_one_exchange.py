@@ -13,6 +13,7 @@ from support import FREE, ONCE, SENT, TOKEN, Handler, Request, always, http, raw
 
 from feishu_mail_async import BadReply, ContentRisk, FeishuMailClient, RetryPolicy, SendResult
 from feishu_mail_async._api.protocol import CallEnd, Reply
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.oauth import TOKEN_PATH
 
@@ -165,7 +166,7 @@ async def test_a_server_that_speaks_first_is_asked_nothing() -> None:
         aiohttp.ClientSession(trace_configs=[trace]) as session,
         Transport(base_url, 30, session) as transport,
     ):
-        answer = await transport.exchange("POST", "/x", TOKEN)
+        answer = await transport.exchange("POST", "/x", Hidden(TOKEN))
         await ended.wait()
     listener.close()
     assert asked == b""
@@ -188,9 +189,9 @@ def noting(peers: list[int], handler: Handler) -> Handler:
 
 
 CALLS: Final[dict[str, Callable[[Transport], Awaitable[Any]]]] = {
-    "send": lambda transport: transport.exchange("POST", "/x", TOKEN),
-    "list": lambda transport: transport.exchange("GET", "/x", TOKEN),
-    "token": lambda transport: transport.exchange("POST", TOKEN_PATH, None, {"grant_type": "refresh_token"}),
+    "send": lambda transport: transport.exchange("POST", "/x", Hidden(TOKEN)),
+    "list": lambda transport: transport.exchange("GET", "/x", Hidden(TOKEN)),
+    "token": lambda transport: transport.exchange("POST", TOKEN_PATH, None, Hidden({"grant_type": "x"})),
 }
 
 
@@ -249,7 +250,8 @@ async def test_the_limits_of_the_callers_connector_hold(limits: dict[str, Any]) 
         raw_server(handler) as server,
         Transport(server.base_url, 30, session) as transport,
     ):
-        calls = [asyncio.create_task(transport.exchange("POST", f"/{number}", TOKEN)) for number in range(3)]
+        token = Hidden(TOKEN)
+        calls = [asyncio.create_task(transport.exchange("POST", f"/{number}", token)) for number in range(3)]
         await asked.wait()
         await settle(100)
         assert len(server.requests) == 1
@@ -274,7 +276,7 @@ async def test_a_connection_limit_is_shared_with_the_callers_requests() -> None:
     ):
         theirs = asyncio.create_task(session.get(f"{server.base_url}/theirs").__aenter__())
         await asked.wait()
-        ours = asyncio.create_task(transport.exchange("POST", "/ours", TOKEN))
+        ours = asyncio.create_task(transport.exchange("POST", "/ours", Hidden(TOKEN)))
         await settle(100)
         assert [request.target for request in server.requests] == ["/theirs"]
         go_on.set()

@@ -599,7 +599,7 @@ async def test_it_can_be_ended_and_begun_in_the_midst(seen: Telemetry, caplog: p
         await asyncio.sleep(1)
         end()
         end()
-        assert client._subscriptions == []
+        assert client._binding._subscriptions == []
         assert [len(seen.spans(name)) for name in (SEND, "send draft")] == [1, 2]
         assert seen.points("feishu_mail.queue.length") == []
         await asyncio.sleep(1)

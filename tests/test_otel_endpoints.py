@@ -8,7 +8,9 @@ from test_otel import DRAFTS, Telemetry, about, id_of, open_spans, parent_of, se
 
 from feishu_mail_async import Draft, FeishuMailClient, Priority
 from feishu_mail_async._api.endpoints import ENDPOINTS, LIST, Endpoint, LostReply
-from feishu_mail_async._calls.sending import Call
+from feishu_mail_async._auth.tokens import tokens_of
+from feishu_mail_async._calls.call import Call
+from feishu_mail_async._calls.caller import request
 from feishu_mail_async._scheduling.record import DraftKey
 
 __all__ = ["seen"]
@@ -33,8 +35,9 @@ async def test_a_row_is_all_that_a_new_endpoint_needs(seen: Telemetry, monkeypat
     async with raw_server(always(SENT)) as server, FeishuMailClient("u-x", base_url=server.base_url) as client:
         seen.instrument(client)
         path = PART.url(mailbox="me", draft_id="a", part="b")
-        call = Call(PART.method, path, DraftKey("x", "x", path), None, Draft("a"))
-        await client._bound(PART).request(call, Priority.NORMAL)
+        account = tokens_of("u-x").account(None)
+        call = Call(PART.method, path, DraftKey(account.key, "x", path), account, Draft("a"))
+        await request(client._binding.intake(PART), call, Priority.NORMAL)
     draft, exchange = seen.span("part draft"), seen.span(f"GET {DRAFTS}/:draft_id/parts/:part")
     assert parent_of(exchange) == id_of(draft)
     assert about(exchange)["url.full"] == server.base_url + path

@@ -25,9 +25,11 @@ from hypothesis.stateful import (
 from schedmodel import HOUR, FixedDelays, Flight, Reflex, VirtualLoop, Want, World
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement, Reply, lost, never_left
-from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._auth.tokens import tokens_of
+from feishu_mail_async._calls.call import Call
+from feishu_mail_async._calls.caller import request
+from feishu_mail_async._calls.intake import Intake
 from feishu_mail_async._calls.retry import PolicyDelays
-from feishu_mail_async._calls.sending import Sender
 from feishu_mail_async._scheduling import lanes as lanes_module
 from feishu_mail_async._scheduling.lanes import (
     USERS_REMEMBERED,
@@ -40,7 +42,9 @@ from feishu_mail_async._scheduling.lanes import (
 )
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
+from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async._scheduling.scheduler import Scheduler, Snapshot
+from feishu_mail_async._transport import NOT_MADE, Failure
 from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
 from feishu_mail_async.errors import FeishuMailError, OutcomeUnknown, Suspended, TransportError
 from feishu_mail_async.ledger import Record
@@ -1092,7 +1096,9 @@ class Wire:
     def __init__(self) -> None:
         self.calls = 0
 
-    async def exchange(self, *_: object) -> Reply:
+    async def exchange(self, *_: object, may_go: Callable[[], bool]) -> Reply | Failure:
+        if not may_go():
+            return NOT_MADE
         self.calls += 1
         return Reply(500, b"") if self.calls == 1 else Reply(200, b'{"code": 0, "data": {}}')
 
@@ -1106,15 +1112,20 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
     scheduler = Scheduler(MemoryStore(ProcessStore(), RateLimit(2 if closing else 1, 8.0, 0.0, margin=0.0)))
     transport: Any = Wire()
     with loop.current():
-        tokens, policy = Tokens({"A": "u-a", "B": "u-b"}), RetryPolicy(initial=1.0, maximum=1.0)
-        sender = Sender(scheduler, transport, tokens, policy)
+        tokens, policy = tokens_of({"A": "u-a", "B": "u-b"}), RetryPolicy(initial=1.0, maximum=1.0)
+        intake = Intake(scheduler, transport, tokens, policy)
+
+    async def send(draft_id: str, deadline: float) -> None:
+        call = Call("POST", "/", DraftKey("A", "me/A", draft_id), tokens.account("A"), Draft(draft_id))
+        job = await request(intake, call, Priority.NORMAL, deadline)
+        job.sent(Draft(draft_id))
 
     async def story() -> None:
         if closing:
             other = GivesUp(scheduler)
             scheduler.submit(Waiter("B", "me/B", Priority.INTERACTIVE, other))
             await asyncio.sleep(0)
-        sending = asyncio.create_task(sender.send(Draft("d"), "A", Priority.NORMAL, 4.0 if closing else 8.0))
+        sending = asyncio.create_task(send("d", 4.0 if closing else 8.0))
         if closing:
             await asyncio.sleep(3.0)
             turn: Any = other.told[0]
@@ -1124,7 +1135,7 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
             await sending
         await asyncio.sleep(0)
         scheduler.resume("app")
-        await sender.send(Draft("d2"), "A", Priority.NORMAL, 100.0)
+        await send("d2", 100.0)
 
     running = loop.create_task(story())
     try:

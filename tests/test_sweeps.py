@@ -31,7 +31,7 @@ from feishu_mail_async import client as client_module
 from feishu_mail_async._api.protocol import CallEnd, Reply
 from feishu_mail_async._calls.bulk import BulkRun
 from feishu_mail_async._scheduling.sweeps import SLICE
-from feishu_mail_async._transport import Failure, Transport
+from feishu_mail_async._transport import NOT_MADE, Failure, Transport
 from feishu_mail_async.events import DraftDone, Event, TurnGranted
 from feishu_mail_async.ledger.sqlstore import SqlStore
 
@@ -64,7 +64,9 @@ class Wire(Transport):
     first: "asyncio.Future[Reply | Failure]"
     calls: int
 
-    async def exchange(self, *_: object) -> Reply | Failure:
+    async def exchange(self, *_: object, may_go: Callable[[], bool] = lambda: True) -> Reply | Failure:
+        if not may_go():
+            return NOT_MADE
         self.calls += 1
         return await asyncio.shield(self.first) if self.calls == 1 else SENT
 
@@ -130,7 +132,7 @@ class Scene:
 async def scene(**settings: Any) -> AsyncIterator[Scene]:
     with mock.patch.object(client_module, "Transport", Wire):
         client = FeishuMailClient("u-token", **{"rate_limit": ONE_CALL, **settings})
-    wire: Any = client._transport
+    wire: Any = client._binding._transport
     wire.first, wire.calls = asyncio.get_running_loop().create_future(), 0
     async with client:
         try:
@@ -263,7 +265,7 @@ def test_a_run_whose_token_does_not_come(*, stop: bool) -> None:
 
         with mock.patch.object(client_module, "Transport", Wire):
             client = FeishuMailClient(source, rate_limit=ONE_CALL, retry=RetryPolicy(attempts=1))
-        wire: Any = client._transport
+        wire: Any = client._binding._transport
         wire.first, wire.calls = asyncio.get_running_loop().create_future(), 1
         async with client:
             here = Scene(client, wire)

@@ -26,6 +26,7 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure, Transport
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -64,7 +65,7 @@ def trusting(authority: Authority) -> aiohttp.ClientSession:
 
 async def failure(base_url: str, method: str = "POST") -> Failure:
     async with Transport(base_url, 30, None) as transport:
-        answer = await transport.exchange(method, "/x", TOKEN)
+        answer = await transport.exchange(method, "/x", Hidden(TOKEN))
     assert isinstance(answer, Failure)
     return answer
 

@@ -20,7 +20,7 @@ from feishu_mail_async import (
     TokenSource,
     UnknownUser,
 )
-from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._auth.tokens import fingerprint, tokens_of
 from feishu_mail_async.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -216,34 +216,39 @@ class Asked:
 
 async def test_a_token_is_fetched_once_for_all_who_wait() -> None:
     asked = Asked(seconds=5)
-    tokens = Tokens(asked)
-    got = await asyncio.gather(*(tokens.ready("alice") for _ in range(50)), tokens.ready("bob"))
+    tokens = tokens_of(asked)
+    alice, bob = tokens.account("alice"), tokens.account("bob")
+    await asyncio.gather(*(tokens.ready(alice) for _ in range(50)), tokens.ready(bob))
     assert asked.users == ["alice", "bob"]
-    assert set(got) == {"u-alice-1", "u-bob-2"}
+    assert [tokens.current(account).value for account in (alice, bob)] == ["u-alice-1", "u-bob-2"]
     assert asyncio.get_running_loop().time() == 5
-    assert tokens.current("alice") == "u-alice-1"
 
 
 async def test_a_fetched_token_is_good_for_a_minute() -> None:
     asked = Asked()
-    tokens = Tokens(asked)
+    tokens = tokens_of(asked)
+    account = tokens.account(None)
     for _ in range(3):
-        await tokens.ready(None)
+        await tokens.ready(account)
         await asyncio.sleep(19.9)
-    assert await tokens.ready(None) == "u-None-1"
+    await tokens.ready(account)
+    assert tokens.current(account).value == "u-None-1"
     assert asked.users == [None]
     await asyncio.sleep(0.5)
-    assert await tokens.ready(None) == "u-None-2"
+    await tokens.ready(account)
+    assert tokens.current(account).value == "u-None-2"
     assert asked.users == [None, None]
 
 
 async def test_one_who_gives_up_does_not_fail_the_others() -> None:
-    tokens = Tokens(Asked(seconds=5))
-    first = asyncio.create_task(tokens.ready("alice"))
-    second = asyncio.create_task(tokens.ready("alice"))
+    tokens = tokens_of(Asked(seconds=5))
+    alice = tokens.account("alice")
+    first = asyncio.create_task(tokens.ready(alice))
+    second = asyncio.create_task(tokens.ready(alice))
     await settle()
     first.cancel()
-    assert await second == "u-alice-1"
+    await second
+    assert tokens.current(alice).value == "u-alice-1"
     assert first.cancelled()
 
 
@@ -492,8 +497,8 @@ async def test_no_repr_shows_a_token() -> None:
         return TOKEN
 
     for source in (TOKEN, {"alice": TOKEN}, give):
-        tokens = Tokens(source)
-        await tokens.ready("alice" if isinstance(source, dict) else None)
+        tokens = tokens_of(source)
+        await tokens.ready(tokens.account("alice" if isinstance(source, dict) else None))
         client = FeishuMailClient(source)
         for shown in (tokens, client):
             assert TOKEN not in repr(shown)
@@ -502,12 +507,12 @@ async def test_no_repr_shows_a_token() -> None:
 
 
 def test_the_mark_of_a_token_does_not_show_it() -> None:
-    assert Tokens.fingerprint(TOKEN) == Tokens.fingerprint(TOKEN)
-    assert Tokens.fingerprint(TOKEN) != Tokens.fingerprint(TOKEN + "x")
-    assert TOKEN[:8] not in Tokens.fingerprint(TOKEN)
-    assert TOKEN[:8] not in Tokens(TOKEN).key(None)
+    assert fingerprint(TOKEN) == fingerprint(TOKEN)
+    assert fingerprint(TOKEN) != fingerprint(TOKEN + "x")
+    assert TOKEN[:8] not in fingerprint(TOKEN)
+    assert TOKEN[:8] not in tokens_of(TOKEN).account(None).key
 
 
 def test_two_unnamed_tokens_are_two_people() -> None:
-    assert Tokens("u-one").key(None) == Tokens("u-one").key(None)
-    assert Tokens("u-one").key(None) != Tokens("u-two").key(None)
+    assert tokens_of("u-one").account(None).key == tokens_of("u-one").account(None).key
+    assert tokens_of("u-one").account(None).key != tokens_of("u-two").account(None).key

@@ -30,6 +30,7 @@ from feishu_mail_async import (
     TransportError,
 )
 from feishu_mail_async._api.protocol import LONGEST_REPLY, CallEnd, Reply
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.sandbox import Fault, Sandbox
 
@@ -298,7 +299,7 @@ async def breaking(start: bytes) -> AsyncIterator[RawServer]:
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\nContent-Le"])
 async def test_a_reset_before_the_answer_is_a_lost_call(start: bytes) -> None:
     async with breaking(start) as server, Transport(server.base_url, 30, None) as transport:
-        answer = await transport.exchange("POST", "/x", TOKEN)
+        answer = await transport.exchange("POST", "/x", Hidden(TOKEN))
         assert isinstance(answer, Failure)
         assert answer.end is CallEnd.LOST
 
@@ -309,7 +310,7 @@ async def test_a_reset_within_the_answer_is_an_unreadable_answer(body: bytes) ->
         breaking(http(200, body, ("X-Tt-Logid", "log1"), length=500)) as server,
         Transport(server.base_url, 30, None) as transport,
     ):
-        assert await transport.exchange("POST", "/x", TOKEN) == Reply(200, None, log_id="log1")
+        assert await transport.exchange("POST", "/x", Hidden(TOKEN)) == Reply(200, None, log_id="log1")
 
 
 async def test_a_429_that_breaks_off_still_pauses_the_app() -> None:
@@ -436,7 +437,7 @@ async def deaf() -> AsyncIterator[str]:
 @pytest.mark.parametrize(("seconds", "taken"), [(30.0, 10.0), (8.0, 4.0)])
 async def test_connecting_has_a_limit_of_its_own(seconds: float, taken: float) -> None:
     async with deaf() as base_url, Transport(base_url, seconds, None) as transport:
-        answer = await transport.exchange("POST", "/x", TOKEN)
+        answer = await transport.exchange("POST", "/x", Hidden(TOKEN))
         assert isinstance(answer, Failure)
         assert answer.end is CallEnd.NEVER_LEFT
         assert now() == pytest.approx(taken, abs=1e-3)

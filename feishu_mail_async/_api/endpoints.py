@@ -58,7 +58,9 @@ class Endpoint(Generic[T]):
 
     def url(self, query: Mapping[str, str] | None = None, **segments: str) -> str:
         """Return the path and the query of a call; each segment's value becomes one percent-encoded segment."""
-        path = self.path.format_map({name: _segment(value) for name, value in segments.items()})
+        path = self.path
+        for name, value in segments.items():
+            path = path.replace(f"{{{name}}}", _segment(value))
         return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feishu_mail_async.model import check_id
+from feishu_mail_async._checks import check_id
 
 __all__ = ["Address", "Attachment", "DraftContent", "Page", "read_content", "read_page"]
 

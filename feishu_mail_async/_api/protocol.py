@@ -16,8 +16,9 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, quote_plus, urlsplit
 
+from feishu_mail_async._checks import check_text
 from feishu_mail_async._text import escape
-from feishu_mail_async.codes import Code, Reach, ResumeWhen, Subject, Verdict, lookup, named
+from feishu_mail_async.codes import CODES, Code, Reach, ResumeWhen, Subject, Verdict, lookup, named
 from feishu_mail_async.errors import (
     AutomatedSendDisabled,
     BadReply,
@@ -25,7 +26,6 @@ from feishu_mail_async.errors import (
     Misconfigured,
     TransportError,
 )
-from feishu_mail_async.model import check_text
 
 from .refusals import api_error
 
@@ -202,6 +202,11 @@ class Judgement(NamedTuple):
         """True if the mail went out, by this call or an earlier one."""
         return self.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
 
+    def failure(self) -> FeishuMailError:
+        """Return the error of a call that has not succeeded."""
+        assert self.error is not None  # only a success has none
+        return self.error
+
     def text(self, name: str) -> str | None:
         """Return a text in `data`, as it can be shown; None where there is none."""
         return _text(self.data.get(name))
@@ -244,7 +249,7 @@ def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Jud
     code = body.get("code")
     if isinstance(code, bool) or not isinstance(code, int):
         return _not_the_api(reply, log_id, base_url)
-    row = lookup(code, reply.status)
+    row = CODES.get(code) or lookup(code, reply.status)
     if row.verdict is Verdict.SENT:
         return _sent(body.get("data"), code, reply.status, log_id)
     if row.verdict is Verdict.ALREADY_SENT:
@@ -269,7 +274,7 @@ def _shown(header: str | None, token: str | None) -> str | None:
     """Return a header as it can stand in a message."""
     if header and token:
         header = header.replace(token, REDACTED)
-    return header and escape(header[:_LONGEST_HEADER])
+    return _text(header, _LONGEST_HEADER)
 
 
 def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:
@@ -356,7 +361,10 @@ def _not_the_api(reply: Reply, log_id: str | None, base_url: str) -> Judgement:
 
 def _text(value: Any, longest: int | None = None) -> str | None:
     """Return a text of the server's as it can stand in an error, a log and a file; None where there is none."""
-    return escape(value[:longest]) if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    value = value[:longest]
+    return value if value.isprintable() else escape(value)
 
 
 def _asked_for(reply: Reply) -> float | None:

@@ -3,17 +3,17 @@
 Theory of operation
 ===================
 
-    Sender --ready, current, renew--> Tokens --token, refused--> TokenSource --lease, load, save--> TokenStore
+    Intake --ready, current, renew--> Tokens --token, refused--> TokenSource --lease, load, save--> TokenStore
 
-    Tokens       (`tokens`) one interface for every kind of source that a client accepts, and a cache
+    Tokens       (`tokens`) one interface for every kind of source that a client accepts (`sources`), and a cache
     TokenSource  the caller's own, or `RefreshingTokens` (`refresh`), which asks the token endpoint (`endpoint`)
                  and keeps new tokens until a store has them (`saving`)
     TokenStore   (`store`) `MemoryTokens`, or a ledger's
 
 A client accepts a string, a mapping, a callable or a `TokenSource`. Of `Tokens`, `ready` may wait and is awaited
 before a turn is requested; `current` never waits and is called inside the turn; `renew` follows a refusal by the
-server. A call holds what `hold` gives from before `ready` until its end: the tokens of users who wait are never
-forgotten, however many there are, and of the others only the latest are kept.
+server. A call holds its user's `Account`, and with it the token: the tokens of users who wait are never forgotten,
+however many there are, and of the others only the latest are kept.
 
 Single flight, three times
 --------------------------

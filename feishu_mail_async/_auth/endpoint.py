@@ -19,8 +19,8 @@ from feishu_mail_async.oauth import (
     refresh_request,
 )
 
+from .sources import check_token
 from .store import StoredToken
-from .tokens import check_token
 
 __all__ = ["TIMEOUT", "TokenEndpoint"]
 
@@ -100,7 +100,7 @@ class TokenEndpoint:
         return granted
 
     async def _ask_once(self, request: Hidden[dict[str, str]]) -> TokenGrant | Refusal:
-        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request.value)
+        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request)
         if isinstance(answer, Failure):
             refusal = Refusal(f"the token endpoint did not answer: {answer.reason}", retry=not answer.lasting)
             if answer.lasting:

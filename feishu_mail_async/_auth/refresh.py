@@ -13,13 +13,13 @@ from typing import Final, Self
 import aiohttp
 
 from feishu_mail_async._api.protocol import FEISHU, check_base_url
+from feishu_mail_async._checks import check_number, check_text
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._forks import Origin, forked
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._tasks import carry_through, outcome_of
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.errors import ClientClosed, LoginRequired, NotSent, UnknownUser
-from feishu_mail_async.model import check_number, check_text
 from feishu_mail_async.oauth import Login, Refusal
 
 from .endpoint import TIMEOUT, TokenEndpoint

@@ -27,7 +27,7 @@ from typing import Final
 
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._hub import EventHub
-from feishu_mail_async._tasks import check_stack, look_at, start_task
+from feishu_mail_async._tasks import look_at, start_task
 from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
 from feishu_mail_async.errors import FeishuMailError, LedgerError, Suspended, TransportError
 from feishu_mail_async.events import (
@@ -207,7 +207,6 @@ class Scheduler:
 
     def unhold(self, stream: Stream) -> None:
         """Let the waiters of a stream have turns again."""
-        check_stack()
         self._lanes.unhold(stream, self._now())
         self._nudge()
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._auth.tokens import tokens_of
 from feishu_mail_async._text import escape
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.model import RateLimit, RetryPolicy
@@ -166,9 +166,9 @@ def read_account(options: AccountOptions, *, sends: bool = True) -> Account:
 
 def _check_tokens(tokens: Mapping[str | None, str], source: str) -> None:
     try:
-        Tokens(tokens.get(None) or {user: token for user, token in tokens.items() if user is not None})
+        tokens_of(tokens.get(None) or {user: token for user, token in tokens.items() if user is not None})
     except ValueError as error:
-        # The messages of Tokens never quote a token.
+        # The messages never quote a token.
         raise CannotStart(f"{source}: {str(error).removeprefix('tokens: ')}") from None
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from feishu_mail_async.model import check_text
+from feishu_mail_async._checks import check_text
 
 from .logs import hide
 from .private_file import read_private

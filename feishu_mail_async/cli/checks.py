@@ -18,6 +18,7 @@ from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._scheduling.lanes import mailbox_key
 from feishu_mail_async._scheduling.suspensions import subjects
+from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.cli.account import UNNAMED, Account
 from feishu_mail_async.cli.app_secret import APP_SECRET
@@ -269,7 +270,9 @@ async def _try_token(case: _Case) -> FeishuMailError | None:
 
 async def _list(case: _Case, token: str) -> FeishuMailError | None:
     assert case.transport is not None
-    answer = await case.transport.exchange("GET", LIST.url({"page_size": "1"}, mailbox=case.mailbox), token)
+    answer = await case.transport.exchange(
+        "GET", LIST.url({"page_size": "1"}, mailbox=case.mailbox), Hidden(token)
+    )
     if isinstance(answer, Failure):
         told = f"it answered, and then it did not ({answer.reason}): try again"
         raise _Problem(told, of="host", advised=True)

@@ -4,8 +4,8 @@ import codecs
 import json
 from typing import Final
 
+from feishu_mail_async._checks import check_text
 from feishu_mail_async._text import escape
-from feishu_mail_async.model import check_text
 
 from .decoding import marked_encoding
 from .private_file import read_private

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from feishu_mail_async.model import check_text
+from feishu_mail_async._checks import check_text
 
 __all__ = ["Call", "read_call"]
 

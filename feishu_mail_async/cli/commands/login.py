@@ -13,6 +13,7 @@ from rich.text import Text
 
 from feishu_mail_async._auth.refresh import RefreshingTokens
 from feishu_mail_async._auth.store import StoredToken
+from feishu_mail_async._checks import check_text
 from feishu_mail_async._text import escape
 from feishu_mail_async.cli.app_secret import APP_ID, APP_SECRET, find_secret, keep_secret
 from feishu_mail_async.cli.callback import Answer, Callback
@@ -28,7 +29,6 @@ from feishu_mail_async.cli.state_dir import find_ledger, ledger_url
 from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.errors import LedgerError, NotSent
 from feishu_mail_async.ledger import open_ledger
-from feishu_mail_async.model import check_text
 from feishu_mail_async.oauth import OFFLINE, SCOPES, Login
 
 __all__ = ["DEFAULT_USER", "login"]

@@ -1,0 +1,79 @@
+"""What has become of a call so far: its attempts, and in the end its success or its error."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from feishu_mail_async._api.protocol import Judgement
+from feishu_mail_async.codes import Verdict
+from feishu_mail_async.errors import BadReply, FeishuMailError
+from feishu_mail_async.model import Draft, SendResult
+
+from .call import Call
+from .endings import settled
+from .retry import Tries
+
+__all__ = ["Progress"]
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class Progress:
+    """What has become of a call so far.
+
+    Attributes:
+        call: the call, as it was submitted first.
+        began: when it was submitted, in the loop's time.
+        waited: seconds for which it has waited for turns.
+        tries: the history of its attempts.
+        success: set when it has succeeded.
+        error: set when it has ended and did not succeed, or may not have.
+    """
+
+    call: Call
+    began: float
+    waited: float = 0.0
+    tries: Tries = field(default_factory=Tries)
+    success: Judgement | None = None
+    error: FeishuMailError | None = None
+
+    def sent(self, draft: Draft) -> SendResult:
+        """Return the result for a listener's own `draft` (its tag may differ), or raise the error."""
+        success = self.success
+        if success is None:
+            raise self.error_for(draft)
+        already = success.verdict is Verdict.ALREADY_SENT
+        message_id, thread_id = success.text("message_id"), success.text("thread_id")
+        return SendResult(draft, message_id, thread_id, already, self.tries.calls, success.log_id)
+
+    def value(self, what: str, read: Callable[[Mapping[str, Any]], T]) -> T:
+        """Return what `read` makes of the answer's data, or raise the error.
+
+        Args:
+            what: what is read, as a message names it.
+            read: raises KeyError, TypeError or ValueError if the data have another form.
+        """
+        success = self.success
+        if success is None:
+            raise self.error_for(None)
+        try:
+            return read(success.data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadReply(f"{what} does not have the documented form ({error})", log_id=success.log_id) from None
+
+    def error_for(self, draft: Draft | None) -> FeishuMailError:
+        """Return the error, a copy for each listener, with the listener's draft and a traceback of its own.
+
+        The original is never raised: the frames of its traceback would hold this object, and both would stay until
+        the garbage collector runs.
+        """
+        assert self.error is not None
+        error = copy.copy(self.error).with_traceback(self.error.__traceback__)
+        error.draft, error.__cause__ = draft, self.error.__cause__
+        return error
+
+    def final(self, error: FeishuMailError) -> FeishuMailError:
+        """Return the error to report: an OutcomeUnknown in its place if an attempt may have sent the mail."""
+        return settled(error, self.call.draft, self.tries.calls, conclusive=self.tries.conclusive)
