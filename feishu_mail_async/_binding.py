@@ -51,7 +51,7 @@ class Binding:
         transport: makes the calls.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one for each thing concerned
         self,
         client: object,
         key: EngineKey,
@@ -234,7 +234,8 @@ class Binding:
                 await intake.end_fetches()
         finally:
             if self._engine is not None:
-                self._engine.clients.discard(self._client())
+                if (client := self._client()) is not None:
+                    self._engine.clients.discard(client)
                 await self._leave(self._engine, timeout)
             await self._transport.close()
             self._unsubscribe()
