@@ -1,0 +1,529 @@
+"""Invariants 1, 2 and 4, as the server sees them: never over its limit, and never slower than need be."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from feishu_mail_async import (
+    FeishuMailClient,
+    Priority,
+    RateLimit,
+    RetryPolicy,
+    SendResult,
+)
+from feishu_mail_async.sandbox import Fault, Sandbox, Window
+from tests.models.event_model import Limit, Post, Trip, end_of
+
+# Sends by the thousand let the loop look for input less often between two moments; whatever it finds resets
+# the count, and a moment more or less is nothing to what these tests measure.
+many_sends = pytest.mark.looptime(start=0, noop_cycles=8)
+virtual = pytest.mark.looptime(start=0)
+
+TICK: Final = 2e-6
+"""What the virtual clock rounds off."""
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# --- the servers, the delays, and who sends ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Server:
+    window: Window
+    count_refusals: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.window}{'-counting-refusals' if self.count_refusals else ''}"
+
+
+SERVERS: Final = [
+    Server(Window.FIXED),
+    Server(Window.SLIDING),
+    Server(Window.TOKEN_BUCKET),
+    Server(Window.SLIDING, count_refusals=True),
+]
+
+Ways = Callable[[random.Random], tuple[float, float]]
+
+
+def near(draw: random.Random) -> tuple[float, float]:
+    """A round trip of 0.05 to 0.25 s."""
+    return draw.uniform(0.025, 0.125), draw.uniform(0.025, 0.125)
+
+
+def far(draw: random.Random) -> tuple[float, float]:
+    """0 to 2 s each way."""
+    return draw.uniform(0, 2), draw.uniform(0, 2)
+
+
+def stragglers(draw: random.Random) -> tuple[float, float]:
+    """As near, but every fiftieth call takes up to 10 s, which it loses on either way."""
+    if draw.random() >= 0.02:
+        return near(draw)
+    whole = draw.uniform(0.25, 10)
+    there = draw.uniform(0, whole)
+    return there, whole - there
+
+
+WAYS: Final[list[Ways]] = [near, far, stragglers]
+USERS: Final = {"one": 1, "many": 25}
+
+
+GIVEN_UP: Final = 2.0
+"""Seconds after which a call is given up where calls are lost on purpose."""
+
+
+@dataclass
+class Scene:
+    """A sandbox, and drafts whose every call's delays are known beforehand."""
+
+    sandbox: Sandbox
+    owners: dict[str, str]
+    trips: dict[str, list[Trip]]
+
+    @property
+    def drafts(self) -> list[str]:
+        return list(self.owners)
+
+    def posts(self) -> list[Post]:
+        return [Post(user, self.trips[draft]) for draft, user in self.owners.items()]
+
+    def client(self, **settings: object) -> FeishuMailClient:
+        return FeishuMailClient(self.sandbox.tokens, base_url=self.sandbox.base_url, **settings)  # type: ignore[arg-type]
+
+    def check(self, calls: int = 20) -> None:
+        """What holds whatever happened."""
+        ledger = self.sandbox.ledger
+        assert ledger.refusals == 0
+        assert ledger.conflicts == 0
+        assert ledger.busiest_window() <= calls
+        assert max(ledger.sent.values(), default=0) <= 1
+
+
+@contextlib.asynccontextmanager
+async def scene(
+    server: Server, ways: Ways, users: int, drafts: int, *, seed: int, lost: float = 0.0
+) -> AsyncIterator[Scene]:
+    """Drafts of several users in no order, the first call of each with delays of its own.
+
+    Of the share `lost`, the first call arrives long after it was given up, and the second is an ordinary one.
+    """
+    draw = random.Random(seed)
+    random.seed(seed)  # of the package's jitter
+    async with Sandbox(
+        window=server.window, count_refusals=server.count_refusals, latency=ways, seed=seed
+    ) as sandbox:
+        names = [f"user{number}" for number in range(users)]
+        for name in names:
+            sandbox.add_user(name)
+        owners = {sandbox.add_draft(user): user for user in draw.choices(names, k=drafts)}
+        stage = Scene(sandbox, owners, {})
+        for draft in owners:
+            trip = Trip(*ways(draw))
+            stage.trips[draft] = [trip]
+            if draw.random() < lost:
+                sandbox.script(draft, Fault.delay(GIVEN_UP + 5))
+                stage.trips[draft].insert(0, Trip(0, GIVEN_UP, lost=True))
+            sandbox.script(draft, Fault.delay(trip.there, trip.back))
+        yield stage
+
+
+# --- never over the limit, and no slower than that ---------------------------------------------------------
+
+
+MATRIX: Final = list(itertools.product(SERVERS, WAYS, USERS))
+"""Every server, all delays, one user and many."""
+
+PAIRS: Final = [MATRIX[number] for number in (0, 3, 4, 7, 8, 11, 12, 15, 16, 19, 20, 23)]
+"""Of those as many as it takes to have every two of them together; `make soak` has them all."""
+
+
+def cells(chosen: Sequence[tuple[Server, Ways, str]]) -> pytest.MarkDecorator:
+    names = ("server", "ways", "users")
+    return pytest.mark.parametrize(names, chosen, ids=lambda value: getattr(value, "__name__", str(value)))
+
+
+async def greedy_run(server: Server, ways: Ways, users: int, drafts: int, seed: int) -> None:
+    async with scene(server, ways, users, drafts, seed=seed) as stage, stage.client() as client:
+        sends = (client.send_draft(draft, user=user) for draft, user in stage.owners.items())
+        results = await asyncio.gather(*sends)
+        end = now()
+        assert {result.draft.draft_id for result in results if not result.already_sent} == set(stage.drafts)
+        assert {result.attempts for result in results} == {1}
+        assert stage.sandbox.ledger.sent == dict.fromkeys(stage.drafts, 1)
+        stage.check()
+        assert client.snapshot().in_flight == 0
+        assert end == pytest.approx(end_of(stage.posts(), Limit()), rel=0.005)
+
+
+@many_sends
+@cells([(SERVERS[1], far, "one"), (SERVERS[3], stragglers, "many")])  # the hardest
+async def test_many_sends_are_never_refused_and_lose_no_time(server: Server, ways: Ways, users: str) -> None:
+    await greedy_run(server, ways, USERS[users], 500, seed=1)
+
+
+@many_sends
+@cells(PAIRS)
+async def test_sends_are_never_refused_and_lose_no_time(server: Server, ways: Ways, users: str) -> None:
+    await greedy_run(server, ways, USERS[users], 120, seed=2)
+
+
+@many_sends
+@pytest.mark.soak
+@cells(MATRIX)
+async def test_soak_a_thousand_sends_are_never_refused_and_lose_no_time(
+    server: Server, ways: Ways, users: str
+) -> None:
+    await greedy_run(server, ways, USERS[users], 1000, seed=3)
+
+
+async def disturbed_run(server: Server, ways: Ways, users: int, drafts: int, seed: int) -> None:
+    """Calls time out and arrive all the same, callers give up, and now and then nothing is reachable."""
+    draw = random.Random(seed)
+    async with scene(server, ways, users, drafts, seed=seed) as stage:
+        # A straggler is given up after 3 s, and arrives within the 10 s of grace that follow.
+        async with stage.client(attempt_timeout=3.0, retry=RetryPolicy(initial=0.5)) as client:
+            sends = {
+                draft: asyncio.create_task(client.send_draft(draft, user=user))
+                for draft, user in stage.owners.items()
+            }
+            given_up = set(draw.sample(stage.drafts, drafts // 10))
+
+            async def give_up() -> None:
+                for draft in draw.sample(sorted(given_up), len(given_up)):
+                    await asyncio.sleep(draw.uniform(0, 5.4 * drafts / len(given_up) / 2))
+                    sends[draft].cancel()
+
+            async def outages() -> None:
+                for _ in range(4):
+                    await asyncio.sleep(draw.uniform(0, drafts / 2))
+                    async with stage.sandbox.outage():
+                        await asyncio.sleep(draw.uniform(1, 20))
+
+            others = [asyncio.create_task(give_up()), asyncio.create_task(outages())]
+            results = await asyncio.gather(*sends.values(), return_exceptions=True)
+            await asyncio.gather(*others)
+        await asyncio.sleep(20)  # what is still on its way arrives
+        stage.check()
+        assert any(call.draft_id in given_up for call in stage.sandbox.ledger.sends), "some were given up too late"
+        for draft, result in zip(stage.drafts, results, strict=True):
+            if isinstance(result, SendResult):
+                assert stage.sandbox.ledger.sent[draft] == 1
+            else:
+                assert isinstance(result, asyncio.CancelledError), repr(result)
+                assert draft in given_up
+        assert sum(isinstance(result, SendResult) for result in results) < drafts, "none was given up in time"
+
+
+@many_sends
+@cells(PAIRS)
+async def test_limit_holds_through_timeouts_cancellations_and_outages(
+    server: Server, ways: Ways, users: str
+) -> None:
+    await disturbed_run(server, ways, USERS[users], 120, seed=11)
+
+
+@many_sends
+@pytest.mark.soak
+@cells(MATRIX)
+async def test_soak_limit_holds_through_timeouts_cancellations_and_outages(
+    server: Server, ways: Ways, users: str
+) -> None:
+    await disturbed_run(server, ways, USERS[users], 1000, seed=12)
+
+
+@many_sends
+@pytest.mark.parametrize("users", USERS)
+async def test_lost_calls_cost_what_they_must_and_no_more(users: str) -> None:
+    """A tenth of the calls is given up after 2 s and arrives 7 s after it set out: grace is kept, no more."""
+    async with scene(Server(Window.SLIDING), near, USERS[users], 400, seed=5, lost=0.1) as stage:
+        policy = RetryPolicy(initial=0.001, maximum=0.001)
+        async with stage.client(attempt_timeout=GIVEN_UP, retry=policy) as client:
+            sends = (client.send_draft(draft, user=user) for draft, user in stage.owners.items())
+            results = await asyncio.gather(*sends)
+            end = now()
+        for result in results:
+            trips = stage.trips[result.draft.draft_id]
+            assert result.attempts == len(trips)
+            assert result.already_sent == trips[0].lost  # the second attempt finds what the first one did
+        stage.check()
+        assert end == pytest.approx(end_of(stage.posts(), Limit()), rel=0.005)
+
+
+# --- grace: what is given up may still be on its way -------------------------------------------------------
+
+
+@virtual
+async def test_a_permit_of_a_lost_call_comes_back_only_after_grace() -> None:
+    async with Sandbox(latency=0.02) as sandbox:
+        users = [f"user{number}" for number in range(20)]
+        for user in users:
+            sandbox.add_user(user)
+        first = {sandbox.add_draft(user): user for user in users}
+        for draft in first:
+            sandbox.script(draft, Fault.delay(9.0))  # given up after 1 s, it arrives after 9
+        client = FeishuMailClient(
+            sandbox.tokens, base_url=sandbox.base_url, attempt_timeout=1.0, rate_limit=RateLimit(spacing=0)
+        )
+        async with client:
+            results = await asyncio.gather(*(client.send_draft(draft, user=user) for draft, user in first.items()))
+        assert all(result.already_sent and result.attempts == 2 for result in results)
+        times = [call.time for call in sandbox.ledger.sends]
+        assert times[:20] == pytest.approx([9.0] * 20)
+        assert times[20] == pytest.approx(1 + 10 + 60.1 + 0.01, abs=1e-4)
+        assert sandbox.ledger.refusals == 0
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("user", "mailbox"), [("alice", "team@example.com"), ("bob", "bob@example.com")], ids=["user", "mailbox"]
+)
+async def test_the_locks_of_a_lost_call_come_back_only_after_grace(user: str, mailbox: str) -> None:
+    """A call given up after 1 s arrives after 5 and is carried out until 8: nobody may run into it.
+
+    It is alice's, in bob's mailbox; the others are alice's in another one, or bob's in his own.
+    """
+    async with Sandbox(latency=0.02, users=("alice",)) as sandbox:
+        sandbox.add_user("bob", address="bob@example.com")
+        sandbox.share_mailbox("bob@example.com", "alice")
+        sandbox.share_mailbox("team@example.com", "alice")
+        late = sandbox.add_draft("alice", mailbox="bob@example.com")
+        sandbox.script(late, Fault.delay(5.0, 3.0))
+        others = sandbox.add_drafts(user, 15, mailbox=mailbox)
+        limit = RateLimit(spacing=0.3)
+        async with FeishuMailClient(
+            sandbox.tokens, base_url=sandbox.base_url, attempt_timeout=1.0, rate_limit=limit
+        ) as client:
+            first = asyncio.create_task(client.send_draft(late, user="alice", mailbox="bob@example.com"))
+            await asyncio.sleep(0)
+            await asyncio.gather(
+                first, *(client.send_draft(draft, user=user, mailbox=mailbox) for draft in others)
+            )
+        assert sandbox.ledger.conflicts == 0
+        assert sandbox.ledger.sends[0].draft_id == late
+        assert sandbox.ledger.sends[1].time == pytest.approx(1 + 10 + 0.01, abs=1e-4)
+
+
+@virtual
+async def test_a_permit_of_a_call_that_never_left_comes_back_at_once() -> None:
+    async with Sandbox(latency=0.02, users=("alice",)) as sandbox:
+        drafts = sandbox.add_drafts("alice", 3)
+        limit = RateLimit(calls=1, spacing=0)
+        async with FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url, rate_limit=limit) as client:
+            async with sandbox.outage():
+                first = asyncio.create_task(client.send_draft(drafts[0]))
+                await asyncio.sleep(0.5)
+                snapshot = client.snapshot()
+                assert (snapshot.permits, snapshot.in_flight) == (1, 0)
+            await first
+            assert now() < 5
+
+
+# --- spacing, and who is chosen when -----------------------------------------------------------------------
+
+
+def gaps(sandbox: Sandbox) -> list[float]:
+    times = [call.time for call in sandbox.ledger.sends]
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+@contextlib.asynccontextmanager
+async def crowd(
+    users: int, each: int, limit: RateLimit, **settings: object
+) -> AsyncIterator[tuple[Sandbox, FeishuMailClient, list[tuple[str, str]]]]:
+    """Many users with drafts, a constant way to the server, and a client."""
+    names = [f"user{number}" for number in range(users)]
+    async with Sandbox(users=names, latency=0.02, calls=1000) as sandbox:
+        drafts = [(draft, user) for user in names for draft in sandbox.add_drafts(user, each)]
+        async with FeishuMailClient(
+            sandbox.tokens,
+            base_url=sandbox.base_url,
+            rate_limit=limit,
+            **settings,  # type: ignore[arg-type]
+        ) as client:
+            yield sandbox, client, drafts
+
+
+async def send_all(
+    client: FeishuMailClient, drafts: Iterable[tuple[str, str]], priority: Priority = Priority.NORMAL
+) -> list[SendResult]:
+    return await asyncio.gather(
+        *(client.send_draft(draft, user=user, priority=priority) for draft, user in drafts)
+    )
+
+
+@virtual
+@pytest.mark.parametrize("spacing", [0.2, 1.0, 7.0])
+async def test_calls_are_never_closer_than_the_spacing(spacing: float) -> None:
+    """Also after the wait for a permit, in which a bucket that was asked too early would have filled again."""
+    limit = RateLimit(calls=4, per=60, spacing=spacing)
+    async with crowd(20, 1, limit) as (sandbox, client, drafts):
+        for number, (draft, _) in enumerate(drafts[:4]):
+            # They are answered at the same time, so that their permits come back together.
+            sandbox.script(draft, Fault.delay(0.01, 28 - number * spacing))
+        await send_all(client, drafts)
+    assert min(gaps(sandbox)) >= spacing - TICK
+    assert min(gaps(sandbox)) <= spacing + 1e-4, "slower than need be"
+    assert sandbox.ledger.busiest_window() <= 4
+
+
+@virtual
+async def test_calls_are_never_closer_than_the_spacing_after_a_rest() -> None:
+    async with crowd(3, 6, RateLimit(calls=50, spacing=2.0)) as (sandbox, client, drafts):
+        await send_all(client, drafts[:5])
+        await asyncio.sleep(500)
+        await send_all(client, drafts[5:])
+    assert min(gaps(sandbox)) >= 2.0 - TICK
+    assert sorted(gaps(sandbox))[-2] <= 2.0 + 1e-4  # all but the rest itself
+
+
+@virtual
+async def test_without_spacing_a_burst_goes_at_once() -> None:
+    async with crowd(20, 1, RateLimit(spacing=0)) as (sandbox, client, drafts):
+        await send_all(client, drafts)
+        assert now() == pytest.approx(0.02, abs=1e-4)
+    assert max(gaps(sandbox)) == 0
+
+
+@virtual
+async def test_smooth_spreads_the_calls_evenly() -> None:
+    async with crowd(5, 20, RateLimit.smooth(20, 60)) as (sandbox, client, drafts):
+        await send_all(client, drafts)
+    assert gaps(sandbox) == pytest.approx([3.0] * 99, abs=0.15)  # each permit is back 0.12 s later
+    assert min(gaps(sandbox)) >= 3.0 - TICK
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("limit", "slot"),
+    [(RateLimit.smooth(20, 60), 3.0), (RateLimit(calls=1, per=60, spacing=0), 60.12)],
+    ids=["spacing", "permit"],
+)
+async def test_an_urgent_send_takes_the_very_next_slot(limit: RateLimit, slot: float) -> None:
+    """Whoever waits when a slot comes is looked at then: nobody has been chosen before."""
+    async with crowd(5, 3, limit) as (sandbox, client, drafts):
+        *bulk, (urgent, user) = drafts
+        rest = asyncio.create_task(send_all(client, bulk, Priority.BULK))
+        await asyncio.sleep(slot * 1.1)  # in the middle of the wait for the third slot
+        asked = len(sandbox.ledger.sends)
+        await client.send_draft(urgent, user=user, priority=Priority.INTERACTIVE)
+        assert now() == pytest.approx(2 * slot + 0.02, abs=0.05)
+        assert [call.draft_id for call in sandbox.ledger.sends[asked:]] == [urgent]
+        await rest
+
+
+@virtual
+async def test_the_reserve_is_kept_for_interactive_sends() -> None:
+    async with crowd(10, 1, RateLimit(calls=5, spacing=0, reserve=2)) as (sandbox, client, drafts):
+        rest = asyncio.create_task(send_all(client, drafts[:6]))
+        await asyncio.sleep(10)
+        assert len(sandbox.ledger.sends) == 3
+        await send_all(client, drafts[6:8], Priority.INTERACTIVE)
+        assert now() == pytest.approx(10.02, abs=1e-4)
+        # All five are taken now, and an interactive send waits for the first permit like anybody else.
+        await send_all(client, drafts[8:9], Priority.INTERACTIVE)
+        assert now() == pytest.approx(60.14, abs=1e-3)
+        await rest
+    assert sandbox.ledger.busiest_window() <= 5
+
+
+# --- many clients of one app, and more than one app --------------------------------------------------------
+
+
+@many_sends
+async def test_a_client_per_request_keeps_one_limit_one_after_another() -> None:
+    async with Sandbox(users=("alice",), latency=(0.02, 0.1)) as sandbox:
+        for draft in sandbox.add_drafts("alice", 100):
+            async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url, app="cli_a") as client:
+                await client.send_draft(draft)
+        assert sandbox.ledger.refusals == sandbox.ledger.conflicts == 0
+        assert sandbox.ledger.busiest_window() == 20
+        assert now() < 4 * 60.1 + 60
+
+
+@many_sends
+async def test_a_client_per_request_keeps_one_limit_all_at_once() -> None:
+    async with Sandbox(users=("alice", "bob"), latency=(0.02, 0.1)) as sandbox:
+
+        async def request(user: str, draft: str) -> SendResult:
+            tokens = {user: sandbox.token(user)}
+            async with FeishuMailClient(tokens, base_url=sandbox.base_url, app="cli_a") as client:
+                return await client.send_draft(draft)
+
+        drafts = [(user, draft) for user in ("alice", "bob") for draft in sandbox.add_drafts(user, 15)]
+        await asyncio.gather(*(request(user, draft) for user, draft in drafts))
+        assert sandbox.ledger.refusals == sandbox.ledger.conflicts == 0
+        assert sandbox.ledger.busiest_window() == 20
+        assert sandbox.ledger.sent.total() == 30
+
+
+@many_sends
+@pytest.mark.parametrize("what", ["app", "base_url"])
+async def test_two_budgets_do_not_share(what: str) -> None:
+    """Forty calls take one window where there are two budgets, and two where there is one."""
+    async with Sandbox(users=("alice", "bob"), calls=40) as one, Sandbox(users=("alice", "bob")) as other:
+        second = other if what == "base_url" else one
+        first_client = FeishuMailClient({"alice": one.token("alice")}, base_url=one.base_url, app="cli_a")
+        second_client = FeishuMailClient(
+            {"bob": second.token("bob")},
+            base_url=second.base_url,
+            app="cli_b" if what == "app" else "cli_a",
+        )
+        async with first_client, second_client:
+            await asyncio.gather(
+                *(first_client.send_draft(draft) for draft in one.add_drafts("alice", 20)),
+                *(second_client.send_draft(draft) for draft in second.add_drafts("bob", 20)),
+            )
+        assert now() < 10
+        assert one.ledger.refusals == other.ledger.refusals == 0
+
+
+# --- the limit changes -------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_lower_limit_counts_the_calls_already_made() -> None:
+    async with crowd(40, 1, RateLimit(spacing=0)) as (sandbox, client, drafts):
+        sends = asyncio.create_task(send_all(client, drafts))
+        await asyncio.sleep(30)
+        client.set_rate_limit(RateLimit(calls=5, spacing=0))
+        await sends
+    times = [call.time for call in sandbox.ledger.sends]
+    assert times[19] < 1
+    assert times[20] == pytest.approx(60.13, abs=1e-3)
+    later = times[20:]
+    assert all(sum(time - 60 < other <= time for other in later) <= 5 for time in later)
+    assert times[-1] == pytest.approx(60.13 + 3 * 60.12, abs=1e-3), "slower than need be"
+
+
+@virtual
+async def test_a_higher_limit_lets_more_go_at_once() -> None:
+    async with crowd(40, 1, RateLimit(calls=5, spacing=0)) as (sandbox, client, drafts):
+        sends = asyncio.create_task(send_all(client, drafts))
+        await asyncio.sleep(30)
+        assert len(sandbox.ledger.sends) == 5
+        client.set_rate_limit(RateLimit(calls=20, spacing=0))
+        await asyncio.sleep(0.5)
+        assert len(sandbox.ledger.sends) == 20
+        assert client.snapshot().permits == 0
+        await sends
+    assert sandbox.ledger.busiest_window() <= 20
+
+
+@virtual
+async def test_a_longer_window_holds_for_the_calls_already_made() -> None:
+    async with crowd(4, 1, RateLimit(calls=2, per=60, spacing=0)) as (sandbox, client, drafts):
+        sends = asyncio.create_task(send_all(client, drafts))
+        await asyncio.sleep(30)
+        client.set_rate_limit(RateLimit(calls=2, per=120, spacing=0))
+        await sends
+    assert sandbox.ledger.sends[2].time == pytest.approx(120.13, abs=1e-3)
