@@ -55,13 +55,6 @@ STILL = "5/3600"
 pytestmark = pytest.mark.usefixtures("own_state")
 
 
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
-
-
 Cli = Callable[..., Ended]
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ pytest.importorskip("typer")
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async.cli.commands import doctor as room
 from feishu_mail_async.sandbox import Fault
-from tests.helpers.browser import APP_ID, APP_SECRET, Desk, expect_no_secret, open_desk, secrets_of
+from tests.helpers.browser import APP_ID, APP_SECRET, Desk, expect_no_secret, secrets_of
 from tests.helpers.cli import CANARY, PATIENCE, TOKEN_VARIABLE, Ended, wait_for
 
 SEND, READ, MODIFY = (f"mail:user_mailbox.message:{what}" for what in ("send", "readonly", "modify"))
@@ -37,14 +37,6 @@ class Report:
     @property
     def problems(self) -> list[str]:
         return [name for name, status in self.status.items() if status == "problem"]
-
-
-@pytest.fixture
-def desk(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_state: Path
-) -> Iterator[Desk]:
-    with open_desk(capfd, monkeypatch, tmp_path, own_state) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import codecs
 import gzip
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,13 +128,6 @@ def test_what_is_no_such_file_is_named(tmp_path: Path, content: str | bytes, sai
         read(tmp_path, content)
     assert (caught.value.exit_code, "\n" in str(caught.value)) == (2, False)
     assert str(caught.value).startswith(f"{tmp_path / 'drafts.csv'}: {said}")
-
-
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
 
 
 def test_what_was_assumed_is_said_in_one_line(capfd: pytest.CaptureFixture[str], feishu: Feishu) -> None:

@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,7 @@ from tests.helpers.cli import CANARY, FAST, TOKEN_VARIABLE, Ended, Feishu, run_h
 Cli = Callable[..., Ended]
 
 
-@pytest.fixture
-def feishu(tmp_path: Path, own_state: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
+pytestmark = pytest.mark.usefixtures("own_state")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import threading
 import time
 import webbrowser
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -37,7 +37,6 @@ from tests.helpers.browser import (
     browse,
     expect_no_secret,
     knock,
-    open_desk,
     process_environment,
     secrets_of,
     where_to,
@@ -48,14 +47,6 @@ from tests.helpers.cli import CANARY, COMMAND, PATIENCE, TOKEN_VARIABLE, Feishu,
 POSIX = pytest.mark.skipif(os.name != "posix", reason="permissions and pseudo terminals are POSIX's")
 OFFLINE = "offline_access"
 SEND, READ, MODIFY = (f"mail:user_mailbox.message:{what}" for what in ("send", "readonly", "modify"))
-
-
-@pytest.fixture
-def desk(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_state: Path
-) -> Iterator[Desk]:
-    with open_desk(capfd, monkeypatch, tmp_path, own_state) as opened:
-        yield opened
 
 
 @pytest.fixture

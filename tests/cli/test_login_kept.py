@@ -1,7 +1,5 @@
 """What a login has brought is kept and told at the command line, whatever goes wrong afterwards."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +10,7 @@ from feishu_mail_async.cli import app_secret as secretfile
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger.sqltokens import SqlTokens
 from feishu_mail_async.sandbox import Fault
-from tests.helpers.browser import Desk, browse, open_desk
-
-
-@pytest.fixture
-def desk(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_state: Path
-) -> Iterator[Desk]:
-    with open_desk(capfd, monkeypatch, tmp_path, own_state) as opened:
-        yield opened
+from tests.helpers.browser import Desk, browse
 
 
 @pytest.mark.parametrize("fields", [{"expires_in": "7200"}, {"expires_in": None}, {"expires_in": 0, "code": "0"}])

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,13 +139,6 @@ def test_a_mark_in_a_file_that_may_not_be_ours_is_no_guess(place: Path) -> None:
         "line 2: draft_id: it begins with '+",
         "line 5: user: it begins with '=",
     ]
-
-
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
 
 
 def test_the_server_is_called_for_the_same_draft_again(capfd: pytest.CaptureFixture[str], feishu: Feishu) -> None:

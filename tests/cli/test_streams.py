@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,6 @@ Streams = dict[str, str | None]
 
 UNSAID = 4
 """The exit code of a program that has done all, and could not say all."""
-
-
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
 
 
 def run(*arguments: str, env: dict[str, str] | None = None, streams: Streams | None = None) -> Ended:

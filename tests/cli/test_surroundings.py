@@ -3,7 +3,7 @@
 import os
 import pwd
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,6 @@ pytest.importorskip("typer")
 from tests.helpers.cli import COMMAND, PATIENCE, TOKEN_VARIABLE, Ended, Feishu, run_here
 
 Cli = Callable[..., Ended]
-
-
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -59,13 +59,6 @@ def assert_in_order(text: str, *parts: str) -> None:
         assert place >= 0, f"{part!r} is missing, or comes too early:\n{text}"
 
 
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
-
-
 def settings(sandbox: Sandbox, base_url: str | None = None, **more: str) -> dict[str, str]:
     """The environment in which an example uses this sandbox as it would use the real thing."""
     return environment(

@@ -202,3 +202,12 @@ def open_desk(
 
 def process_environment(feishu: Feishu, state: Path, *, app: bool = True, **more: str) -> dict[str, str]:
     return environment(XDG_STATE_HOME=str(state), **(app_environment(feishu) if app else {}), **more)
+
+
+@pytest.fixture
+def desk(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_state: Path
+) -> Iterator[Desk]:
+    """A desk at which a user can log in."""
+    with open_desk(capfd, monkeypatch, tmp_path, own_state) as opened:
+        yield opened

@@ -203,3 +203,11 @@ class Feishu(Apart):
 
     def statuses(self) -> dict[str, str]:
         return {row["draft_id"]: row["status"] for row in self.rows()}
+
+
+@pytest.fixture
+def feishu(tmp_path: Path) -> Iterator[Feishu]:
+    """A sandbox of alice's and bob's, in a thread of its own."""
+    server = Feishu(tmp_path)
+    yield server
+    server.close()

@@ -7,12 +7,17 @@ from typing import Any, Final, TypeVar
 
 import looptime
 
-__all__ = ["SEEDED", "VirtualLoop", "run_virtual"]
+__all__ = ["SEEDED", "VirtualLoop", "now", "run_virtual"]
 
 T = TypeVar("T")
 
 SEEDED: Final = not os.environ.get("SOAK_RANDOM")
 """Whether the long runs take the same examples every time, so that what fails is the change, not the draw."""
+
+
+def now() -> float:
+    """The running loop's time."""
+    return asyncio.get_running_loop().time()
 
 
 class VirtualLoop(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):

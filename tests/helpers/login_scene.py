@@ -1,20 +1,16 @@
 """A login over the sandbox's token endpoint: a store, and tokens that renew themselves over it."""
 
-import asyncio
 from collections import Counter
 from typing import Any, Final
 
 from feishu_mail_async import FeishuMailClient, InvalidToken, RefreshingTokens
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken, TokenStore
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.clock import now
 
 USERS: Final = ("alice", "bob")
 HOUR: Final = 3600.0
 MARGIN: Final = 300.0
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def stored(issued: dict[str, Any]) -> StoredToken:

@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,13 +30,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="it forks")
 
 FREE: Final = RateLimit(calls=1000, per=1.0, spacing=0)
 HOMES: Final = ["sqlite", "postgresql"]
-
-
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture(params=HOMES)

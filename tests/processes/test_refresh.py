@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,13 +81,6 @@ class Login:
     @property
     def refreshes(self) -> int:
         return self.feishu.do(lambda sandbox: sandbox.ledger.refreshes["alice"])
-
-
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

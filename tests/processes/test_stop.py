@@ -245,13 +245,6 @@ def relay(postgres_url: str) -> Iterator[Relay]:
         yield made
 
 
-@pytest.fixture
-def feishu(tmp_path: Path) -> Iterator[Feishu]:
-    server = Feishu(tmp_path)
-    yield server
-    server.close()
-
-
 def commands(feishu: Feishu, ids: Sequence[str]) -> dict[str, list[str]]:
     where = ["--base-url", feishu.sandbox.base_url, "--token-file", str(feishu.token_file), "--app", "a"]
     return {

@@ -25,6 +25,7 @@ from feishu_mail_async import codes
 from feishu_mail_async.sandbox import Arrival, CallLog, Fault, Sandbox, Window
 from feishu_mail_async.sandbox.process import read_latency
 from feishu_mail_async.sandbox.window import make_window
+from tests.helpers.clock import now
 
 pytestmark = pytest.mark.looptime
 
@@ -92,10 +93,6 @@ async def running(**kwargs: Any) -> AsyncIterator[tuple[Sandbox, Caller]]:
     kwargs = {"users": ("alice", "bob")} | kwargs
     async with Sandbox(**kwargs) as sandbox, aiohttp.ClientSession() as session:
         yield sandbox, Caller(sandbox, session)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 # --- windows ---------------------------------------------------------------------------------------------

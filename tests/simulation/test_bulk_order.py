@@ -23,6 +23,7 @@ from feishu_mail_async import (
 )
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from feishu_mail_async.sandbox.server import Latency
+from tests.helpers.clock import now
 from tests.models.bulk_model import End, Mishap, Rules, bulk_end, check_true
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=10)
@@ -41,10 +42,6 @@ SENT, ALREADY, FAILED, UNKNOWN, SKIPPED = (
     OutcomeStatus.UNKNOWN,
     OutcomeStatus.SKIPPED,
 )
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def drain(run: Any) -> list[Outcome]:

@@ -25,6 +25,7 @@ from feishu_mail_async import (
 )
 from feishu_mail_async.errors import root_cause
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.clock import now
 from tests.helpers.support import FREE, cancel_all, scene, settle
 from tests.models.bulk_model import check_one, check_true, fetch
 
@@ -42,10 +43,6 @@ BACKLOG: Final = 100
 
 class OwnError(Exception):
     """What the caller's own iterable raises."""
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def the_tasks() -> set[asyncio.Task[Any]]:

@@ -32,16 +32,13 @@ from feishu_mail_async import (
 from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async.events import DraftDone
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.clock import now
 from tests.helpers.support import ONCE, TOKEN, begins_with, cancel_all, chain, holds, our_tasks, scene, settle
 
 pytestmark = pytest.mark.looptime(start=0)
 
 # A round trip of the sandboxes here takes 2 s, one each way, so that there is a time "in flight".
 SLOW = 2.0
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def at(seconds: float) -> Any:

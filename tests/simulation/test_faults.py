@@ -28,7 +28,7 @@ from feishu_mail_async import (
     codes,
 )
 from feishu_mail_async.sandbox import Fault, Sandbox, Window
-from tests.helpers.clock import SEEDED, run_virtual
+from tests.helpers.clock import SEEDED, now, run_virtual
 from tests.helpers.story import check_story
 
 if TYPE_CHECKING:
@@ -47,10 +47,6 @@ CERTAINLY_NOT_SENT: Final = (
     TransportError,
     UnknownUser,
 )
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 # --- what can go wrong -------------------------------------------------------------------------------------

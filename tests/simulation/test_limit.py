@@ -18,6 +18,7 @@ from feishu_mail_async import (
     SendResult,
 )
 from feishu_mail_async.sandbox import Fault, Sandbox, Window
+from tests.helpers.clock import now
 from tests.models.event_model import Limit, Post, Trip, end_of
 
 # Sends by the thousand let the loop look for input less often between two moments; whatever it finds resets
@@ -27,10 +28,6 @@ virtual = pytest.mark.looptime(start=0)
 
 TICK: Final = 2e-6
 """What the virtual clock rounds off."""
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 # --- the servers, the delays, and who sends ----------------------------------------------------------------

@@ -24,16 +24,13 @@ from feishu_mail_async import (
     UnknownUser,
 )
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.clock import now
 from tests.helpers.support import TOKEN, RawServer, always, http, raw_server, settle
 from tests.models.bulk_model import check_true, fetch
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=12)
 
 FAST: Final = RateLimit(calls=1000, per=1.0, spacing=0)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def listed(client: FeishuMailClient, **whose: Any) -> list[Draft]:

@@ -26,6 +26,7 @@ from feishu_mail_async import (
     errors,
 )
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
+from tests.helpers.clock import now
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -33,10 +34,6 @@ PLENTY: Final = RateLimit(calls=1000, spacing=0.2)
 """No window that a test would notice."""
 
 HOUR: Final = 3600.0
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 @dataclass

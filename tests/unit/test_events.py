@@ -48,6 +48,7 @@ from feishu_mail_async.events import (
     UserCooled,
 )
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.clock import now
 from tests.helpers.story import check_story, jobs_of
 from tests.helpers.support import FREE, ONCE, TOKEN, begins_with, scene, settle
 
@@ -56,10 +57,6 @@ pytestmark = pytest.mark.looptime(start=0)
 E = TypeVar("E", bound=Event)
 
 RECORD: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime"}
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def only(events: list[Event], kind: type[E]) -> list[E]:

@@ -40,6 +40,7 @@ from feishu_mail_async import (
 from feishu_mail_async.events import AttemptEnded, AttemptStarted, DraftDone, Event, TurnGranted
 from feishu_mail_async.otel import instrument
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
+from tests.helpers.clock import now
 from tests.helpers.support import FREE, SENT, always, raw_server, scene, settle
 from tests.simulation.test_secrets import faults
 
@@ -52,10 +53,6 @@ CLOSES_THE_APP: Final = [
     Fault.code(row.name) for row in codes.CODES.values() if row.subject is codes.Subject.APP and row.until
 ]
 ALREADY_SENT: Final = codes.named("AlreadySent").number
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Telemetry:

@@ -31,6 +31,7 @@ from feishu_mail_async import (
 from feishu_mail_async._api.protocol import LONGEST_REPLY, CallEnd, Reply
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.clock import now
 from tests.helpers.support import FREE, ONCE, SENT, TOKEN, RawServer, Request, always, holds, http, raw_server
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -44,10 +45,6 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 @asynccontextmanager

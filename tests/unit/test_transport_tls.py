@@ -26,15 +26,12 @@ from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async._transport import Failure, Transport
 from tests.helpers.certificates import Authority
 from tests.helpers.cli import run_here
+from tests.helpers.clock import now
 from tests.helpers.support import SENT, TOKEN, Handler, RawServer, Request, always, holds, http, raw_server
 
 pytestmark = pytest.mark.looptime(start=0)
 
 FEISHU: Final = "https://open.feishu.cn"
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 @pytest.fixture(autouse=True)

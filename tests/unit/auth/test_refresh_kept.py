@@ -14,7 +14,8 @@ from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.oauth import ASSUMED_LIFETIME, Login, TokenGrant, read_grant
 from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.login_scene import HOUR, USERS, Scene, now
+from tests.helpers.clock import now
+from tests.helpers.login_scene import HOUR, USERS, Scene
 
 pytestmark = pytest.mark.looptime(start=0)
 

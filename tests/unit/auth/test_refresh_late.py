@@ -9,7 +9,8 @@ import pytest
 from feishu_mail_async import LoginRequired, open_ledger
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken, TokenStore
 from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.login_scene import HOUR, USERS, Scene, now
+from tests.helpers.clock import now
+from tests.helpers.login_scene import HOUR, USERS, Scene
 
 
 class Halting:
