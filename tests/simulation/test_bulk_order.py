@@ -5,7 +5,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
@@ -13,7 +13,6 @@ import pytest
 from feishu_mail_async import (
     Draft,
     FeishuMailClient,
-    Outcome,
     OutcomeStatus,
     Priority,
     RateLimit,
@@ -24,6 +23,7 @@ from feishu_mail_async import (
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from feishu_mail_async.sandbox.server import Latency
 from tests.helpers.clock import now
+from tests.helpers.scenes import Scene, drain
 from tests.models.bulk_model import End, Mishap, Rules, bulk_end, check_true
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=10)
@@ -44,56 +44,18 @@ SENT, ALREADY, FAILED, UNKNOWN, SKIPPED = (
 )
 
 
-async def drain(run: Any) -> list[Outcome]:
-    async with run:
-        return [outcome async for outcome in run]
-
-
-@dataclass
-class Scene:
-    """A sandbox with users who have so many drafts each, and the clients of one app."""
-
-    sandbox: Sandbox
-    drafts: dict[str, list[Draft]]
-    clients: list[FeishuMailClient] = field(default_factory=list)
-
-    def client(self, **settings: Any) -> FeishuMailClient:
-        client = FeishuMailClient(self.sandbox.tokens, base_url=self.sandbox.base_url, **settings)
-        self.clients.append(client)
-        return client
-
-    def all(self) -> list[Draft]:
-        return list(itertools.chain.from_iterable(self.drafts.values()))
-
-    def more(self, user: str, count: int) -> list[Draft]:
-        return [Draft(draft_id, user=user) for draft_id in self.sandbox.add_drafts(user, count)]
-
-    def order(self) -> list[str | None]:
-        """Whose calls arrived, one after another."""
-        return [send.user for send in self.sandbox.ledger.sends]
-
-    def times(self, user: str | None = None) -> list[float]:
-        return [send.time for send in self.sandbox.ledger.sends if user in {None, send.user}]
-
-    def check(self) -> None:
-        """What holds whatever happened."""
-        ledger = self.sandbox.ledger
-        assert (ledger.refusals, ledger.conflicts) == (0, 0)
-        assert max(ledger.sent.values(), default=0) <= 1
-
-
 async def play(
     sizes: dict[str, int], act: Callable[[Scene], Awaitable[None]], latency: Latency = ROUND_TRIP
 ) -> None:
     """Set a scene, let a test act on it, and see that nothing was refused that nobody had scripted."""
     async with Sandbox(users=list(sizes), latency=latency) as sandbox:
-        scene = Scene(sandbox, {})
+        scene = Scene(sandbox)
         for user, size in sizes.items():
-            scene.drafts[user] = scene.more(user, size)
+            scene.drafts += scene.more(size, user)
         try:
             await act(scene)
         finally:
-            await asyncio.gather(*(client.close() for client in scene.clients))
+            await scene.close()
         scene.check()
 
 
@@ -178,13 +140,13 @@ async def whole(count: int, seed: int, share: float = 0.05) -> None:
     assert sum(sizes.values()) == count
 
     async def act(scene: Scene) -> None:
-        given = [Draft(one.draft_id, user=one.user, tag=object()) for one in scene.all()]
+        given = [Draft(one.draft_id, user=one.user, tag=object()) for one in scene.drafts]
         draw.shuffle(given)
         troubled = draw.sample(given, round(count * share))
         troubles = {one.draft_id: TROUBLES[number % len(TROUBLES)] for number, one in enumerate(troubled)}
         for draft_id, trouble in troubles.items():
             scene.sandbox.script(draft_id, *trouble.faults)
-        outcomes = await drain(scene.client(attempt_timeout=ATTEMPT_TIMEOUT).send_drafts(given))
+        outcomes = await drain(scene.open(attempt_timeout=ATTEMPT_TIMEOUT).send_drafts(given))
         end = now()
 
         ledger = scene.sandbox.ledger
@@ -224,7 +186,7 @@ async def test_the_same_with_other_faults_at_other_places(seed: int) -> None:
 
 async def test_without_faults_it_is_as_fast_as_the_limit_allows() -> None:
     async def act(scene: Scene) -> None:
-        outcomes = await drain(scene.client().send_drafts(scene.all()))
+        outcomes = await drain(scene.open().send_drafts(scene.drafts))
         assert {outcome.status for outcome in outcomes} == {SENT}
         # 300 drafts are 15 windows of 20: fourteen waits, and 20 calls in the last.
         assert now() == pytest.approx(14 * WINDOW + 19 * 0.2 + ROUND_TRIP, abs=1)
@@ -244,7 +206,7 @@ async def bulk_and_urgent(
         when each was asked for, when it was done, and its id.
     """
     done = []
-    run = client.send_drafts(scene.all())
+    run = client.send_drafts(scene.drafts)
     async with run:
         consumer = asyncio.create_task(drain(run))
         for moment, user in moments:
@@ -261,7 +223,7 @@ async def bulk_and_urgent(
 @pytest.mark.parametrize("priority", [Priority.INTERACTIVE, Priority.NORMAL])
 async def test_an_urgent_send_takes_the_next_permit_that_comes(priority: Priority) -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client()
+        client = scene.open()
         draw = random.Random(4)
         # Of a user who has drafts in the run, and of one who has none.
         moments = [(60.0 * number + draw.uniform(0, 58), draw.choice(["u0", "urgent"])) for number in range(2, 32)]
@@ -276,7 +238,7 @@ async def test_an_urgent_send_takes_the_next_permit_that_comes(priority: Priorit
 
 async def test_an_urgent_send_overtakes_its_own_users_drafts_though_calls_are_slow() -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client()
+        client = scene.open()
         moments = [(20.0 * number + 3.3, "alice") for number in range(1, 12)]
         for asked, _, draft_id in await bulk_and_urgent(scene, client, moments):
             after = [send.draft_id for send in scene.sandbox.ledger.sends if send.time > asked + 4.5 + HAIR]
@@ -287,7 +249,7 @@ async def test_an_urgent_send_overtakes_its_own_users_drafts_though_calls_are_sl
 
 async def test_with_a_smooth_limit_an_urgent_send_waits_for_one_interval_at_most() -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client(rate_limit=RateLimit.smooth())
+        client = scene.open(rate_limit=RateLimit.smooth())
         draw = random.Random(5)
         moments = [(13.0 * number + draw.uniform(0, 9), f"u{number % 3}") for number in range(5, 80)]
         waits = [end - asked for asked, end, _ in await bulk_and_urgent(scene, client, moments)]
@@ -300,8 +262,8 @@ async def test_with_a_smooth_limit_an_urgent_send_waits_for_one_interval_at_most
 
 async def test_reserved_permits_let_two_urgent_sends_of_a_window_go_at_once() -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client(rate_limit=RateLimit(reserve=2, spacing=0.2))
-        run = client.send_drafts(scene.all())
+        client = scene.open(rate_limit=RateLimit(reserve=2, spacing=0.2))
+        run = client.send_drafts(scene.drafts)
         consumer = asyncio.create_task(drain(run))
         waits = []
         for window in range(2, 16):
@@ -325,10 +287,10 @@ async def test_reserved_permits_let_two_urgent_sends_of_a_window_go_at_once() ->
 
 async def test_nothing_but_urgent_sends_takes_reserved_permits() -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client(rate_limit=RateLimit(reserve=2))
-        await drain(client.send_drafts(scene.drafts["bob"][:100]))
+        client = scene.open(rate_limit=RateLimit(reserve=2))
+        await drain(client.send_drafts(scene.of("bob")[:100]))
         assert scene.sandbox.ledger.busiest_window() == 18
-        await drain(client.send_drafts(scene.drafts["bob"][100:], priority=Priority.INTERACTIVE))
+        await drain(client.send_drafts(scene.of("bob")[100:], priority=Priority.INTERACTIVE))
         assert scene.sandbox.ledger.busiest_window() == 20
 
     await play({"bob": 200}, act)
@@ -346,11 +308,11 @@ ORDERS: Final[dict[str, Callable[[list[Draft]], list[Draft]]]] = {
 @pytest.mark.parametrize("order", ORDERS)
 async def test_users_with_equal_work_finish_within_one_window_of_each_other(order: str) -> None:
     async def act(scene: Scene) -> None:
-        await drain(scene.client().send_drafts(ORDERS[order](scene.all())))
-        ends = [scene.times(user)[-1] for user in scene.drafts]
+        await drain(scene.open().send_drafts(ORDERS[order](scene.drafts)))
+        ends = [scene.times(user)[-1] for user in scene.sandbox.users]
         assert max(ends) - min(ends) <= 60.0
         # At no moment is anybody more than one call ahead of another.
-        counts: Counter[str | None] = Counter(dict.fromkeys(scene.drafts, 0))
+        counts: Counter[str | None] = Counter(dict.fromkeys(scene.sandbox.users, 0))
         for user in scene.order():
             counts[user] += 1
             assert max(counts.values()) - min(counts.values()) <= 1
@@ -361,7 +323,7 @@ async def test_users_with_equal_work_finish_within_one_window_of_each_other(orde
 @pytest.mark.parametrize("order", ORDERS)
 async def test_one_users_thousand_drafts_do_not_delay_anothers_ten(order: str) -> None:
     async def act(scene: Scene) -> None:
-        run = scene.client().send_drafts(ORDERS[order](scene.all()))
+        run = scene.open().send_drafts(ORDERS[order](scene.drafts))
         async with run:
             async for _ in run:
                 if scene.order().count("bob") == 10 and scene.order().count("carol") == 10:
@@ -374,7 +336,7 @@ async def test_one_users_thousand_drafts_do_not_delay_anothers_ten(order: str) -
 
 async def test_an_input_sorted_by_user_is_fair_among_what_is_read_ahead() -> None:
     async def act(scene: Scene) -> None:
-        run = scene.client().send_drafts((draft for draft in scene.all()), read_ahead=60)
+        run = scene.open().send_drafts((draft for draft in scene.drafts), read_ahead=60)
         async with run:
             async for _ in run:
                 pass
@@ -392,11 +354,11 @@ async def test_fairness_reaches_beyond_one_run() -> None:
     """A user who has waited goes before one who was served just now, whichever run asks."""
 
     async def act(scene: Scene) -> None:
-        client = scene.client()
+        client = scene.open()
         async with asyncio.TaskGroup() as group:
-            group.create_task(drain(client.send_drafts(scene.drafts["alice"])))
+            group.create_task(drain(client.send_drafts(scene.of("alice"))))
             await asyncio.sleep(100)
-            group.create_task(drain(scene.client().send_drafts(scene.drafts["bob"])))
+            group.create_task(drain(scene.open().send_drafts(scene.of("bob"))))
         times = scene.times("bob")
         # From bob's first on they take turns.
         between = [send.user for send in scene.sandbox.ledger.sends if times[0] <= send.time <= times[-1]]
@@ -407,10 +369,10 @@ async def test_fairness_reaches_beyond_one_run() -> None:
 
 async def test_two_runs_at_once_share_the_limit_evenly() -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client()
+        client = scene.open()
         async with asyncio.TaskGroup() as group:
             for user in ("alice", "bob"):
-                group.create_task(drain(client.send_drafts(scene.drafts[user])))
+                group.create_task(drain(client.send_drafts(scene.of(user))))
         assert len(scene.order()) == 160
         assert now() == pytest.approx(7 * WINDOW, abs=10)
         for start in range(0, 160, 20):
@@ -421,8 +383,8 @@ async def test_two_runs_at_once_share_the_limit_evenly() -> None:
 
 async def test_two_runs_of_the_same_user_go_on_side_by_side() -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client()
-        halves = [scene.drafts["alice"][:60], scene.drafts["alice"][60:]]
+        client = scene.open()
+        halves = [scene.of("alice")[:60], scene.of("alice")[60:]]
         first, second = await asyncio.gather(*(drain(client.send_drafts(half)) for half in halves))
         assert len(first) == len(second) == 60
         half = {draft.draft_id for draft in halves[0]}
@@ -440,8 +402,8 @@ async def test_two_runs_of_the_same_user_go_on_side_by_side() -> None:
 async def test_a_user_whose_daily_quota_is_spent_costs_one_call() -> None:
     async def act(scene: Scene) -> None:
         scene.sandbox.set_quota("alice", 0)
-        outcomes = await drain(scene.client().send_drafts(scene.all()))
-        check_true(scene.all(), outcomes, scene.sandbox.ledger)
+        outcomes = await drain(scene.open().send_drafts(scene.drafts))
+        scene.true(outcomes)
         assert scene.order().count("alice") == 1
         mine = [outcome for outcome in outcomes if outcome.draft.user == "alice"]
         assert Counter(outcome.status for outcome in mine) == {FAILED: 1, SKIPPED: 199}
@@ -466,7 +428,7 @@ async def test_the_skipped_are_told_at_once_not_when_their_turn_would_have_come(
     async def act(scene: Scene) -> None:
         scene.sandbox.set_quota("alice", 3)
         at: dict[OutcomeStatus, list[float]] = {SENT: [], FAILED: [], SKIPPED: []}
-        async for outcome in scene.client().send_drafts(scene.all()):
+        async for outcome in scene.open().send_drafts(scene.drafts):
             if outcome.draft.user == "alice":
                 at[outcome.status].append(now())
         assert [len(times) for times in at.values()] == [3, 1, 196]
@@ -477,11 +439,11 @@ async def test_the_skipped_are_told_at_once_not_when_their_turn_would_have_come(
 
 async def test_an_hour_later_one_probe_goes() -> None:
     async def act(scene: Scene) -> None:
-        client = scene.client()
+        client = scene.open()
         scene.sandbox.set_quota("alice", 0)
 
         async def offer() -> Counter[OutcomeStatus]:
-            outcomes = await drain(client.send_drafts(scene.drafts["alice"]))
+            outcomes = await drain(client.send_drafts(scene.of("alice")))
             return Counter(outcome.status for outcome in outcomes)
 
         assert await offer() == {FAILED: 1, SKIPPED: 29}
@@ -508,8 +470,8 @@ async def test_a_run_that_outlasts_the_closing_offers_what_it_reads_later() -> N
 
     async def act(scene: Scene) -> None:
         scene.sandbox.set_quota("alice", 0)
-        mixed = [one for pair in zip(scene.drafts["alice"], scene.drafts["bob"], strict=True) for one in pair]
-        client = scene.client(rate_limit=RateLimit(calls=2))
+        mixed = [one for pair in zip(scene.of("alice"), scene.of("bob"), strict=True) for one in pair]
+        client = scene.open(rate_limit=RateLimit(calls=2))
         outcomes = await drain(client.send_drafts((one for one in mixed), read_ahead=10))
         check_true(mixed, outcomes, scene.sandbox.ledger)
         # 140 calls of bob's, two a minute, take 70 minutes: one probe at the beginning, and one after an hour.
@@ -521,11 +483,11 @@ async def test_a_run_that_outlasts_the_closing_offers_what_it_reads_later() -> N
 
 async def test_the_external_quota_fails_its_own_draft_only() -> None:
     async def act(scene: Scene) -> None:
-        external = scene.drafts["alice"][::5]
+        external = scene.of("alice")[::5]
         for draft in external:
             scene.sandbox.script(draft.draft_id, Fault.code("UserExternalQuota"))
-        outcomes = await drain(scene.client().send_drafts(scene.all()))
-        check_true(scene.all(), outcomes, scene.sandbox.ledger)
+        outcomes = await drain(scene.open().send_drafts(scene.drafts))
+        scene.true(outcomes)
         assert len(scene.order()) == 50
         failed = [outcome for outcome in outcomes if outcome.status is FAILED]
         assert {outcome.draft for outcome in failed} == set(external)
@@ -540,13 +502,13 @@ async def test_the_external_quota_fails_its_own_draft_only() -> None:
 
 def crowd(scene: Scene, **settings: Any) -> list[asyncio.Task[Any]]:
     """Two clients with a run each, and single sends of both: all that there is, from all sides."""
-    first, second = scene.client(**settings), scene.client(**settings)
-    users = list(scene.drafts)
+    first, second = scene.open(**settings), scene.open(**settings)
+    users = list(scene.sandbox.users)
     tasks: list[asyncio.Task[Any]] = []
     for client, mine in ((first, users[:2]), (second, users[2:4])):
-        given = [one for user in mine for one in scene.drafts[user]]
+        given = [one for user in mine for one in scene.of(user)]
         tasks.append(asyncio.create_task(drain(client.send_drafts(given))))
-    for number, one in enumerate(scene.drafts[users[4]]):
+    for number, one in enumerate(scene.of(users[4])):
         client, priority = (first, Priority.NORMAL) if number % 2 else (second, Priority.INTERACTIVE)
         tasks.append(asyncio.create_task(client.send_draft(one, priority=priority)))
     return tasks
@@ -620,8 +582,8 @@ async def test_a_probe_that_gets_no_answer_leaves_the_pause_to_the_next() -> Non
     async def act(scene: Scene) -> None:
         faults = [Fault.frequency(reset="30"), Fault.hang_before(), Fault.reset_before()]
         scene.sandbox.on_call = lambda _: faults.pop(0) if faults else None
-        outcomes = await drain(scene.client(rate_limit=RateLimit(spacing=1.0)).send_drafts(scene.all()))
-        check_true(scene.all(), outcomes, scene.sandbox.ledger)
+        outcomes = await drain(scene.open(rate_limit=RateLimit(spacing=1.0)).send_drafts(scene.drafts))
+        scene.true(outcomes)
         times = scene.times()
         assert times[1] == pytest.approx(30 + ROUND_TRIP + ONE_WAY, abs=0.01)
         # It hangs until the timeout; the next one probes, loses its connection; the third is answered.
@@ -636,7 +598,7 @@ async def test_a_probe_that_gets_no_answer_leaves_the_pause_to_the_next() -> Non
 async def test_a_stop_during_a_pause_needs_no_call_and_no_wait() -> None:
     async def act(scene: Scene) -> None:
         scene.sandbox.limit_now(1000)
-        run = scene.client().send_drafts(scene.all())
+        run = scene.open().send_drafts(scene.drafts)
         async with run:
             consumer = asyncio.create_task(drain(run))
             await asyncio.sleep(50)
@@ -644,6 +606,6 @@ async def test_a_stop_during_a_pause_needs_no_call_and_no_wait() -> None:
             outcomes = await consumer
         assert now() == pytest.approx(50)
         assert {outcome.status for outcome in outcomes} == {SKIPPED}
-        check_true(scene.all(), outcomes, scene.sandbox.ledger)
+        scene.true(outcomes)
 
     await play({"u0": 30, "u1": 30}, act)

@@ -5,13 +5,11 @@ import contextlib
 import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import pytest
 
 from feishu_mail_async import (
-    BulkRun,
     ClientClosed,
     ContentRisk,
     Draft,
@@ -26,6 +24,7 @@ from feishu_mail_async import (
 from feishu_mail_async.errors import root_cause
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.clock import now
+from tests.helpers.scenes import Scene, drain
 from tests.helpers.support import FREE, cancel_all, scene, settle
 from tests.models.bulk_model import check_one, check_true, fetch
 
@@ -50,40 +49,8 @@ def the_tasks() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if task.get_name().startswith("feishu-mail")}
 
 
-async def drain(run: BulkRun) -> list[Outcome]:
-    async with run:
-        return [outcome async for outcome in run]
-
-
-@dataclass
-class Stage:
-    """A sandbox and a client of its users."""
-
-    sandbox: Sandbox
-    client: FeishuMailClient
-    drafts: list[Draft] = field(default_factory=list)
-
-    def more(self, count: int, user: str = "alice") -> list[Draft]:
-        return [Draft(draft_id, user=user, tag=object()) for draft_id in self.sandbox.add_drafts(user, count)]
-
-    @property
-    def calls(self) -> int:
-        return len(self.sandbox.ledger.sends)
-
-    def calls_of(self, draft: Draft) -> int:
-        return len(self.sandbox.ledger.calls(draft.draft_id))
-
-    def true(self, outcomes: Sequence[Outcome], given: Sequence[Draft] | None = None) -> None:
-        check_true(self.drafts if given is None else given, outcomes, self.sandbox.ledger)
-
-    async def in_flight(self, calls: int = 1) -> None:
-        """Wait until so many calls are under way; no less than that many users must have drafts."""
-        while self.client.snapshot().in_flight < calls:  # noqa: ASYNC110 - nothing tells when a call has gone out
-            await asyncio.sleep(0.01)
-
-
 async def play(
-    act: Callable[[Stage], Awaitable[None]],
+    act: Callable[[Scene], Awaitable[None]],
     drafts: int = 10,
     *users: str,
     limit: RateLimit = FREE,
@@ -92,13 +59,13 @@ async def play(
     """Let a test act on a stage with drafts of the first user; then nothing must be left over."""
     users = users or ("alice",)
     async with Sandbox(users=users, latency=0.1, calls=1_000_000) as sandbox:
-        client = FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url, rate_limit=limit, **settings)
-        stage = Stage(sandbox, client)
+        stage = Scene(sandbox)
+        stage.open(rate_limit=limit, **settings)
         stage.drafts = stage.more(drafts, users[0])
         try:
             await act(stage)
         finally:
-            await client.close()
+            await stage.close()
         assert the_tasks() == set()
         calls = stage.calls
         await asyncio.sleep(1000)
@@ -149,7 +116,7 @@ FORMS: Final[dict[str, Callable[[list[Any]], Any]]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "drafts"])
 async def test_every_form_of_input_is_sent(form: str, ids: bool) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         items = [draft.draft_id if ids else draft for draft in stage.drafts]
         outcomes = await drain(stage.client.send_drafts(FORMS[form](items)))
         assert {outcome.status for outcome in outcomes} == {SENT}
@@ -163,7 +130,7 @@ async def test_every_form_of_input_is_sent(form: str, ids: bool) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_an_empty_input_is_a_run_without_outcomes(form: str) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(FORMS[form]([]))
         assert await drain(run) == []
         assert (run.summary.total, run.waiting) == (0, 0)
@@ -173,7 +140,7 @@ async def test_an_empty_input_is_a_run_without_outcomes(form: str) -> None:
 
 @pytest.mark.parametrize("what", ["an-id", b"ids", Draft("an-id"), None, 7, 1.5], ids=repr)
 async def test_what_is_no_iterable_of_drafts_is_a_type_error_at_once(what: Any) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         with pytest.raises(TypeError, match=r"^drafts: .*send_draft$"):
             stage.client.send_drafts(what)
 
@@ -182,7 +149,7 @@ async def test_what_is_no_iterable_of_drafts_is_a_type_error_at_once(what: Any) 
 
 @pytest.mark.parametrize("read_ahead", [0, -1, 1.5, True, "7", None])
 async def test_a_bad_read_ahead_is_said_at_once(read_ahead: Any) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         with pytest.raises((TypeError, ValueError), match=r"^read_ahead\b"):
             stage.client.send_drafts([], read_ahead=read_ahead)
         with pytest.raises(TypeError, match=r"^priority\b"):
@@ -207,7 +174,7 @@ async def test_a_bad_read_ahead_is_said_at_once(read_ahead: Any) -> None:
 async def test_a_bad_item_surfaces_with_its_number_after_what_was_read_before(
     form: str, bad: Any, kind: type[Exception]
 ) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(FORMS[form]([*stage.drafts[:5], bad, *stage.drafts[5:]]))
         outcomes: list[Outcome] = []
         with pytest.raises(kind, match=r"^drafts: item 6: "):
@@ -236,7 +203,7 @@ async def raising_async(items: Sequence[Draft], error: BaseException) -> AsyncIt
 async def test_an_exception_of_the_callers_iterable_surfaces_after_the_outcomes(
     make: Callable[[Sequence[Draft], BaseException], Any], read: int
 ) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         error = OwnError("the file ends in the middle of a line")
         run = stage.client.send_drafts(make(stage.drafts[:read], error))
         outcomes: list[Outcome] = []
@@ -252,7 +219,7 @@ async def test_an_exception_of_the_callers_iterable_surfaces_after_the_outcomes(
 async def test_a_cancelled_iterable_does_not_pass_for_one_that_has_ended() -> None:
     """Somebody cancels the task that the caller's generator waits for: what was read is not all there is."""
 
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         rows: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def read() -> AsyncIterator[Draft]:
@@ -276,7 +243,7 @@ async def test_an_iterator_that_cannot_begin_says_so() -> None:
         def __iter__(self) -> Iterator[str]:
             raise OwnError("no such file")
 
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         with pytest.raises(OwnError):
             await drain(stage.client.send_drafts(Bad()))
 
@@ -284,7 +251,7 @@ async def test_an_iterator_that_cannot_begin_says_so() -> None:
 
 
 async def test_nothing_is_read_or_sent_before_the_run_begins() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         read = []
 
         def reading() -> Iterator[Draft]:
@@ -303,7 +270,7 @@ async def test_nothing_is_read_or_sent_before_the_run_begins() -> None:
 
 
 async def test_a_user_who_is_not_known_is_the_outcome_of_their_draft() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         stranger = Draft("some-draft", user="mallory", tag=object())
         given = [*stage.drafts[:5], stranger, *stage.drafts[5:]]
         outcomes = await drain(stage.client.send_drafts(given))
@@ -342,7 +309,7 @@ async def test_a_token_that_cannot_be_had_is_the_outcome_of_its_users_drafts() -
 
 
 async def test_outcomes_come_as_soon_as_they_are_known_not_in_the_order_of_the_input() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         slow, *rest = stage.drafts
         fast = stage.more(1, "bob")
         stage.sandbox.script(slow.draft_id, Fault.delay(5, 5))
@@ -357,7 +324,7 @@ async def test_outcomes_come_as_soon_as_they_are_known_not_in_the_order_of_the_i
 
 
 async def test_an_outcome_comes_while_the_input_is_still_being_read() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async def slowly() -> AsyncIterator[Draft]:
             for draft in stage.drafts:
                 yield draft
@@ -373,7 +340,7 @@ async def test_an_outcome_comes_while_the_input_is_still_being_read() -> None:
 
 
 async def test_a_tag_comes_back_with_each_input_duplicates_too() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         draft_id = stage.drafts[0].draft_id
         given = [Draft(draft_id, user="alice", tag=[number]) for number in range(4)]
         outcomes = await drain(stage.client.send_drafts(given))
@@ -386,7 +353,7 @@ async def test_a_tag_comes_back_with_each_input_duplicates_too() -> None:
 
 
 async def test_a_failing_draft_does_not_stop_the_others() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         for draft in stage.drafts[::2]:
             stage.sandbox.script(draft.draft_id, Fault.code("ContentRisk"))
         run = stage.client.send_drafts(stage.drafts)
@@ -401,7 +368,7 @@ async def test_a_failing_draft_does_not_stop_the_others() -> None:
 
 
 async def test_the_summary_counts_what_the_outcomes_say() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         script = stage.sandbox.script
         script(stage.drafts[0].draft_id, Fault.code("ContentRisk"))
         script(stage.drafts[1].draft_id, Fault.code("InternalError"))
@@ -429,7 +396,7 @@ async def test_the_summary_counts_what_the_outcomes_say() -> None:
 
 
 async def test_duplicates_while_the_first_is_under_way_cost_no_call() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         given = stage.drafts * 3
         run = stage.client.send_drafts(given)
         outcomes = await drain(run)
@@ -442,7 +409,7 @@ async def test_duplicates_while_the_first_is_under_way_cost_no_call() -> None:
 
 @pytest.mark.parametrize("form", ["list", "generator", "async generator"])
 async def test_a_duplicate_that_comes_later_is_what_the_server_says(form: str) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         given = [*stage.drafts, *stage.drafts]
         outcomes = await drain(stage.client.send_drafts(FORMS[form](given), read_ahead=1))
         stage.true(outcomes, given)
@@ -453,7 +420,7 @@ async def test_a_duplicate_that_comes_later_is_what_the_server_says(form: str) -
 
 
 async def test_duplicates_of_a_failing_draft_fail_alike() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         stage.sandbox.script(stage.drafts[0].draft_id, Fault.code("ContentRisk"))
         given = [stage.drafts[0]] * 3
         run = stage.client.send_drafts(given)
@@ -466,7 +433,7 @@ async def test_duplicates_of_a_failing_draft_fail_alike() -> None:
 
 
 async def test_the_same_id_of_two_users_is_two_drafts() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         draft_id = stage.drafts[0].draft_id
         given = [Draft(draft_id, user="alice"), Draft(draft_id, user="bob")]
         outcomes = await drain(stage.client.send_drafts(given))
@@ -477,7 +444,7 @@ async def test_the_same_id_of_two_users_is_two_drafts() -> None:
 
 
 async def test_a_draft_in_two_runs_and_a_send_is_one_call() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         given = stage.drafts
         first, second, result = await asyncio.gather(
             drain(stage.client.send_drafts(given)),
@@ -498,7 +465,7 @@ async def test_a_draft_in_two_runs_and_a_send_is_one_call() -> None:
 
 
 async def test_stop_finishes_what_is_in_flight_and_skips_the_rest() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         more = stage.more(50, "bob")
         run = stage.client.send_drafts([*stage.drafts, *more])
         outcomes = []
@@ -525,7 +492,7 @@ async def test_stop_finishes_what_is_in_flight_and_skips_the_rest() -> None:
 async def test_stop_does_not_wait_for_a_retry() -> None:
     """A draft whose call has failed and that waits to be tried again is not in flight."""
 
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         stage.sandbox.script(stage.drafts[0].draft_id, *[Fault.code("InternalError")] * 5)
         stage.sandbox.script(stage.drafts[1].draft_id, Fault.code("ContentRisk"))
         run = stage.client.send_drafts(stage.drafts[:2])
@@ -544,7 +511,7 @@ async def test_stop_does_not_wait_for_a_retry() -> None:
 
 
 async def test_stop_skips_the_unread_rest_of_a_list() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(stage.drafts, read_ahead=5)
         outcomes = [await anext(run)]
         run.stop()
@@ -558,7 +525,7 @@ async def test_stop_skips_the_unread_rest_of_a_list() -> None:
 
 @pytest.mark.parametrize("form", ["generator", "async generator"])
 async def test_stop_reads_a_generator_no_further_and_lets_it_clean_up(form: str) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         read: list[Draft] = []
         closed = []
 
@@ -592,7 +559,7 @@ async def test_stop_reads_a_generator_no_further_and_lets_it_clean_up(form: str)
 
 
 async def test_stop_ends_a_run_whose_generator_waits_for_something() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         closed = []
 
         async def tailing() -> AsyncIterator[Draft]:
@@ -615,7 +582,7 @@ async def test_stop_ends_a_run_whose_generator_waits_for_something() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_run_stopped_before_it_begins_makes_no_call(form: str) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(FORMS[form](stage.drafts))
         run.stop()
         outcomes = await drain(run)
@@ -628,7 +595,7 @@ async def test_a_run_stopped_before_it_begins_makes_no_call(form: str) -> None:
 
 
 async def test_a_generator_is_read_no_further_when_the_first_draft_s_event_stops_the_run() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         read: list[Draft] = []
 
         def reading() -> Iterator[Draft]:
@@ -657,7 +624,7 @@ async def test_a_run_whose_tasks_are_cancelled_as_it_begins_is_read_all_the_same
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", range(6))
 async def test_a_run_stopped_just_after_it_began_ends(form: str, steps: int) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(FORMS[form](stage.drafts))
         consumer = asyncio.create_task(drain(run))
         await settle(steps)
@@ -674,7 +641,7 @@ async def test_a_run_stopped_just_after_it_began_ends(form: str, steps: int) -> 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", range(6))
 async def test_a_run_whose_client_is_closed_just_after_it_began_ends(form: str, steps: int) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(FORMS[form](stage.drafts))
         consumer = asyncio.create_task(drain(run))
         await settle(steps)
@@ -689,7 +656,7 @@ async def test_a_run_whose_client_is_closed_just_after_it_began_ends(form: str, 
 @pytest.mark.parametrize("form", ["generator", "async generator"])
 @pytest.mark.parametrize("end", ["stop", "leave", "close"])
 async def test_a_generator_whose_cleaning_up_fails_does_not_hold_up_the_end(form: str, end: str) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         def reading() -> Iterator[Draft]:
             try:
                 yield from stage.drafts
@@ -746,7 +713,7 @@ async def test_stop_while_a_token_is_being_fetched_skips_the_draft_it_was_for(fo
 
 
 async def test_stopping_both_runs_that_share_a_draft_stops_the_draft() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         runs = [stage.client.send_drafts(stage.drafts) for _ in range(2)]
         consumers = [asyncio.create_task(drain(run)) for run in runs]
         await asyncio.sleep(1)
@@ -764,7 +731,7 @@ async def test_stopping_both_runs_that_share_a_draft_stops_the_draft() -> None:
 async def test_a_stopped_run_makes_no_call_for_a_send_that_was_given_up() -> None:
     """A single send wanted the same draft, so the stop left it alone; then the send is cancelled."""
 
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(stage.drafts)
         consumer = asyncio.create_task(drain(run))
         await asyncio.sleep(1)
@@ -784,7 +751,7 @@ async def test_a_stopped_run_makes_no_call_for_a_send_that_was_given_up() -> Non
 
 
 async def test_stop_leaves_a_draft_to_the_single_send_that_wants_it_too() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(stage.drafts)
         consumer = asyncio.create_task(drain(run))
         await asyncio.sleep(1)
@@ -803,7 +770,7 @@ async def test_stop_leaves_a_draft_to_the_single_send_that_wants_it_too() -> Non
 
 
 async def test_leaving_early_waits_for_calls_in_flight_and_makes_no_more() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         for draft in stage.drafts:
             stage.sandbox.script(draft.draft_id, Fault.delay(2, 3))
         async with stage.client.send_drafts(stage.drafts) as run:
@@ -822,7 +789,7 @@ async def test_leaving_early_waits_for_calls_in_flight_and_makes_no_more() -> No
 
 
 async def test_an_exception_in_the_body_comes_out_and_ends_the_run() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async def body() -> None:
             async with stage.client.send_drafts(stage.drafts) as run:
                 async for _ in run:
@@ -842,7 +809,7 @@ async def test_an_exception_in_the_body_comes_out_and_ends_the_run() -> None:
 
 @pytest.mark.parametrize("managed", [True, False], ids=["async with", "plain"])
 async def test_cancelling_the_task_that_consumes(managed: bool) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         outcomes: list[Outcome] = []
 
         async def consume() -> None:
@@ -876,7 +843,7 @@ async def test_cancelling_the_task_that_consumes(managed: bool) -> None:
 
 
 async def test_cancelling_twice_gives_up_waiting_and_still_leaves_nothing_behind() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         for draft in stage.drafts:
             stage.sandbox.script(draft.draft_id, Fault.delay(2, 3))
         run = stage.client.send_drafts(stage.drafts)
@@ -898,7 +865,7 @@ async def test_cancelling_twice_gives_up_waiting_and_still_leaves_nothing_behind
 
 
 async def test_a_break_and_then_closing_the_client() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async for _ in stage.client.send_drafts(stage.drafts):
             break
         await stage.in_flight()
@@ -914,7 +881,7 @@ async def test_a_break_and_then_closing_the_client() -> None:
 async def test_a_break_and_then_forgetting_the_run() -> None:
     """Nobody holds the run any more; the client still ends what it has begun."""
 
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async def begin() -> None:
             async for _ in stage.client.send_drafts((draft for draft in stage.drafts), read_ahead=5):
                 break
@@ -929,7 +896,7 @@ async def test_a_break_and_then_forgetting_the_run() -> None:
 
 
 async def test_closing_the_client_ends_a_run_that_is_consumed_with_true_outcomes() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(stage.drafts)
         consumer = asyncio.create_task(drain(run))
         await asyncio.sleep(0.55)
@@ -945,7 +912,7 @@ async def test_closing_the_client_ends_a_run_that_is_consumed_with_true_outcomes
 
 @pytest.mark.parametrize("form", ["generator", "async generator"])
 async def test_closing_the_client_ends_a_run_whose_input_is_not_read_to_its_end(form: str) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(FORMS[form](stage.drafts), read_ahead=10)
         first = await anext(run)
         await stage.client.close()
@@ -959,7 +926,7 @@ async def test_closing_the_client_ends_a_run_whose_input_is_not_read_to_its_end(
 
 
 async def test_closing_the_client_with_outcomes_left_behind_and_nobody_who_fetches_them() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         runs = [stage.client.send_drafts(stage.drafts[start::3]) for start in range(3)]
         for run in runs:
             await anext(run)
@@ -971,7 +938,7 @@ async def test_closing_the_client_with_outcomes_left_behind_and_nobody_who_fetch
 
 
 async def test_a_run_of_a_closed_client() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         unbegun = stage.client.send_drafts(stage.drafts)
         await stage.client.close()
         with pytest.raises(ClientClosed):
@@ -987,7 +954,7 @@ async def test_a_run_of_a_closed_client() -> None:
 async def test_leaving_does_not_wait_for_a_send_of_somebody_elses() -> None:
     """A single send of a draft of the run waits for a paused app; that is nothing to who leaves the run."""
 
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         stage.sandbox.script(stage.drafts[0].draft_id, Fault.frequency(reset="500"))
         async with stage.client.send_drafts(stage.drafts):
             send = asyncio.create_task(stage.client.send_draft(stage.drafts[0]))
@@ -1002,7 +969,7 @@ async def test_leaving_does_not_wait_for_a_send_of_somebody_elses() -> None:
 
 
 async def test_leaving_leaves_a_single_send_of_a_waiting_draft_alone() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async with stage.client.send_drafts(stage.drafts):
             await stage.in_flight()
             send = asyncio.create_task(stage.client.send_draft(stage.drafts[5]))
@@ -1019,7 +986,7 @@ async def test_leaving_leaves_a_single_send_of_a_waiting_draft_alone() -> None:
 
 
 async def test_a_slow_consumer_holds_back_calls_and_memory() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         read = 0
 
         def reading() -> Iterator[Draft]:
@@ -1048,7 +1015,7 @@ async def test_a_slow_consumer_holds_back_calls_and_memory() -> None:
 
 
 async def test_a_slow_consumer_of_many_users_has_one_call_each_in_flight_at_most() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         users = [f"u{number}" for number in range(8)]
         given = [draft for user in users for draft in stage.more(40, user)]
         async with stage.client.send_drafts(given) as run:
@@ -1060,7 +1027,7 @@ async def test_a_slow_consumer_of_many_users_has_one_call_each_in_flight_at_most
 
 
 async def test_what_else_the_client_does_is_not_held_up_by_a_slow_consumer() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         other = stage.more(150)
         urgent = stage.more(1)[0]
         async with stage.client.send_drafts(stage.drafts) as held:
@@ -1081,7 +1048,7 @@ async def test_what_else_the_client_does_is_not_held_up_by_a_slow_consumer() -> 
 
 @pytest.mark.parametrize("priority", Priority)
 async def test_a_send_goes_though_its_draft_waits_in_a_held_run(priority: Priority) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async with stage.client.send_drafts(stage.drafts) as held:
             await asyncio.sleep(5000)
             last = stage.drafts[-1]
@@ -1098,7 +1065,7 @@ async def test_a_send_goes_though_its_draft_waits_in_a_held_run(priority: Priori
 
 
 async def test_another_run_goes_though_its_drafts_wait_in_a_held_run() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async with stage.client.send_drafts(stage.drafts) as held:
             await asyncio.sleep(5000)
             late = stage.drafts[-20:]
@@ -1111,7 +1078,7 @@ async def test_another_run_goes_though_its_drafts_wait_in_a_held_run() -> None:
 
 
 async def test_stopping_a_held_run_tells_all_that_it_skips() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         async with stage.client.send_drafts(stage.drafts, read_ahead=150) as run:
             await asyncio.sleep(5000)
             run.stop()
@@ -1126,7 +1093,7 @@ async def test_stopping_a_held_run_tells_all_that_it_skips() -> None:
 @pytest.mark.parametrize("read_ahead", [1, 2, 7, 100])
 @pytest.mark.parametrize("form", ["generator", "async generator"])
 async def test_read_ahead_bounds_what_is_read_and_not_fetched(form: str, read_ahead: int) -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         read = fetched = most = 0
 
         def count() -> None:
@@ -1160,7 +1127,7 @@ async def test_read_ahead_bounds_what_is_read_and_not_fetched(form: str, read_ah
 
 
 async def test_two_consumers_of_one_run_share_its_outcomes() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(stage.drafts)
 
         async def consume() -> list[Outcome]:
@@ -1173,7 +1140,7 @@ async def test_two_consumers_of_one_run_share_its_outcomes() -> None:
 
 
 async def test_two_consumers_when_the_input_fails() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         run = stage.client.send_drafts(raising(stage.drafts, OwnError()))
         outcomes: list[Outcome] = []
 
@@ -1188,7 +1155,7 @@ async def test_two_consumers_when_the_input_fails() -> None:
 
 
 async def test_a_consumer_that_never_waits_leaves_the_loop_to_others() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         ticks = 0
 
         async def tick() -> None:
@@ -1218,7 +1185,7 @@ async def test_a_consumer_that_never_waits_leaves_the_loop_to_others() -> None:
 
 
 async def test_reading_a_long_list_leaves_the_loop_to_others() -> None:
-    async def act(stage: Stage) -> None:
+    async def act(stage: Scene) -> None:
         read: list[int] = []
         ticks = 0
 

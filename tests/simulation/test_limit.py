@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import pytest
@@ -19,6 +19,7 @@ from feishu_mail_async import (
 )
 from feishu_mail_async.sandbox import Fault, Sandbox, Window
 from tests.helpers.clock import now
+from tests.helpers.scenes import Scene
 from tests.models.event_model import Limit, Post, Trip, end_of
 
 # Sends by the thousand let the loop look for input less often between two moments; whatever it finds resets
@@ -80,36 +81,24 @@ GIVEN_UP: Final = 2.0
 
 
 @dataclass
-class Scene:
-    """A sandbox, and drafts whose every call's delays are known beforehand."""
+class Timetable(Scene):
+    """A scene whose every call's delays are known beforehand: of each draft's owner, and of each draft's trips."""
 
-    sandbox: Sandbox
-    owners: dict[str, str]
-    trips: dict[str, list[Trip]]
-
-    @property
-    def drafts(self) -> list[str]:
-        return list(self.owners)
+    owners: dict[str, str] = field(default_factory=dict)
+    trips: dict[str, list[Trip]] = field(default_factory=dict)
 
     def posts(self) -> list[Post]:
         return [Post(user, self.trips[draft]) for draft, user in self.owners.items()]
 
-    def client(self, **settings: object) -> FeishuMailClient:
-        return FeishuMailClient(self.sandbox.tokens, base_url=self.sandbox.base_url, **settings)  # type: ignore[arg-type]
-
-    def check(self, calls: int = 20) -> None:
-        """What holds whatever happened."""
-        ledger = self.sandbox.ledger
-        assert ledger.refusals == 0
-        assert ledger.conflicts == 0
-        assert ledger.busiest_window() <= calls
-        assert max(ledger.sent.values(), default=0) <= 1
+    def check(self) -> None:
+        super().check()
+        assert self.sandbox.ledger.busiest_window() <= RateLimit().calls
 
 
 @contextlib.asynccontextmanager
 async def scene(
     server: Server, ways: Ways, users: int, drafts: int, *, seed: int, lost: float = 0.0
-) -> AsyncIterator[Scene]:
+) -> AsyncIterator[Timetable]:
     """Drafts of several users in no order, the first call of each with delays of its own.
 
     Of the share `lost`, the first call arrives long after it was given up, and the second is an ordinary one.
@@ -123,7 +112,7 @@ async def scene(
         for name in names:
             sandbox.add_user(name)
         owners = {sandbox.add_draft(user): user for user in draw.choices(names, k=drafts)}
-        stage = Scene(sandbox, owners, {})
+        stage = Timetable(sandbox, owners=owners)
         for draft in owners:
             trip = Trip(*ways(draw))
             stage.trips[draft] = [trip]
@@ -150,13 +139,13 @@ def cells(chosen: Sequence[tuple[Server, Ways, str]]) -> pytest.MarkDecorator:
 
 
 async def greedy_run(server: Server, ways: Ways, users: int, drafts: int, seed: int) -> None:
-    async with scene(server, ways, users, drafts, seed=seed) as stage, stage.client() as client:
+    async with scene(server, ways, users, drafts, seed=seed) as stage, stage.open() as client:
         sends = (client.send_draft(draft, user=user) for draft, user in stage.owners.items())
         results = await asyncio.gather(*sends)
         end = now()
-        assert {result.draft.draft_id for result in results if not result.already_sent} == set(stage.drafts)
+        assert {result.draft.draft_id for result in results if not result.already_sent} == set(stage.owners)
         assert {result.attempts for result in results} == {1}
-        assert stage.sandbox.ledger.sent == dict.fromkeys(stage.drafts, 1)
+        assert stage.sandbox.ledger.sent == dict.fromkeys(stage.owners, 1)
         stage.check()
         assert client.snapshot().in_flight == 0
         assert end == pytest.approx(end_of(stage.posts(), Limit()), rel=0.005)
@@ -188,12 +177,12 @@ async def disturbed_run(server: Server, ways: Ways, users: int, drafts: int, see
     draw = random.Random(seed)
     async with scene(server, ways, users, drafts, seed=seed) as stage:
         # A straggler is given up after 3 s, and arrives within the 10 s of grace that follow.
-        async with stage.client(attempt_timeout=3.0, retry=RetryPolicy(initial=0.5)) as client:
+        async with stage.open(attempt_timeout=3.0, retry=RetryPolicy(initial=0.5)) as client:
             sends = {
                 draft: asyncio.create_task(client.send_draft(draft, user=user))
                 for draft, user in stage.owners.items()
             }
-            given_up = set(draw.sample(stage.drafts, drafts // 10))
+            given_up = set(draw.sample(list(stage.owners), drafts // 10))
 
             async def give_up() -> None:
                 for draft in draw.sample(sorted(given_up), len(given_up)):
@@ -212,7 +201,7 @@ async def disturbed_run(server: Server, ways: Ways, users: int, drafts: int, see
         await asyncio.sleep(20)  # what is still on its way arrives
         stage.check()
         assert any(call.draft_id in given_up for call in stage.sandbox.ledger.sends), "some were given up too late"
-        for draft, result in zip(stage.drafts, results, strict=True):
+        for draft, result in zip(stage.owners, results, strict=True):
             if isinstance(result, SendResult):
                 assert stage.sandbox.ledger.sent[draft] == 1
             else:
@@ -244,7 +233,7 @@ async def test_lost_calls_cost_what_they_must_and_no_more(users: str) -> None:
     """A tenth of the calls is given up after 2 s and arrives 7 s after it set out: grace is kept, no more."""
     async with scene(Server(Window.SLIDING), near, USERS[users], 400, seed=5, lost=0.1) as stage:
         policy = RetryPolicy(initial=0.001, maximum=0.001)
-        async with stage.client(attempt_timeout=GIVEN_UP, retry=policy) as client:
+        async with stage.open(attempt_timeout=GIVEN_UP, retry=policy) as client:
             sends = (client.send_draft(draft, user=user) for draft, user in stage.owners.items())
             results = await asyncio.gather(*sends)
             end = now()

@@ -1,0 +1,88 @@
+"""A scene: a sandbox, drafts that lie there, and clients of its users."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from feishu_mail_async import BulkRun, Draft, FeishuMailClient, Outcome
+from feishu_mail_async.sandbox import Sandbox
+from tests.models.bulk_model import check_true
+
+__all__ = ["Scene", "drain"]
+
+
+@dataclass
+class Scene:
+    """A sandbox, drafts of its users, and the clients of one app.
+
+    Attributes:
+        sandbox: the server.
+        drafts: what a test sends unless it says otherwise.
+        clients: those that were opened.
+    """
+
+    sandbox: Sandbox
+    drafts: list[Draft] = field(default_factory=list)
+    clients: list[FeishuMailClient] = field(default_factory=list)
+
+    def open(self, **settings: Any) -> FeishuMailClient:
+        """Another client of all users."""
+        client = FeishuMailClient(self.sandbox.tokens, base_url=self.sandbox.base_url, **settings)
+        self.clients.append(client)
+        return client
+
+    @property
+    def client(self) -> FeishuMailClient:
+        """The client that was opened first."""
+        return self.clients[0]
+
+    async def close(self) -> None:
+        """Close all clients."""
+        await asyncio.gather(*(client.close() for client in self.clients))
+
+    def more(self, count: int, user: str = "alice") -> list[Draft]:
+        """More drafts, each with a tag of its own."""
+        return [Draft(draft_id, user=user, tag=object()) for draft_id in self.sandbox.add_drafts(user, count)]
+
+    def of(self, user: str) -> list[Draft]:
+        """The drafts of a user."""
+        return [draft for draft in self.drafts if draft.user == user]
+
+    @property
+    def calls(self) -> int:
+        """Sends that have arrived."""
+        return len(self.sandbox.ledger.sends)
+
+    def calls_of(self, draft: Draft) -> int:
+        """Sends of a draft that have arrived."""
+        return len(self.sandbox.ledger.calls(draft.draft_id))
+
+    def order(self) -> list[str | None]:
+        """Whose sends arrived, one after another."""
+        return [send.user for send in self.sandbox.ledger.sends]
+
+    def times(self, user: str | None = None) -> list[float]:
+        """When the sends of a user, or all of them, arrived."""
+        return [send.time for send in self.sandbox.ledger.sends if user in {None, send.user}]
+
+    async def in_flight(self, calls: int = 1) -> None:
+        """Wait until so many calls are under way; no less than that many users must have drafts."""
+        while self.client.snapshot().in_flight < calls:  # noqa: ASYNC110 - nothing tells when a call has gone out
+            await asyncio.sleep(0.01)
+
+    def true(self, outcomes: Sequence[Outcome], given: Sequence[Draft] | None = None) -> None:
+        """See that the outcomes of what was given are what the sandbox saw."""
+        check_true(self.drafts if given is None else given, outcomes, self.sandbox.ledger)
+
+    def check(self) -> None:
+        """See what holds whatever happened: nothing refused that nobody had scripted, nothing sent twice."""
+        ledger = self.sandbox.ledger
+        assert (ledger.refusals, ledger.conflicts) == (0, 0)
+        assert max(ledger.sent.values(), default=0) <= 1
+
+
+async def drain(run: BulkRun) -> list[Outcome]:
+    """Consume a run to its end."""
+    async with run:
+        return [outcome async for outcome in run]
