@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from feishu_mail_async import FeishuMailClient, RateLimit, codes
+from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit, codes
 from feishu_mail_async._api.protocol import Judgement, Reply, judge, lost, never_left
 from feishu_mail_async._scheduling.lanes import CallLock, Turn, Waiter, mailbox_key
 from feishu_mail_async._scheduling.state import Settled
@@ -25,8 +25,8 @@ from feishu_mail_async.ledger.clock import HostClock
 from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.ledger.sqlstore import SqlStore
-from feishu_mail_async.model import Priority
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.support import FREE
 
 HOMES: Final = ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)]
 """Both run the same code: `make test` takes the one at hand for most of it, and `make soak` the other too."""
@@ -241,3 +241,30 @@ async def until(condition: Any, seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - it is not told when it comes true
             await asyncio.sleep(0.005)
+
+
+def open_client(sandbox: Sandbox, ledger: Any, **settings: Any) -> FeishuMailClient:
+    return client_of(sandbox, ledger, **({"rate_limit": FREE} | settings))
+
+
+async def outcomes(client: FeishuMailClient, drafts: Any) -> dict[str, Any]:
+    return {one.draft.draft_id: one async for one in client.send_drafts(drafts)}
+
+
+async def mark_sent(ledger: SqlLedger, drafts: list[Draft]) -> None:
+    """Have it on record that these were sent."""
+
+    async def write(connection: Any) -> None:
+        app_id = (await connection.execute(sa.select(schema.app.c.id))).scalar_one()
+        row = {"app_id": app_id, "state": "sent", "in_doubt": False, "calls": 1, "changed": 0.0, "message_id": "m"}
+        gone = sa.delete(schema.draft).where(schema.draft.c.draft_id.in_([one.draft_id for one in drafts]))
+        await connection.execute(gone)
+        await connection.execute(
+            sa.insert(schema.draft),
+            [
+                row | {"user_key": one.user, "mailbox_key": f"me/{one.user}", "draft_id": one.draft_id}
+                for one in drafts
+            ],
+        )
+
+    await ledger.database.transact(write)

@@ -7,7 +7,6 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -24,17 +23,12 @@ from feishu_mail_async._scheduling.suspensions import SuspensionEntry
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.ledgers import HOMES, LOST, Fleet, ask, client_of, fleet, home_url, ledger_on, refused, rows
+from tests.helpers.ledgers import LOST, Fleet, ask, client_of, fleet, ledger_on, refused, rows
 from tests.helpers.support import FREE
 
 _DAY: Final = 86_400.0
 _YEAR: Final = 365 * _DAY
 _INDEX: Final = "feishu_mail_draft_state"
-
-
-@pytest.fixture(params=HOMES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return home_url(request, tmp_path)
 
 
 @pytest.fixture

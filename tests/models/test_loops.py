@@ -23,7 +23,7 @@ from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
 from feishu_mail_async.errors import FeishuMailError, Suspended
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.model import Priority, RateLimit
-from tests.models.scheduler_model import FixedDelays, VirtualLoop
+from tests.models.scheduler_loop import FixedDelays, VirtualLoop
 
 if TYPE_CHECKING:
     import asyncio
