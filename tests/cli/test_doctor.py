@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("typer")
-
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async.cli.commands import doctor as room
 from feishu_mail_async.sandbox import Fault

@@ -8,20 +8,12 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("typer")
-
 from feishu_mail_async import Draft
 from feishu_mail_async.cli.problems import Problem
-from feishu_mail_async.cli.rows import Rows, read_rows
 from tests.helpers.cli import Feishu, run_here
+from tests.helpers.rows import read
 
 pytestmark = pytest.mark.usefixtures("own_state")
-
-
-def read(tmp_path: Path, content: str | bytes, name: str = "drafts.csv") -> Rows:
-    path = tmp_path / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_rows(str(path), "me", lambda user: user)
 
 
 WANTED = [Draft("a", "m@example.com", "张三"), Draft("b", "me", "李四")]

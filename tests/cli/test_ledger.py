@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("typer")
-
 from feishu_mail_async import open_ledger
 from feishu_mail_async.sandbox import Fault
 from tests.helpers.cli import CANARY, FAST, TOKEN_VARIABLE, Ended, Feishu, run_here, wait_for

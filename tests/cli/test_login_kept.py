@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("typer")
-
 from feishu_mail_async.cli import app_secret as secretfile
 from feishu_mail_async.errors import LedgerError
 from feishu_mail_async.ledger.sqltokens import SqlTokens

@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import nursery
-
-pytest.importorskip("typer")
-
 from feishu_mail_async.cli.results import COLUMNS
+from tests.helpers import nursery
 from tests.helpers.cli import Ended, Feishu, environment, run_here
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and pipes are POSIX's")

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-pytest.importorskip("typer")
-
 from feishu_mail_async import Draft, FeishuMailError, Outcome, OutcomeStatus
 from feishu_mail_async.cli.cells import is_formula, protect, restore
 from feishu_mail_async.cli.ids import check_spelling

@@ -15,11 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import nursery
-
-pytest.importorskip("typer")
-
 from feishu_mail_async.sandbox import Fault
+from tests.helpers import nursery
 from tests.helpers.cli import PATIENCE, Ended, Feishu, environment, start_command, wait_for
 
 pytestmark = [

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("typer")
-
 from tests.helpers.cli import COMMAND, PATIENCE, TOKEN_VARIABLE, Ended, Feishu, run_here
 
 Cli = Callable[..., Ended]

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("typer")
-
 from feishu_mail_async.cli import account
 from tests.helpers.cli import CANARY, TOKEN_VARIABLE, Ended, run_here
 

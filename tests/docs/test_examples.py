@@ -31,7 +31,6 @@ from tests.helpers.lark import lark_python
 
 procrastinate = pytest.importorskip("procrastinate")
 psycopg = pytest.importorskip("psycopg")
-pytest.importorskip("sqlalchemy")
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 ONCE: Final = "sent twice 0."

@@ -211,3 +211,13 @@ def feishu(tmp_path: Path) -> Iterator[Feishu]:
     server = Feishu(tmp_path)
     yield server
     server.close()
+
+
+def read_until(stream: Any, wanted: str) -> str:
+    """Read lines up to one that holds this."""
+    text = ""
+    while wanted not in text:
+        line = stream.readline()
+        assert line, f"it ended without {wanted!r}: {text}"
+        text += line
+    return text

@@ -9,12 +9,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
-import pytest
-
-pytest.importorskip("sqlalchemy")
-pytest.importorskip("psycopg")
-
 import psycopg
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 

@@ -7,12 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
-pytest.importorskip("sqlalchemy")
-pytest.importorskip("psycopg")
-
 import psycopg
+import pytest
 import sqlalchemy as sa
 
 from feishu_mail_async import Draft, FeishuMailError, OutcomeStatus, RateLimit

@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-
-pytest.importorskip("sqlalchemy")
-pytest.importorskip("psycopg")
-
 import sqlalchemy as sa
 
 from feishu_mail_async import (

@@ -12,13 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("typer")
-pytest.importorskip("procrastinate")
-pytest.importorskip("sqlalchemy")
-
 import psycopg
+import pytest
 
 from feishu_mail_async import Draft, FeishuMailClient, RateLimit
 from feishu_mail_async.fleet import Left, Queue, Queued, QueueTrouble, enqueue, jobs_left, prepare

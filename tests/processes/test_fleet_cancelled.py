@@ -5,9 +5,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-pytest.importorskip("procrastinate")
-pytest.importorskip("sqlalchemy")
-
 from feishu_mail_async import FeishuMailClient, RateLimit
 from feishu_mail_async.fleet import DraftWorker, Queue, QueueTrouble, Times, prepare
 from feishu_mail_async.sandbox import Sandbox

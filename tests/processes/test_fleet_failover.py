@@ -5,10 +5,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-pytest.importorskip("typer")
-pytest.importorskip("procrastinate")
-pytest.importorskip("sqlalchemy")
-
 from feishu_mail_async.fleet import Left, QueueTrouble, prepare
 from feishu_mail_async.sandbox import Fault
 from tests.helpers.cli import wait_for

@@ -6,13 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("typer")
-pytest.importorskip("procrastinate")
-pytest.importorskip("sqlalchemy")
-
 import psycopg
+import pytest
 
 from feishu_mail_async import Draft, FeishuMailClient, Outcome, OutcomeStatus, RateLimit
 from feishu_mail_async.fleet import Left, Queue, enqueue, prepare

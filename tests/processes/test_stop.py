@@ -17,13 +17,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.helpers import nursery
-
-pytest.importorskip("procrastinate")
-
 from feishu_mail_async import Draft
 from feishu_mail_async.fleet import Queue, enqueue, prepare
 from feishu_mail_async.sandbox import Fault
+from tests.helpers import nursery
 from tests.helpers.cli import PATIENCE, TOKEN_VARIABLE, Ended, Feishu, environment, start_command, wait_for
 from tests.helpers.programs import stop
 

@@ -9,7 +9,7 @@ from feishu_mail_async._api.endpoints import ENDPOINTS, LIST, Endpoint, LostRepl
 from feishu_mail_async._calls.sending import Call
 from feishu_mail_async._scheduling.record import DraftKey
 from tests.helpers.support import FREE, SENT, always, raw_server
-from tests.unit.test_otel import DRAFTS, Telemetry, about, id_of, open_spans, parent_of, seen
+from tests.helpers.telemetry import DRAFTS, Telemetry, about, id_of, open_spans, parent_of, seen
 
 __all__ = ["seen"]
 

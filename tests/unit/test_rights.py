@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("typer")
-
 from feishu_mail_async import LedgerError, open_ledger
 from feishu_mail_async.cli import account
 from feishu_mail_async.cli import app_secret as secretfile
