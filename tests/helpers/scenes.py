@@ -1,12 +1,14 @@
 """A scene: a sandbox, drafts that lie there, and clients of its users."""
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from feishu_mail_async import BulkRun, Draft, FeishuMailClient, Outcome
-from feishu_mail_async.sandbox import Sandbox
+from feishu_mail_async import BulkRun, Draft, FeishuMailClient, Outcome, SendResult
+from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from tests.models.bulk_model import check_true
 
 __all__ = ["Scene", "drain"]
@@ -20,15 +22,18 @@ class Scene:
         sandbox: the server.
         drafts: what a test sends unless it says otherwise.
         clients: those that were opened.
+        tokens: what the client opened last goes by: a change is a change of its user's token.
     """
 
     sandbox: Sandbox
     drafts: list[Draft] = field(default_factory=list)
     clients: list[FeishuMailClient] = field(default_factory=list)
+    tokens: dict[str, str] = field(default_factory=dict)
 
     def open(self, **settings: Any) -> FeishuMailClient:
         """Another client of all users."""
-        client = FeishuMailClient(self.sandbox.tokens, base_url=self.sandbox.base_url, **settings)
+        self.tokens = self.sandbox.tokens
+        client = FeishuMailClient(self.tokens, base_url=self.sandbox.base_url, **settings)
         self.clients.append(client)
         return client
 
@@ -48,6 +53,29 @@ class Scene:
     def of(self, user: str) -> list[Draft]:
         """The drafts of a user."""
         return [draft for draft in self.drafts if draft.user == user]
+
+    def ids(self, user: str | None = None) -> list[str]:
+        """The ids of the drafts of a user, or of all."""
+        return [draft.draft_id for draft in self.drafts if user in {None, draft.user}]
+
+    def send(self, user: str, number: int = 0) -> "asyncio.Task[SendResult]":
+        """Begin to send one of a user's drafts."""
+        return asyncio.create_task(self.client.send_draft(self.of(user)[number]))
+
+    def send_all(self, *users: str) -> list["asyncio.Task[SendResult]"]:
+        """Begin to send everything of these users (of all, if none is named), in turns."""
+        lanes = [self.of(user) for user in users or self.sandbox.users]
+        turns = [draft for turn in itertools.zip_longest(*lanes) for draft in turn if draft is not None]
+        return [asyncio.create_task(self.client.send_draft(draft)) for draft in turns]
+
+    def script_calls(self, *faults: Fault) -> None:
+        """Let these happen to the next calls, whichever drafts they are for."""
+        left = deque(faults)
+
+        def next_fault(_: Arrival) -> Fault | None:
+            return left.popleft() if left else None
+
+        self.sandbox.on_call = next_fault
 
     @property
     def calls(self) -> int:

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -25,8 +23,9 @@ from feishu_mail_async import (
     TransportError,
     errors,
 )
-from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
+from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.clock import now
+from tests.helpers.scenes import Scene
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -36,49 +35,17 @@ PLENTY: Final = RateLimit(calls=1000, spacing=0.2)
 HOUR: Final = 3600.0
 
 
-@dataclass
-class Stage:
-    """A sandbox, a client of all its users, and the drafts of each."""
-
-    sandbox: Sandbox
-    client: FeishuMailClient
-    tokens: dict[str, str]
-    drafts: dict[str, list[str]]
-
-    def send(self, user: str, number: int = 0) -> "asyncio.Task[SendResult]":
-        return asyncio.create_task(self.client.send_draft(self.drafts[user][number], user=user))
-
-    def send_all(self, *users: str) -> list["asyncio.Task[SendResult]"]:
-        """Everything of these users (of all, if none is named), in turns."""
-        rows = itertools.zip_longest(*([(u, n) for n in range(len(self.drafts[u]))] for u in users or self.drafts))
-        return [self.send(*one) for row in rows for one in row if one is not None]
-
-    @property
-    def times(self) -> list[float]:
-        return [call.time for call in self.sandbox.ledger.sends]
-
-    def calls_of(self, user: str) -> int:
-        return sum(call.user == user for call in self.sandbox.ledger.sends)
-
-    def script_calls(self, *faults: Fault) -> None:
-        """Let these happen to the next calls, whichever drafts they are for."""
-        left = deque(faults)
-
-        def next_fault(_: Arrival) -> Fault | None:
-            return left.popleft() if left else None
-
-        self.sandbox.on_call = next_fault
-
-
 @contextlib.asynccontextmanager
 async def stage(
     users: Sequence[str] = ("alice",), drafts: int = 1, *, latency: float = 0.02, **settings: Any
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[Scene]:
     settings.setdefault("rate_limit", PLENTY)
     async with Sandbox(users=users, latency=latency, calls=settings["rate_limit"].calls) as sandbox:
-        tokens = dict(sandbox.tokens)
-        async with FeishuMailClient(tokens, base_url=sandbox.base_url, **settings) as client:
-            yield Stage(sandbox, client, tokens, {user: sandbox.add_drafts(user, drafts) for user in users})
+        scene = Scene(sandbox)
+        for user in users:
+            scene.drafts += scene.more(drafts, user)
+        async with scene.open(**settings):
+            yield scene
 
 
 async def outcomes(tasks: Sequence["asyncio.Task[SendResult]"]) -> list[SendResult | FeishuMailError]:
@@ -108,17 +75,17 @@ async def test_ten_minutes_of_outage_lose_nothing_and_use_up_no_attempts() -> No
     async with stage(users, 50, rate_limit=RateLimit(), retry=policy) as here:
         tasks = here.send_all()
         await asyncio.sleep(12.5 * 60.1)  # between two bursts: nothing is on its way that could be lost
-        before = len(here.times)
+        before = len(here.times())
         assert 200 <= before <= 300
         assert here.client.snapshot().in_flight == 0
         async with here.sandbox.outage():
             await asyncio.sleep(600)
-            assert len(here.times) == before
+            assert len(here.times()) == before
             assert here.client.snapshot().paused is not None
         found = await outcomes(tasks)
         assert kinds(found) == {"SendResult": 500}
         assert all(isinstance(one, SendResult) and one.attempts == 1 for one in found)
-        assert here.sandbox.ledger.sent == dict.fromkeys(itertools.chain(*here.drafts.values()), 1)
+        assert here.sandbox.ledger.sent == dict.fromkeys(here.ids(), 1)
         assert here.sandbox.ledger.refusals == here.sandbox.ledger.conflicts == 0
 
 
@@ -259,9 +226,9 @@ async def test_a_pause_stops_all_then_one_probes_then_the_rest_follow_smoothly()
         found = await outcomes(here.send_all())
         assert kinds(found) == {"SendResult": 60}
         refused_at = 2.0  # the first call left at 0, arrived at 1, and its answer was back at 2
-        early = [time for time in here.times if time <= refused_at + 1]
+        early = [time for time in here.times() if time <= refused_at + 1]
         assert len(early) == 10  # those that had left by then
-        probe, *rest = here.times[len(early) :]
+        probe, *rest = here.times()[len(early) :]
         assert probe == pytest.approx(refused_at + 30 + 1, abs=0.01)
         accepted_at = probe + 1
         assert rest[0] >= accepted_at + 1 - 1e-3
@@ -279,13 +246,13 @@ async def test_after_one_window_the_smooth_rate_ends() -> None:
         here.script_calls(Fault.frequency(reset="5"))
         tasks = here.send_all()
         await outcomes(tasks[:25])
-        assert min(gaps_of(here.times[:25])) >= 2 - 1e-3
+        assert min(gaps_of(here.times()[:25])) >= 2 - 1e-3
         for task in tasks[25:]:
             task.cancel()
         await asyncio.sleep(200)
-        before = len(here.times)
+        before = len(here.times())
         await outcomes([here.send(user, 4) for user in MANY])
-        assert gaps_of(here.times[before:]) == pytest.approx([0.2] * 9, abs=1e-3)
+        assert gaps_of(here.times()[before:]) == pytest.approx([0.2] * 9, abs=1e-3)
 
 
 async def test_every_refused_probe_is_followed_by_another_pause() -> None:
@@ -293,9 +260,9 @@ async def test_every_refused_probe_is_followed_by_another_pause() -> None:
         here.script_calls(*[Fault.frequency(reset="30")] * 4)
         found = await outcomes(here.send_all())
         assert kinds(found) == {"SendResult": 20}
-        pauses = gaps_of(here.times[:5])
+        pauses = gaps_of(here.times()[:5])
         assert pauses == pytest.approx([30.02] * 4, abs=1e-3)
-        assert here.times[5] - here.times[4] >= 0.02
+        assert here.times()[5] - here.times()[4] >= 0.02
 
 
 @pytest.mark.parametrize("status", [429, 400])
@@ -322,7 +289,7 @@ async def test_a_pause_lasts_as_the_server_says_within_reason(
     async with stage(("alice", "bob"), 2, rate_limit=RateLimit(spacing=0.1)) as here:
         here.script_calls(Fault.frequency(status, reset))
         assert kinds(await outcomes(here.send_all())) == {"SendResult": 4}
-        assert here.times[1] - here.times[0] == pytest.approx(0.02 + seconds, abs=1e-3)
+        assert here.times()[1] - here.times()[0] == pytest.approx(0.02 + seconds, abs=1e-3)
 
 
 @pytest.mark.parametrize(("per", "seconds"), [(1.0, 60), (20.0, 80), (60.0, 240), (1000.0, 3600)])
@@ -331,7 +298,7 @@ async def test_a_pause_is_bounded_by_the_window(per: float, seconds: float) -> N
     async with stage(("alice", "bob"), 2, rate_limit=limit) as here:
         here.script_calls(Fault.frequency(reset="3600"))
         assert kinds(await outcomes(here.send_all())) == {"SendResult": 4}
-        assert here.times[1] - here.times[0] == pytest.approx(0.02 + seconds, abs=1e-3)
+        assert here.times()[1] - here.times()[0] == pytest.approx(0.02 + seconds, abs=1e-3)
 
 
 @pytest.mark.parametrize(("reset", "seconds"), [(None, 60), ("7", 7)])
@@ -339,7 +306,7 @@ async def test_a_429_without_a_body_pauses_the_app(reset: str | None, seconds: f
     async with stage(("alice", "bob"), 2, rate_limit=RateLimit(spacing=0.1)) as here:
         here.script_calls(Fault.bare_429(reset))
         assert kinds(await outcomes(here.send_all())) == {"SendResult": 4}
-        assert here.times[1] - here.times[0] == pytest.approx(0.02 + seconds, abs=1e-3)
+        assert here.times()[1] - here.times()[0] == pytest.approx(0.02 + seconds, abs=1e-3)
 
 
 async def test_a_pause_uses_up_refusals_and_not_attempts() -> None:
@@ -357,33 +324,33 @@ async def test_a_probe_without_an_answer_leaves_it_to_the_next() -> None:
         here.script_calls(Fault.frequency(reset="30"), Fault.hang_before(), Fault.hang_after())
         found = await outcomes(here.send_all())
         assert kinds(found) == {"SendResult": 10}
-        assert gaps_of(here.times[:4]) == pytest.approx([30.02, 5.0, 5.0], abs=0.02)
-        assert here.times[4] - here.times[3] >= 3 - 1e-3  # that one was answered: the smooth rate
+        assert gaps_of(here.times()[:4]) == pytest.approx([30.02, 5.0, 5.0], abs=0.02)
+        assert here.times()[4] - here.times()[3] >= 3 - 1e-3  # that one was answered: the smooth rate
         assert here.sandbox.ledger.conflicts == 0
 
 
 async def test_an_answer_to_a_call_made_before_the_pause_ends_nothing() -> None:
     async with stage(("alice", "bob", "carol"), 2, rate_limit=RateLimit(spacing=0.1)) as here:
-        here.sandbox.script(here.drafts["alice"][0], Fault.delay(0.0, 10.0))  # a success, at 10 s
-        here.sandbox.script(here.drafts["bob"][0], Fault.frequency(reset="30"))  # at 0.12 s
+        here.sandbox.script(here.ids("alice")[0], Fault.delay(0.0, 10.0))  # a success, at 10 s
+        here.sandbox.script(here.ids("bob")[0], Fault.frequency(reset="30"))  # at 0.12 s
         first = here.send("alice"), here.send("bob")
         await asyncio.sleep(0.15)
         rest = [here.send("carol"), here.send("carol", 1)]
         assert not (await first[0]).already_sent
         assert now() == pytest.approx(10, abs=0.01)
         await outcomes([first[1], *rest])
-        assert here.times[2] == pytest.approx(30.13, abs=0.01)
+        assert here.times()[2] == pytest.approx(30.13, abs=0.01)
 
 
 @pytest.mark.parametrize("resets", [("30", "10"), ("10", "30")])
 async def test_the_latest_end_of_a_pause_wins(resets: tuple[str, str]) -> None:
     async with stage(("alice", "bob", "carol"), 1, rate_limit=RateLimit(spacing=0.1), latency=1.0) as here:
-        here.sandbox.script(here.drafts["alice"][0], Fault.frequency(reset=resets[0]))  # known at 1.0 s
-        here.sandbox.script(here.drafts["bob"][0], Fault.frequency(reset=resets[1]))  # known at 1.1 s
+        here.sandbox.script(here.ids("alice")[0], Fault.frequency(reset=resets[0]))  # known at 1.0 s
+        here.sandbox.script(here.ids("bob")[0], Fault.frequency(reset=resets[1]))  # known at 1.1 s
         tasks = [here.send("alice"), here.send("bob")]
         await asyncio.sleep(0.15)
         await outcomes([*tasks, here.send("carol")])
-        after = [time for time in here.times if time > 1.7]
+        after = [time for time in here.times() if time > 1.7]
         known = {"30": 1.0 if resets[0] == "30" else 1.1}
         assert after[0] == pytest.approx(known["30"] + 30 + 0.5, abs=0.01)
 
@@ -407,7 +374,7 @@ async def test_a_pause_by_other_programs_is_waited_out() -> None:
 )
 async def test_a_user_cools_down_for_longer_and_longer_and_a_success_forgets_it(fault: Fault) -> None:
     async with stage(("alice", "bob"), 20, retry=RetryPolicy(attempts=1)) as here:
-        one, two = here.drafts["alice"][:2]
+        one, two = here.ids("alice")[:2]
         here.sandbox.script(one, *[fault] * 5)
         bobs = here.send_all("bob")
         assert (await here.send("alice")).attempts == 6
@@ -429,7 +396,7 @@ async def test_a_users_cool_down_holds_all_of_the_users_drafts() -> None:
         await asyncio.sleep(0.1)
         assert here.client.snapshot().cooling.keys() == {"alice"}
         await outcomes(tasks)
-        gaps = gaps_of(here.times)
+        gaps = gaps_of(here.times())
         assert 0.5 <= gaps[0] <= 1.1
         assert 1.0 <= gaps[1] <= 2.1
         assert max(gaps[2:]) < 0.3
@@ -440,7 +407,7 @@ async def test_refusals_have_an_end() -> None:
         here.script_calls(*[Fault.code("ConcurrentWrite")] * 3)
         with pytest.raises(errors.ConcurrentWrite):
             await here.send("alice")
-        assert len(here.times) == 3
+        assert len(here.times()) == 3
 
 
 @pytest.mark.parametrize(
@@ -451,11 +418,11 @@ async def test_refusals_have_an_end() -> None:
 async def test_a_failure_of_the_servers_delays_its_draft_alone(fault: Fault) -> None:
     limit = RateLimit(calls=1000, spacing=0.2, grace=0)
     async with stage(("alice",), 10, retry=RetryPolicy(initial=20), rate_limit=limit) as here:
-        here.sandbox.script(here.drafts["alice"][0], fault)
+        here.sandbox.script(here.ids("alice")[0], fault)
         found = await outcomes(here.send_all())
         assert [isinstance(one, SendResult) and one.attempts for one in found] == [2] + [1] * 9
-        assert here.times[9] == pytest.approx(0.01 + 9 * 0.2, abs=0.02)  # the others did not wait
-        assert 10 <= here.times[10] <= 21
+        assert here.times()[9] == pytest.approx(0.01 + 9 * 0.2, abs=0.02)  # the others did not wait
+        assert 10 <= here.times()[10] <= 21
 
 
 # --- suspensions -----------------------------------------------------------------------------------------
@@ -478,14 +445,14 @@ async def test_a_spent_daily_quota_closes_the_user_for_an_hour() -> None:
             assert one.until is not None
             assert HOUR - 2 < one.until <= HOUR
             assert one.attempts == 0
-        assert here.calls_of("alice") == 1
+        assert len(here.times("alice")) == 1
         assert here.client.snapshot().suspended[0].subject == "user:alice"
         await asyncio.sleep(HOUR - 60)
         assert kinds(await outcomes(here.send_all("alice"))) == {"Suspended": 5}
         await asyncio.sleep(70)
         # Its time is over: one probes, and closes the user again.
         assert kinds(await outcomes(here.send_all("alice"))) == {"UserDailyQuota": 1, "Suspended": 4}
-        assert here.calls_of("alice") == 2
+        assert len(here.times("alice")) == 2
         here.sandbox.set_quota("alice", None)
         await asyncio.sleep(HOUR)
         assert kinds(await outcomes(here.send_all("alice"))) == {"SendResult": 5}
@@ -515,7 +482,7 @@ async def test_a_closed_mailbox_stays_closed_until_it_is_reopened(how: str, own:
         if how == "automation":
             assert isinstance(found[0], AutomatedSendDisabled)
             assert (found[0].reason, found[0].reference) == ("no robots", "https://mail.example.com/x")
-        assert len(here.times) == 1
+        assert len(here.times()) == 1
         assert here.sandbox.ledger.sent.total() == 0
         skipped = found[1]
         assert isinstance(skipped, Suspended)
@@ -539,7 +506,7 @@ async def test_a_full_storage_or_a_spent_quota_closes_the_app_for_an_hour(code: 
         found = await outcomes(here.send_all())
         assert kinds(found) == {code: 1, "Suspended": 19}
         assert all(one.until is not None and one.until > HOUR - 5 for one in closed(found, "app"))
-        assert len(here.times) == 1
+        assert len(here.times()) == 1
         await asyncio.sleep(HOUR + 5)
         if not mended:
             here.script_calls(Fault.code(code))
@@ -548,16 +515,16 @@ async def test_a_full_storage_or_a_spent_quota_closes_the_app_for_an_hour(code: 
         # However many wait, one of them tries.
         if mended:
             assert kinds(found) == {"SendResult": 20}
-            assert here.times[2] - here.times[1] >= 1.0 - 1e-3
+            assert here.times()[2] - here.times()[1] >= 1.0 - 1e-3
         else:
             assert kinds(found) == {code: 1, "Suspended": 19}
-            assert len(here.times) == 2
+            assert len(here.times()) == 2
 
 
 @pytest.mark.parametrize("code", ["UserExternalQuota", "TenantExternalQuota", "PermissionDenied", "ContentRisk"])
 async def test_what_is_the_drafts_own_fails_the_draft_alone(code: str) -> None:
     async with stage(("alice", "bob"), 3) as here:
-        here.sandbox.script(here.drafts["alice"][0], Fault.code(code))
+        here.sandbox.script(here.ids("alice")[0], Fault.code(code))
         found = await outcomes(here.send_all())
         assert kinds(found) == {code: 1, "SendResult": 5}
         assert here.client.snapshot().suspended == ()
@@ -579,10 +546,10 @@ async def test_a_token_refused_and_not_changed_closes_the_user_until_it_changes(
         found = await outcomes(here.send_all())
         assert kinds(found) == {"InvalidToken": 1, "Suspended": 3, "SendResult": 4}
         assert all(one.until is None for one in closed(found, "user:alice"))
-        calls = len(here.times)
+        calls = len(here.times())
         await asyncio.sleep(10 * HOUR)
         assert kinds(await outcomes(here.send_all("alice"))) == {"Suspended": 4}
-        assert len(here.times) == calls
+        assert len(here.times()) == calls
         here.tokens["alice"] = here.sandbox.renew_token("alice")
         assert kinds(await outcomes(here.send_all("alice"))) == {"SendResult": 4}
         assert here.client.snapshot().suspended == ()
@@ -601,8 +568,8 @@ async def test_a_missing_scope_closes_the_user_until_reopened() -> None:
 async def test_a_closure_does_not_call_uncertain_drafts_failed() -> None:
     """One whose first reply was lost, and whose user is suspended before it can ask again, may have been sent."""
     async with stage(("alice",), 2, rate_limit=RateLimit(calls=1000, spacing=0.2, grace=0)) as here:
-        here.sandbox.script(here.drafts["alice"][0], Fault.reset_after())
-        here.sandbox.script(here.drafts["alice"][1], Fault.code("UserDailyQuota"))
+        here.sandbox.script(here.ids("alice")[0], Fault.reset_after())
+        here.sandbox.script(here.ids("alice")[1], Fault.code("UserDailyQuota"))
         first, second = await outcomes(here.send_all())
         assert isinstance(first, OutcomeUnknown)
         assert isinstance(first.__cause__, Suspended)
