@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,7 +18,7 @@ from feishu_mail_async.ledger import Record
 from feishu_mail_async.sandbox import Arrival, Sandbox
 from tests.helpers import nursery
 
-__all__ = ["PATIENCE", "Program", "Pulse", "Scene", "pulse"]
+__all__ = ["PATIENCE", "Program", "Programs", "Pulse", "pulse"]
 
 PATIENCE: Final = 100.0
 """Seconds after which something that never comes is given up."""
@@ -161,7 +161,7 @@ async def pulse() -> AsyncIterator[Pulse]:
 
 
 @dataclass
-class Scene:
+class Programs:
     """A sandbox with drafts, and the programs that send them.
 
     Every outcome is held against the sandbox the moment it is heard.
@@ -262,3 +262,28 @@ def cycles(sends: list[Arrival], calls: int) -> list[float]:
 def shares(programs: Iterable[Program]) -> Counter[str]:
     """How often each status was told."""
     return Counter(itertools.chain.from_iterable(program.outcomes.values() for program in programs))
+
+
+async def steadily(act: Callable[[], Awaitable[None]], stall: float) -> None:
+    """Do something that takes a server for granted which does not stand still for that long.
+
+    Where this process, and so the sandbox in it, stood still for longer, that tells nothing of the package: it is
+    done again.
+    """
+    for last in (False, False, True):
+        async with pulse() as beat:
+            try:
+                await act()
+            except AssertionError:
+                if last or beat.longest < stall:
+                    raise
+            else:
+                return
+
+
+SHORT: Final[dict[str, Any]] = {"calls": 10, "per": 1.0, "spacing": 0.0, "grace": 0.7, "margin": 0.05}
+"""A limit whose windows pass quickly."""
+TIMEOUT: Final = 0.7
+SLACK: Final = 0.3
+STUBBORN: Final[dict[str, Any]] = {"attempts": 15, "refusals": 60, "initial": 0.05, "maximum": 0.2, "outage": None}
+"""As many attempts as it takes."""

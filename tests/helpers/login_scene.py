@@ -24,7 +24,7 @@ def stored(issued: dict[str, Any]) -> StoredToken:
     )
 
 
-class Scene:
+class LoginScene:
     """A sandbox, a store in which its users have logged in, and tokens over it."""
 
     def __init__(self, sandbox: Sandbox) -> None:

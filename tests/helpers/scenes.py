@@ -3,12 +3,13 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from feishu_mail_async import BulkRun, Draft, FeishuMailClient, Outcome, SendResult
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
+from feishu_mail_async.sandbox.server import Latency
 from tests.models.bulk_model import check_true
 
 __all__ = ["Scene", "drain"]
@@ -114,3 +115,26 @@ async def drain(run: BulkRun) -> list[Outcome]:
     """Consume a run to its end."""
     async with run:
         return [outcome async for outcome in run]
+
+
+ROUND_TRIP: Final = 0.1
+ONE_WAY: Final = ROUND_TRIP / 2
+WINDOW: Final = 60.0 + 0.1 + ROUND_TRIP
+"""Seconds after which a permit is back: `per`, `margin`, and the round trip it was away."""
+
+HAIR: Final = 1e-3
+
+
+async def play(
+    sizes: dict[str, int], act: Callable[[Scene], Awaitable[None]], latency: Latency = ROUND_TRIP
+) -> None:
+    """Set a scene, let a test act on it, and see that nothing was refused that nobody had scripted."""
+    async with Sandbox(users=list(sizes), latency=latency) as sandbox:
+        scene = Scene(sandbox)
+        for user, size in sizes.items():
+            scene.drafts += scene.more(size, user)
+        try:
+            await act(scene)
+        finally:
+            await scene.close()
+        scene.check()

@@ -1,41 +1,28 @@
 """Every code of the table, twice: through aioresponses, and over HTTP against the sandbox."""
 
-import contextlib
-import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import AsyncIterator
 
-import aiohttp
 import pytest
-from aioresponses import aioresponses
-from yarl import URL
 
 from feishu_mail_async import (
     ApiError,
     AutomatedSendDisabled,
     BadReply,
-    Draft,
-    FeishuMailClient,
     FeishuMailError,
     OutcomeStatus,
     OutcomeUnknown,
-    RetryPolicy,
     SendResult,
     ServerError,
     Suspended,
     errors,
 )
-from feishu_mail_async._api.protocol import FEISHU
-from feishu_mail_async.codes import CODES, Code, named
-from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.support import TOKEN, holds
+from feishu_mail_async.codes import CODES, named
+from feishu_mail_async.sandbox import Fault
+from tests.helpers.answers import BOX, OTHER_BOX, REFUSALS, Answering, Real, check, draft, mocked, real
 
 pytestmark = pytest.mark.looptime(start=0)
 
 HOUR = 3600.0
-REFUSALS = 3
-POLICY = RetryPolicy(attempts=3, refusals=REFUSALS)
 
 # What becomes of a draft whose every call gets this code, and who is suspended by it.
 RETRIED = ["ConcurrentWrite", "MailThrottled", "FrequencyLimited", "InternalError"]
@@ -55,141 +42,11 @@ CLOSING = {
 FATAL = [row.name for row in CODES.values() if row.error and row.name not in RETRIED]
 THE_DRAFTS_OWN = [name for name in FATAL if name not in CLOSING]
 
-BOX = "box@example.com"
-OTHER_BOX = "other@example.com"
-USERS = ("alice", "bob")
-
-
-def answer(row: Code) -> dict[str, Any]:
-    return {"code": row.number, "msg": f"told: {row.message}", "data": {}}
-
-
-# -- two stages for the same plays -------------------------------------------------------------------------
-
-
-class Stage:
-    """Where a client plays against scripted answers."""
-
-    client: FeishuMailClient
-
-    def script(self, draft: Draft, *names: str) -> None:
-        """Let the next sends of a draft be answered so; after that it is sent."""
-        raise NotImplementedError
-
-    def calls(self, draft: Draft) -> int:
-        """Calls made for a draft."""
-        raise NotImplementedError
-
-
-class _Output:
-    """What aiohttp 3.14 wants of a stream writer once the request is out."""
-
-    output_size = 0
-
-
-class MockedResponse(aiohttp.ClientResponse):
-    """aioresponses 0.7.9 does not know the argument that aiohttp 3.14 asks for."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, stream_writer=cast("Any", _Output()), **kwargs)
-
-
-@dataclass
-class Mocked(Stage):
-    """aioresponses: the real host's name, and no network."""
-
-    client: FeishuMailClient
-    mock: aioresponses
-    seen: list[tuple[str, str]] = field(default_factory=list)
-
-    def url(self, draft: Draft) -> URL:
-        box = draft.mailbox.replace("@", "%40")
-        path = f"/open-apis/mail/v1/user_mailboxes/{box}/drafts/{draft.draft_id}/send"
-        return URL(FEISHU + path, encoded=True)
-
-    def script(self, draft: Draft, *names: str) -> None:
-        for name in names:
-            row = named(name)
-            self.add(draft, row.http_status, answer(row))
-        success = {"code": 0, "msg": "success", "data": {"message_id": "m1", "thread_id": "t1"}}
-        self.add(draft, 200, success, repeat=True)
-
-    def add(self, draft: Draft, status: int, payload: dict[str, Any], *, repeat: bool = False) -> None:
-        def count(_: Any, **kwargs: Any) -> None:
-            self.seen.append((draft.draft_id, kwargs["headers"]["Authorization"]))
-
-        self.mock.post(
-            self.url(draft),
-            status=status,
-            body=json.dumps(payload),
-            headers={"X-Tt-Logid": "log1"},
-            response_class=MockedResponse,
-            callback=count,
-            repeat=repeat,
-        )
-
-    def calls(self, draft: Draft) -> int:
-        return sum(draft_id == draft.draft_id for draft_id, _ in self.seen)
-
-
-@dataclass
-class Real(Stage):
-    """The sandbox, over HTTP."""
-
-    client: FeishuMailClient
-    sandbox: Sandbox
-
-    def script(self, draft: Draft, *names: str) -> None:
-        self.sandbox.add_draft(draft.user or "alice", draft.draft_id, draft.mailbox)
-        self.sandbox.script(draft.draft_id, *(Fault.code(name) for name in names))
-
-    def calls(self, draft: Draft) -> int:
-        return len(self.sandbox.ledger.calls(draft.draft_id))
-
-
-@contextlib.asynccontextmanager
-async def mocked() -> AsyncIterator[Stage]:
-    tokens = {user: f"{TOKEN}-{user}" for user in USERS}
-    with aioresponses() as mock:
-        async with FeishuMailClient(tokens, retry=POLICY) as client:
-            yield Mocked(client, mock)
-
-
-@contextlib.asynccontextmanager
-async def real() -> AsyncIterator[Stage]:
-    async with Sandbox(users=USERS, latency=0.1) as sandbox:
-        for box in (BOX, OTHER_BOX):
-            sandbox.share_mailbox(box, *USERS)
-        async with FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url, retry=POLICY) as client:
-            yield Real(client, sandbox)
-
 
 @pytest.fixture(params=[mocked, real])
-async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Answering]:
     async with request.param() as one:
         yield one
-
-
-def draft(draft_id: str, user: str = "alice", box: str = BOX) -> Draft:
-    return Draft(draft_id, box, user, tag=f"the tag of {draft_id}")
-
-
-def check(error: FeishuMailError, row: Code, of: Draft, attempts: int, said: Sequence[str] = ()) -> None:
-    """That an error says all there is to say of this answer."""
-    assert type(error) is getattr(errors, row.error)
-    assert isinstance(error, ApiError)
-    assert (error.code, error.http_status) == (row.number, row.http_status)
-    assert row.message in error.msg
-    assert (error.advice, error.advice_zh) == (row.advice, row.advice_zh)
-    assert error.log_id
-    assert error.draft == of
-    assert error.draft is not None
-    assert error.draft.tag == of.tag
-    assert error.attempts == attempts
-    assert error.status is OutcomeStatus.FAILED
-    for part in (str(row.number), row.message, row.advice, error.log_id, *said):
-        assert part in str(error)
-    assert holds(error, TOKEN) == []
 
 
 # -- the plays ---------------------------------------------------------------------------------------------
@@ -201,7 +58,7 @@ def test_every_code_is_played() -> None:
     assert {name for name in FATAL if named(name).until} == set(CLOSING)
 
 
-async def test_success(stage: Stage) -> None:
+async def test_success(stage: Answering) -> None:
     one = draft("d1")
     stage.script(one)
     result = await stage.client.send_draft(one)
@@ -212,7 +69,7 @@ async def test_success(stage: Stage) -> None:
     assert result.log_id
 
 
-async def test_already_sent(stage: Stage) -> None:
+async def test_already_sent(stage: Answering) -> None:
     one = draft("d1")
     stage.script(one, "AlreadySent")
     result = await stage.client.send_draft(one)
@@ -222,7 +79,7 @@ async def test_already_sent(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", FATAL)
-async def test_a_fatal_code_is_raised_at_once(stage: Stage, name: str) -> None:
+async def test_a_fatal_code_is_raised_at_once(stage: Answering, name: str) -> None:
     one = draft("d1")
     stage.script(one, *[name] * 9)
     with pytest.raises(FeishuMailError) as caught:
@@ -232,7 +89,7 @@ async def test_a_fatal_code_is_raised_at_once(stage: Stage, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", THE_DRAFTS_OWN)
-async def test_what_is_the_drafts_own_stops_nobody_else(stage: Stage, name: str) -> None:
+async def test_what_is_the_drafts_own_stops_nobody_else(stage: Answering, name: str) -> None:
     one, two = draft("d1"), draft("d2")
     stage.script(one, name)
     stage.script(two)
@@ -245,7 +102,7 @@ async def test_what_is_the_drafts_own_stops_nobody_else(stage: Stage, name: str)
 
 
 @pytest.mark.parametrize("name", CLOSING)
-async def test_what_is_closed_costs_no_calls(stage: Stage, name: str) -> None:
+async def test_what_is_closed_costs_no_calls(stage: Answering, name: str) -> None:
     scope, until = CLOSING[name]
     one, two = draft("d1"), draft("d2")
     others = {
@@ -279,7 +136,7 @@ async def test_what_is_closed_costs_no_calls(stage: Stage, name: str) -> None:
 
 @pytest.mark.parametrize("name", RETRIED)
 @pytest.mark.parametrize("times", [1, 2])
-async def test_what_passes_is_retried(stage: Stage, name: str, times: int) -> None:
+async def test_what_passes_is_retried(stage: Answering, name: str, times: int) -> None:
     one = draft("d1")
     stage.script(one, *[name] * times)
     result = await stage.client.send_draft(one)
@@ -289,7 +146,7 @@ async def test_what_passes_is_retried(stage: Stage, name: str, times: int) -> No
 
 
 @pytest.mark.parametrize("name", ["ConcurrentWrite", "MailThrottled", "FrequencyLimited"])
-async def test_a_refusal_that_does_not_pass_is_raised(stage: Stage, name: str) -> None:
+async def test_a_refusal_that_does_not_pass_is_raised(stage: Answering, name: str) -> None:
     one = draft("d1")
     stage.script(one, *[name] * 50)
     with pytest.raises(FeishuMailError) as caught:
@@ -298,7 +155,7 @@ async def test_a_refusal_that_does_not_pass_is_raised(stage: Stage, name: str) -
     assert stage.calls(one) == REFUSALS + 1
 
 
-async def test_a_failing_server_leaves_it_open(stage: Stage) -> None:
+async def test_a_failing_server_leaves_it_open(stage: Answering) -> None:
     one = draft("d1")
     stage.script(one, *["InternalError"] * 50)
     with pytest.raises(OutcomeUnknown) as caught:
@@ -313,7 +170,7 @@ async def test_a_failing_server_leaves_it_open(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", THE_DRAFTS_OWN)
-async def test_after_an_open_attempt_a_refusal_is_not_the_last_word(stage: Stage, name: str) -> None:
+async def test_after_an_open_attempt_a_refusal_is_not_the_last_word(stage: Answering, name: str) -> None:
     one = draft("d1")
     stage.script(one, "InternalError", name)
     with pytest.raises(OutcomeUnknown) as caught:
@@ -322,7 +179,7 @@ async def test_after_an_open_attempt_a_refusal_is_not_the_last_word(stage: Stage
     assert caught.value.attempts == 2
 
 
-async def test_after_an_open_attempt_already_sent_settles_it(stage: Stage) -> None:
+async def test_after_an_open_attempt_already_sent_settles_it(stage: Answering) -> None:
     one = draft("d1")
     stage.script(one, "InternalError", "AlreadySent")
     result = await stage.client.send_draft(one)

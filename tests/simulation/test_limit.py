@@ -1,78 +1,26 @@
-"""Invariants 1, 2 and 4, as the server sees them: never over its limit, and never slower than need be."""
+"""Invariant 1, as the server sees it: never over its limit, and never slower than need be."""
 
 import asyncio
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import pytest
 
-from feishu_mail_async import (
-    FeishuMailClient,
-    Priority,
-    RateLimit,
-    RetryPolicy,
-    SendResult,
-)
+from feishu_mail_async import FeishuMailClient, RateLimit, RetryPolicy, SendResult
 from feishu_mail_async.sandbox import Fault, Sandbox, Window
 from tests.helpers.clock import now
 from tests.helpers.scenes import Scene
+from tests.helpers.servers import SERVERS, WAYS, Server, Ways, far, near, stragglers
 from tests.models.event_model import Limit, Post, Trip, end_of
 
 # Sends by the thousand let the loop look for input less often between two moments; whatever it finds resets
 # the count, and a moment more or less is nothing to what these tests measure.
 many_sends = pytest.mark.looptime(start=0, noop_cycles=8)
 virtual = pytest.mark.looptime(start=0)
-
-TICK: Final = 2e-6
-"""What the virtual clock rounds off."""
-
-
-# --- the servers, the delays, and who sends ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Server:
-    window: Window
-    count_refusals: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.window}{'-counting-refusals' if self.count_refusals else ''}"
-
-
-SERVERS: Final = [
-    Server(Window.FIXED),
-    Server(Window.SLIDING),
-    Server(Window.TOKEN_BUCKET),
-    Server(Window.SLIDING, count_refusals=True),
-]
-
-Ways = Callable[[random.Random], tuple[float, float]]
-
-
-def near(draw: random.Random) -> tuple[float, float]:
-    """A round trip of 0.05 to 0.25 s."""
-    return draw.uniform(0.025, 0.125), draw.uniform(0.025, 0.125)
-
-
-def far(draw: random.Random) -> tuple[float, float]:
-    """0 to 2 s each way."""
-    return draw.uniform(0, 2), draw.uniform(0, 2)
-
-
-def stragglers(draw: random.Random) -> tuple[float, float]:
-    """As near, but every fiftieth call takes up to 10 s, which it loses on either way."""
-    if draw.random() >= 0.02:
-        return near(draw)
-    whole = draw.uniform(0.25, 10)
-    there = draw.uniform(0, whole)
-    return there, whole - there
-
-
-WAYS: Final[list[Ways]] = [near, far, stragglers]
 USERS: Final = {"one": 1, "many": 25}
 
 
@@ -312,204 +260,3 @@ async def test_a_permit_of_a_call_that_never_left_comes_back_at_once() -> None:
                 assert (snapshot.permits, snapshot.in_flight) == (1, 0)
             await first
             assert now() < 5
-
-
-# --- spacing, and who is chosen when -----------------------------------------------------------------------
-
-
-def gaps(sandbox: Sandbox) -> list[float]:
-    times = [call.time for call in sandbox.ledger.sends]
-    return [later - earlier for earlier, later in itertools.pairwise(times)]
-
-
-@contextlib.asynccontextmanager
-async def crowd(
-    users: int, each: int, limit: RateLimit, **settings: object
-) -> AsyncIterator[tuple[Sandbox, FeishuMailClient, list[tuple[str, str]]]]:
-    """Many users with drafts, a constant way to the server, and a client."""
-    names = [f"user{number}" for number in range(users)]
-    async with Sandbox(users=names, latency=0.02, calls=1000) as sandbox:
-        drafts = [(draft, user) for user in names for draft in sandbox.add_drafts(user, each)]
-        async with FeishuMailClient(
-            sandbox.tokens,
-            base_url=sandbox.base_url,
-            rate_limit=limit,
-            **settings,  # type: ignore[arg-type]
-        ) as client:
-            yield sandbox, client, drafts
-
-
-async def send_all(
-    client: FeishuMailClient, drafts: Iterable[tuple[str, str]], priority: Priority = Priority.NORMAL
-) -> list[SendResult]:
-    return await asyncio.gather(
-        *(client.send_draft(draft, user=user, priority=priority) for draft, user in drafts)
-    )
-
-
-@virtual
-@pytest.mark.parametrize("spacing", [0.2, 1.0, 7.0])
-async def test_calls_are_never_closer_than_the_spacing(spacing: float) -> None:
-    """Also after the wait for a permit, in which a bucket that was asked too early would have filled again."""
-    limit = RateLimit(calls=4, per=60, spacing=spacing)
-    async with crowd(20, 1, limit) as (sandbox, client, drafts):
-        for number, (draft, _) in enumerate(drafts[:4]):
-            # They are answered at the same time, so that their permits come back together.
-            sandbox.script(draft, Fault.delay(0.01, 28 - number * spacing))
-        await send_all(client, drafts)
-    assert min(gaps(sandbox)) >= spacing - TICK
-    assert min(gaps(sandbox)) <= spacing + 1e-4, "slower than need be"
-    assert sandbox.ledger.busiest_window() <= 4
-
-
-@virtual
-async def test_calls_are_never_closer_than_the_spacing_after_a_rest() -> None:
-    async with crowd(3, 6, RateLimit(calls=50, spacing=2.0)) as (sandbox, client, drafts):
-        await send_all(client, drafts[:5])
-        await asyncio.sleep(500)
-        await send_all(client, drafts[5:])
-    assert min(gaps(sandbox)) >= 2.0 - TICK
-    assert sorted(gaps(sandbox))[-2] <= 2.0 + 1e-4  # all but the rest itself
-
-
-@virtual
-async def test_without_spacing_a_burst_goes_at_once() -> None:
-    async with crowd(20, 1, RateLimit(spacing=0)) as (sandbox, client, drafts):
-        await send_all(client, drafts)
-        assert now() == pytest.approx(0.02, abs=1e-4)
-    assert max(gaps(sandbox)) == 0
-
-
-@virtual
-async def test_smooth_spreads_the_calls_evenly() -> None:
-    async with crowd(5, 20, RateLimit.smooth(20, 60)) as (sandbox, client, drafts):
-        await send_all(client, drafts)
-    assert gaps(sandbox) == pytest.approx([3.0] * 99, abs=0.15)  # each permit is back 0.12 s later
-    assert min(gaps(sandbox)) >= 3.0 - TICK
-
-
-@virtual
-@pytest.mark.parametrize(
-    ("limit", "slot"),
-    [(RateLimit.smooth(20, 60), 3.0), (RateLimit(calls=1, per=60, spacing=0), 60.12)],
-    ids=["spacing", "permit"],
-)
-async def test_an_urgent_send_takes_the_very_next_slot(limit: RateLimit, slot: float) -> None:
-    """Whoever waits when a slot comes is looked at then: nobody has been chosen before."""
-    async with crowd(5, 3, limit) as (sandbox, client, drafts):
-        *bulk, (urgent, user) = drafts
-        rest = asyncio.create_task(send_all(client, bulk, Priority.BULK))
-        await asyncio.sleep(slot * 1.1)  # in the middle of the wait for the third slot
-        asked = len(sandbox.ledger.sends)
-        await client.send_draft(urgent, user=user, priority=Priority.INTERACTIVE)
-        assert now() == pytest.approx(2 * slot + 0.02, abs=0.05)
-        assert [call.draft_id for call in sandbox.ledger.sends[asked:]] == [urgent]
-        await rest
-
-
-@virtual
-async def test_the_reserve_is_kept_for_interactive_sends() -> None:
-    async with crowd(10, 1, RateLimit(calls=5, spacing=0, reserve=2)) as (sandbox, client, drafts):
-        rest = asyncio.create_task(send_all(client, drafts[:6]))
-        await asyncio.sleep(10)
-        assert len(sandbox.ledger.sends) == 3
-        await send_all(client, drafts[6:8], Priority.INTERACTIVE)
-        assert now() == pytest.approx(10.02, abs=1e-4)
-        # All five are taken now, and an interactive send waits for the first permit like anybody else.
-        await send_all(client, drafts[8:9], Priority.INTERACTIVE)
-        assert now() == pytest.approx(60.14, abs=1e-3)
-        await rest
-    assert sandbox.ledger.busiest_window() <= 5
-
-
-# --- many clients of one app, and more than one app --------------------------------------------------------
-
-
-@many_sends
-async def test_a_client_per_request_keeps_one_limit_one_after_another() -> None:
-    async with Sandbox(users=("alice",), latency=(0.02, 0.1)) as sandbox:
-        for draft in sandbox.add_drafts("alice", 100):
-            async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url, app="cli_a") as client:
-                await client.send_draft(draft)
-        assert sandbox.ledger.refusals == sandbox.ledger.conflicts == 0
-        assert sandbox.ledger.busiest_window() == 20
-        assert now() < 4 * 60.1 + 60
-
-
-@many_sends
-async def test_a_client_per_request_keeps_one_limit_all_at_once() -> None:
-    async with Sandbox(users=("alice", "bob"), latency=(0.02, 0.1)) as sandbox:
-
-        async def request(user: str, draft: str) -> SendResult:
-            tokens = {user: sandbox.token(user)}
-            async with FeishuMailClient(tokens, base_url=sandbox.base_url, app="cli_a") as client:
-                return await client.send_draft(draft)
-
-        drafts = [(user, draft) for user in ("alice", "bob") for draft in sandbox.add_drafts(user, 15)]
-        await asyncio.gather(*(request(user, draft) for user, draft in drafts))
-        assert sandbox.ledger.refusals == sandbox.ledger.conflicts == 0
-        assert sandbox.ledger.busiest_window() == 20
-        assert sandbox.ledger.sent.total() == 30
-
-
-@many_sends
-@pytest.mark.parametrize("what", ["app", "base_url"])
-async def test_two_budgets_do_not_share(what: str) -> None:
-    """Forty calls take one window where there are two budgets, and two where there is one."""
-    async with Sandbox(users=("alice", "bob"), calls=40) as one, Sandbox(users=("alice", "bob")) as other:
-        second = other if what == "base_url" else one
-        first_client = FeishuMailClient({"alice": one.token("alice")}, base_url=one.base_url, app="cli_a")
-        second_client = FeishuMailClient(
-            {"bob": second.token("bob")},
-            base_url=second.base_url,
-            app="cli_b" if what == "app" else "cli_a",
-        )
-        async with first_client, second_client:
-            await asyncio.gather(
-                *(first_client.send_draft(draft) for draft in one.add_drafts("alice", 20)),
-                *(second_client.send_draft(draft) for draft in second.add_drafts("bob", 20)),
-            )
-        assert now() < 10
-        assert one.ledger.refusals == other.ledger.refusals == 0
-
-
-# --- the limit changes -------------------------------------------------------------------------------------
-
-
-@virtual
-async def test_a_lower_limit_counts_the_calls_already_made() -> None:
-    async with crowd(40, 1, RateLimit(spacing=0)) as (sandbox, client, drafts):
-        sends = asyncio.create_task(send_all(client, drafts))
-        await asyncio.sleep(30)
-        client.set_rate_limit(RateLimit(calls=5, spacing=0))
-        await sends
-    times = [call.time for call in sandbox.ledger.sends]
-    assert times[19] < 1
-    assert times[20] == pytest.approx(60.13, abs=1e-3)
-    later = times[20:]
-    assert all(sum(time - 60 < other <= time for other in later) <= 5 for time in later)
-    assert times[-1] == pytest.approx(60.13 + 3 * 60.12, abs=1e-3), "slower than need be"
-
-
-@virtual
-async def test_a_higher_limit_lets_more_go_at_once() -> None:
-    async with crowd(40, 1, RateLimit(calls=5, spacing=0)) as (sandbox, client, drafts):
-        sends = asyncio.create_task(send_all(client, drafts))
-        await asyncio.sleep(30)
-        assert len(sandbox.ledger.sends) == 5
-        client.set_rate_limit(RateLimit(calls=20, spacing=0))
-        await asyncio.sleep(0.5)
-        assert len(sandbox.ledger.sends) == 20
-        assert client.snapshot().permits == 0
-        await sends
-    assert sandbox.ledger.busiest_window() <= 20
-
-
-@virtual
-async def test_a_longer_window_holds_for_the_calls_already_made() -> None:
-    async with crowd(4, 1, RateLimit(calls=2, per=60, spacing=0)) as (sandbox, client, drafts):
-        sends = asyncio.create_task(send_all(client, drafts))
-        await asyncio.sleep(30)
-        client.set_rate_limit(RateLimit(calls=2, per=120, spacing=0))
-        await sends
-    assert sandbox.ledger.sends[2].time == pytest.approx(120.13, abs=1e-3)

@@ -12,7 +12,7 @@ from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.login_scene import HOUR, USERS, Scene
+from tests.helpers.login_scene import HOUR, USERS, LoginScene
 from tests.helpers.support import TOKEN, always, http, raw_server
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -72,7 +72,7 @@ def test_a_secret_that_the_authorization_page_repeats() -> None:
 async def test_no_task_shows_its_result() -> None:
     """In debug mode asyncio logs a task that took long, with its result."""
     async with Sandbox(users=USERS, latency=0.1, expires_in=HOUR) as sandbox:
-        scene = Scene(sandbox)
+        scene = LoginScene(sandbox)
         tasks: set[asyncio.Task[Any]] = set()
         await scene.log_in()
         (draft_id,) = scene.sandbox.add_drafts("alice", 1)

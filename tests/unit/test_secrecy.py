@@ -4,7 +4,7 @@ Tools that print the values of variables (rich with show_locals, Sentry) would p
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from feishu_mail_async._transport import Transport
 from feishu_mail_async.events import AttemptEnded, DraftDone, Event
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.login_scene import HOUR, USERS, Scene
+from tests.helpers.login_scene import HOUR, LoginScene
 from tests.helpers.support import ONCE, TOKEN, frames_holding, holds, raw_server, settle
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -46,14 +46,6 @@ FAULTS: Final[dict[str, list[Fault]]] = {
     "blocked": [Fault.automation_disabled()],
     "not the API's": [Fault.gateway()] * 9,
 }
-
-
-@pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    async with Sandbox(users=USERS, calls=1000, latency=0.1, expires_in=HOUR) as sandbox:
-        scene = Scene(sandbox)
-        yield scene
-        await scene.tokens.close()
 
 
 def secrets_of(sandbox: Sandbox) -> list[str]:
@@ -80,20 +72,20 @@ async def failure(work: Awaitable[object]) -> BaseException:
 # --- sending and listing ----------------------------------------------------------------------------------
 
 
-async def refreshing(scene: Scene) -> Any:
+async def refreshing(scene: LoginScene) -> Any:
     await scene.log_in()
     return scene.tokens
 
 
-async def fixed(scene: Scene) -> Any:
+async def fixed(scene: LoginScene) -> Any:
     return scene.sandbox.token("alice")
 
 
-async def mapped(scene: Scene) -> Any:
+async def mapped(scene: LoginScene) -> Any:
     return {"alice": scene.sandbox.token("alice")}
 
 
-async def called(scene: Scene) -> Any:
+async def called(scene: LoginScene) -> Any:
     token = scene.sandbox.token("alice")
 
     async def give(_: str | None) -> str:
@@ -108,7 +100,11 @@ async def called(scene: Scene) -> Any:
 )
 @pytest.mark.parametrize("name", FAULTS)
 async def test_sending(
-    scene: Scene, source: Callable[[Scene], Awaitable[Any]], name: str, ledger: str | None, tmp_path: Path
+    scene: LoginScene,
+    source: Callable[[LoginScene], Awaitable[Any]],
+    name: str,
+    ledger: str | None,
+    tmp_path: Path,
 ) -> None:
     ids = scene.sandbox.add_drafts("alice", 2)
     for draft_id in ids:
@@ -138,7 +134,7 @@ async def test_sending(
             expect_clean(scene.sandbox, one)
 
 
-async def test_listing(scene: Scene) -> None:
+async def test_listing(scene: LoginScene) -> None:
     async with FeishuMailClient(scene.sandbox.tokens, base_url=scene.sandbox.base_url, retry=ONCE) as client:
         scene.sandbox.close_mailbox("alice@example.com")
         expect_clean(scene.sandbox, await failure(anext(client.list_drafts(user="alice"))))
@@ -146,7 +142,7 @@ async def test_listing(scene: Scene) -> None:
         expect_clean(scene.sandbox, await failure(anext(client.list_drafts(user="bob"))))
 
 
-async def test_a_deadline_and_a_cancellation_in_flight(scene: Scene) -> None:
+async def test_a_deadline_and_a_cancellation_in_flight(scene: LoginScene) -> None:
     ids = scene.sandbox.add_drafts("alice", 2)
     scene.sandbox.script(ids[0], Fault.hang_after())
     scene.sandbox.script(ids[1], Fault.hang_after())
@@ -161,7 +157,7 @@ async def test_a_deadline_and_a_cancellation_in_flight(scene: Scene) -> None:
         await client.close(0.0)
 
 
-async def test_a_mistake_of_ours(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_mistake_of_ours(scene: LoginScene, monkeypatch: pytest.MonkeyPatch) -> None:
     def mistaken(*_: Any) -> Any:
         raise RuntimeError("a mistake")
 
@@ -246,7 +242,7 @@ class Vault:
         raise ConnectionError("the vault is shut")
 
 
-async def test_a_source_that_fails(scene: Scene) -> None:
+async def test_a_source_that_fails(scene: LoginScene) -> None:
     vault = Vault()
     (draft_id,) = scene.sandbox.add_drafts("alice", 1)
     async with FeishuMailClient(vault, base_url=scene.sandbox.base_url, retry=ONCE) as client:
@@ -271,7 +267,7 @@ async def test_a_source_that_fails(scene: Scene) -> None:
     ["RefreshTokenRevoked", "ClientSecretWrong", Fault.gateway(400), Fault.hang_before(), Fault.broken()],
     ids=str,
 )
-async def test_refreshing(scene: Scene, scripted: str | Fault) -> None:
+async def test_refreshing(scene: LoginScene, scripted: str | Fault) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     scene.sandbox.script_token(*[scripted] * 9)
@@ -291,7 +287,7 @@ class Failing(MemoryTokens):
         return await super().save(user, token, lease)
 
 
-async def test_a_store_that_fails(scene: Scene) -> None:
+async def test_a_store_that_fails(scene: LoginScene) -> None:
     scene.store = store = Failing()
     scene.tokens = scene.another()
     await scene.log_in()
@@ -301,7 +297,7 @@ async def test_a_store_that_fails(scene: Scene) -> None:
     store.broken = False
 
 
-async def test_a_ledger_that_fails(scene: Scene, tmp_path: Path) -> None:
+async def test_a_ledger_that_fails(scene: LoginScene, tmp_path: Path) -> None:
     ledger = open_ledger(f"sqlite:///{tmp_path / 'missing' / 'ledger.db'}")
     store = ledger.tokens(scene.sandbox.base_url, scene.sandbox.client_id)
     token = StoredToken(TOKEN, 0.0, 0.0, f"r-{TOKEN}")
@@ -311,7 +307,7 @@ async def test_a_ledger_that_fails(scene: Scene, tmp_path: Path) -> None:
     await ledger.close()
 
 
-async def test_a_statement_that_fails(scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_statement_that_fails(scene: LoginScene, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What no database takes is told without the value, which is a token here."""
     ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     store = ledger.tokens(scene.sandbox.base_url, scene.sandbox.client_id)
@@ -326,7 +322,7 @@ async def test_a_statement_that_fails(scene: Scene, tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize("scripted", ["AuthorizationCodeUsed", "PkceFailed", Fault.hang_before()], ids=str)
-async def test_logging_in(scene: Scene, scripted: str | Fault) -> None:
+async def test_logging_in(scene: LoginScene, scripted: str | Fault) -> None:
     login = Login("http://127.0.0.1:8765/callback")
     scene.sandbox.script_token(*[scripted] * 9)
     error = await failure(scene.tokens.log_in("alice", CODE, login))
@@ -338,7 +334,7 @@ async def test_logging_in(scene: Scene, scripted: str | Fault) -> None:
     expect_clean(scene.sandbox, error, CODE, login.verifier)
 
 
-async def test_a_login_that_is_cancelled(scene: Scene) -> None:
+async def test_a_login_that_is_cancelled(scene: LoginScene) -> None:
     login = Login("http://127.0.0.1:8765/callback")
     scene.sandbox.script_token(Fault.hang_before())
     asked = asyncio.ensure_future(scene.tokens.log_in("alice", CODE, login))
@@ -360,7 +356,7 @@ async def test_an_exchange_that_is_cancelled() -> None:
     assert frames_holding(error, [TOKEN, CODE]) == []
 
 
-async def test_telling_of_a_refused_token(scene: Scene) -> None:
+async def test_telling_of_a_refused_token(scene: LoginScene) -> None:
     error = await failure(scene.tokens.refused(None, TOKEN))
     assert isinstance(error, LoginRequired)
     assert frames_holding(error, [TOKEN]) == []

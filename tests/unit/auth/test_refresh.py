@@ -23,7 +23,7 @@ from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.clock import now, run_virtual
-from tests.helpers.login_scene import HOUR, MARGIN, USERS, Scene
+from tests.helpers.login_scene import HOUR, MARGIN, USERS, LoginScene
 from tests.helpers.support import TOKEN, chain, holds
 
 pytestmark = pytest.mark.looptime(start=0)
@@ -38,15 +38,7 @@ AGAIN: Final = (
 """What the token endpoint says where only the user can help."""
 
 
-@pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    async with Sandbox(users=USERS, calls=1000, latency=0.1, expires_in=HOUR) as sandbox:
-        scene = Scene(sandbox)
-        yield scene
-        await scene.tokens.close()
-
-
-async def test_a_token_that_lives_is_handed_out_as_it_is(scene: Scene) -> None:
+async def test_a_token_that_lives_is_handed_out_as_it_is(scene: LoginScene) -> None:
     token = await scene.log_in()
     assert await scene.tokens.token("alice") == token.access_token
     await asyncio.sleep(HOUR - MARGIN - 1)
@@ -54,7 +46,7 @@ async def test_a_token_that_lives_is_handed_out_as_it_is(scene: Scene) -> None:
     assert not scene.refreshes
 
 
-async def test_it_is_refreshed_ahead_of_its_expiry(scene: Scene) -> None:
+async def test_it_is_refreshed_ahead_of_its_expiry(scene: LoginScene) -> None:
     token = await scene.log_in()
     await asyncio.sleep(HOUR - MARGIN + 1)
     fresh = await scene.tokens.token("alice")
@@ -67,7 +59,7 @@ async def test_it_is_refreshed_ahead_of_its_expiry(scene: Scene) -> None:
     assert kept.expires == pytest.approx(now() + HOUR, abs=5)
 
 
-async def test_again_and_again(scene: Scene) -> None:
+async def test_again_and_again(scene: LoginScene) -> None:
     await scene.log_in()
     seen = set()
     for _ in range(20):
@@ -78,7 +70,7 @@ async def test_again_and_again(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("margin", [0.0, 10_000.0])
-async def test_a_margin_beyond_the_lifetime_refreshes_no_fresh_token(scene: Scene, margin: float) -> None:
+async def test_a_margin_beyond_the_lifetime_refreshes_no_fresh_token(scene: LoginScene, margin: float) -> None:
     await scene.log_in()
     tokens = scene.another(margin)
     await asyncio.sleep(HOUR)
@@ -88,7 +80,7 @@ async def test_a_margin_beyond_the_lifetime_refreshes_no_fresh_token(scene: Scen
     await tokens.close()
 
 
-async def test_a_refused_token_is_not_handed_out_again(scene: Scene) -> None:
+async def test_a_refused_token_is_not_handed_out_again(scene: LoginScene) -> None:
     token = await scene.log_in()
     scene.sandbox.expire_token("alice")
     assert await scene.tokens.token("alice") == token.access_token
@@ -100,7 +92,7 @@ async def test_a_refused_token_is_not_handed_out_again(scene: Scene) -> None:
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_fifty_at_once_cause_one_refresh(scene: Scene) -> None:
+async def test_fifty_at_once_cause_one_refresh(scene: LoginScene) -> None:
     for user in USERS:
         await scene.log_in(user)
     await asyncio.sleep(HOUR)
@@ -109,7 +101,7 @@ async def test_fifty_at_once_cause_one_refresh(scene: Scene) -> None:
     assert scene.refreshes == {"alice": 1, "bob": 1}
 
 
-async def test_two_processes_cause_one_refresh(scene: Scene) -> None:
+async def test_two_processes_cause_one_refresh(scene: LoginScene) -> None:
     await scene.log_in()
     others = [scene.another() for _ in range(4)]
     await asyncio.sleep(HOUR)
@@ -120,7 +112,7 @@ async def test_two_processes_cause_one_refresh(scene: Scene) -> None:
         await tokens.close()
 
 
-async def test_another_process_takes_over_where_one_has_died(scene: Scene) -> None:
+async def test_another_process_takes_over_where_one_has_died(scene: LoginScene) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     assert await scene.store.lease("alice", 90.0) is not None  # and nothing was heard of its holder again
@@ -130,7 +122,7 @@ async def test_another_process_takes_over_where_one_has_died(scene: Scene) -> No
 
 
 @pytest.mark.parametrize("fault", ["Unexpected", "Unavailable", "before"])
-async def test_what_may_pass_is_tried_again(scene: Scene, fault: str) -> None:
+async def test_what_may_pass_is_tried_again(scene: LoginScene, fault: str) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     scene.sandbox.script_token(Fault.reset_before() if fault == "before" else fault)
@@ -138,7 +130,7 @@ async def test_what_may_pass_is_tried_again(scene: Scene, fault: str) -> None:
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_a_token_serves_while_it_lives_though_it_cannot_be_refreshed(scene: Scene) -> None:
+async def test_a_token_serves_while_it_lives_though_it_cannot_be_refreshed(scene: LoginScene) -> None:
     token = await scene.log_in()
     await asyncio.sleep(HOUR - MARGIN)
     async with scene.sandbox.outage():
@@ -150,7 +142,9 @@ async def test_a_token_serves_while_it_lives_though_it_cannot_be_refreshed(scene
 
 
 @pytest.mark.parametrize("name", AGAIN)
-async def test_where_only_the_user_can_help_it_says_so_and_does_not_ask_again(scene: Scene, name: str) -> None:
+async def test_where_only_the_user_can_help_it_says_so_and_does_not_ask_again(
+    scene: LoginScene, name: str
+) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     scene.sandbox.script_token(name)
@@ -166,7 +160,7 @@ def test_all_these_codes_are_in_the_table() -> None:
     assert {OAUTH[name].number for name in AGAIN} == {20026, 20037, 20064, 20073, 20074}
 
 
-async def test_a_refresh_whose_answer_is_lost_ends_in_a_new_login(scene: Scene) -> None:
+async def test_a_refresh_whose_answer_is_lost_ends_in_a_new_login(scene: LoginScene) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     scene.sandbox.script_token(Fault.reset_after())
@@ -174,7 +168,7 @@ async def test_a_refresh_whose_answer_is_lost_ends_in_a_new_login(scene: Scene) 
         await scene.tokens.token("alice")
 
 
-async def test_without_offline_access_it_lasts_as_long_as_it_lives(scene: Scene) -> None:
+async def test_without_offline_access_it_lasts_as_long_as_it_lives(scene: LoginScene) -> None:
     token = await scene.log_in(scopes=["mail:user_mailbox.message:send"])
     await asyncio.sleep(HOUR - 1)
     assert await scene.tokens.token("alice") == token.access_token
@@ -183,7 +177,7 @@ async def test_without_offline_access_it_lasts_as_long_as_it_lives(scene: Scene)
         await scene.tokens.token("alice")
 
 
-async def test_whoever_gives_up_breaks_nothing_off(scene: Scene) -> None:
+async def test_whoever_gives_up_breaks_nothing_off(scene: LoginScene) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     waiting = [asyncio.ensure_future(scene.tokens.token("alice")) for _ in range(3)]
@@ -210,7 +204,7 @@ class Failing(MemoryTokens):
         return await super().save(user, token, lease)
 
 
-async def test_tokens_that_could_not_be_saved_are_not_lost(scene: Scene) -> None:
+async def test_tokens_that_could_not_be_saved_are_not_lost(scene: LoginScene) -> None:
     scene.store = Failing()
     scene.tokens = scene.another()
     await scene.log_in()
@@ -224,7 +218,7 @@ async def test_tokens_that_could_not_be_saved_are_not_lost(scene: Scene) -> None
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_who_is_meant(scene: Scene) -> None:
+async def test_who_is_meant(scene: LoginScene) -> None:
     with pytest.raises(LoginRequired, match="nobody has logged in"):
         await scene.tokens.token(None)
     with pytest.raises(LoginRequired, match="user alice has not logged in"):
@@ -260,12 +254,12 @@ def test_no_secret_is_in_its_repr() -> None:
 
 
 @contextlib.asynccontextmanager
-async def sending(scene: Scene) -> AsyncIterator[FeishuMailClient]:
+async def sending(scene: LoginScene) -> AsyncIterator[FeishuMailClient]:
     async with FeishuMailClient(scene.tokens, base_url=scene.sandbox.base_url) as client:
         yield client
 
 
-async def test_a_call_that_was_refused_for_its_token_is_made_again(scene: Scene) -> None:
+async def test_a_call_that_was_refused_for_its_token_is_made_again(scene: LoginScene) -> None:
     await scene.log_in()
     scene.sandbox.expire_token("alice")
     async with sending(scene) as client:
@@ -274,7 +268,7 @@ async def test_a_call_that_was_refused_for_its_token_is_made_again(scene: Scene)
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_a_user_who_has_to_log_in_again_is_closed_until_then(scene: Scene) -> None:
+async def test_a_user_who_has_to_log_in_again_is_closed_until_then(scene: LoginScene) -> None:
     await scene.log_in()
     await scene.log_in("bob")
     ids = scene.sandbox.add_drafts("alice", 3)
@@ -301,7 +295,7 @@ async def test_a_user_who_has_to_log_in_again_is_closed_until_then(scene: Scene)
 async def long_run(drafts: int, users: int, lifetime: float) -> None:
     names = [f"user-{number}" for number in range(users)]
     async with Sandbox(users=names, latency=(0.05, 0.25), expires_in=lifetime) as sandbox:
-        scene = Scene(sandbox)
+        scene = LoginScene(sandbox)
         for name in names:
             await scene.log_in(name)
         given = [
@@ -330,7 +324,7 @@ def test_a_four_hour_run_crosses_expiries_and_loses_nothing() -> None:
     run_virtual(long_run(5000, 10, HOUR))
 
 
-async def test_without_renewing_ahead_one_call_a_user_and_expiry_is_refused(scene: Scene) -> None:
+async def test_without_renewing_ahead_one_call_a_user_and_expiry_is_refused(scene: LoginScene) -> None:
     for user in USERS:
         await scene.log_in(user)
     scene.tokens = scene.another(margin=0.0)
@@ -346,7 +340,9 @@ async def test_without_renewing_ahead_one_call_a_user_and_expiry_is_refused(scen
     assert scene.refreshes["alice"] <= 3
 
 
-async def test_no_token_and_no_secret_is_seen_anywhere(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_token_and_no_secret_is_seen_anywhere(
+    scene: LoginScene, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     await scene.log_in()
     await asyncio.sleep(HOUR)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -15,7 +15,7 @@ from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.oauth import ASSUMED_LIFETIME, Login, TokenGrant, read_grant
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.clock import now
-from tests.helpers.login_scene import HOUR, USERS, Scene
+from tests.helpers.login_scene import HOUR, LoginScene
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -76,15 +76,7 @@ GRANTS: Final[dict[str, tuple[Alter, float | None]]] = {
 }
 
 
-@pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    async with Sandbox(users=USERS, calls=1000, latency=0.1, expires_in=HOUR) as sandbox:
-        scene = Scene(sandbox)
-        yield scene
-        await scene.tokens.close()
-
-
-async def renewed_again(scene: Scene, within: float) -> None:
+async def renewed_again(scene: LoginScene, within: float) -> None:
     """The login lives: it is renewed when its token ends, `within` seconds from now at most."""
     before = scene.refreshes["alice"]
     kept = await scene.store.load("alice")
@@ -97,7 +89,7 @@ async def renewed_again(scene: Scene, within: float) -> None:
 
 
 @pytest.mark.parametrize("name", GRANTS)
-async def test_a_refresh_is_kept_however_it_is_told(scene: Scene, name: str) -> None:
+async def test_a_refresh_is_kept_however_it_is_told(scene: LoginScene, name: str) -> None:
     alter, lifetime = GRANTS[name]
     await scene.log_in()
     await asyncio.sleep(HOUR)
@@ -114,7 +106,7 @@ async def test_a_refresh_is_kept_however_it_is_told(scene: Scene, name: str) -> 
 
 
 @pytest.mark.parametrize("status", [201, 302, 400, 404, 429, 500, 503])
-async def test_a_refresh_is_kept_whatever_the_status(scene: Scene, status: int) -> None:
+async def test_a_refresh_is_kept_whatever_the_status(scene: LoginScene, status: int) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     scene.sandbox.script_token(Fault.odd_grant(put(), status))
@@ -123,7 +115,7 @@ async def test_a_refresh_is_kept_whatever_the_status(scene: Scene, status: int) 
 
 
 @pytest.mark.parametrize("name", GRANTS)
-async def test_a_login_is_kept_however_it_is_told(scene: Scene, name: str) -> None:
+async def test_a_login_is_kept_however_it_is_told(scene: LoginScene, name: str) -> None:
     alter, lifetime = GRANTS[name]
     code, login = await agree(scene.sandbox)
     scene.sandbox.script_token(Fault.odd_grant(alter))
@@ -155,7 +147,9 @@ NO_ACCESS_TOKEN: Final[dict[str, Alter]] = {
 
 
 @pytest.mark.parametrize("name", NO_ACCESS_TOKEN)
-async def test_a_refresh_token_is_kept_though_none_came_with_it_that_can_be_used(scene: Scene, name: str) -> None:
+async def test_a_refresh_token_is_kept_though_none_came_with_it_that_can_be_used(
+    scene: LoginScene, name: str
+) -> None:
     token = await scene.log_in()
     await asyncio.sleep(HOUR - 100)
     scene.sandbox.script_token(Fault.odd_grant(NO_ACCESS_TOKEN[name]))
@@ -166,7 +160,7 @@ async def test_a_refresh_token_is_kept_though_none_came_with_it_that_can_be_used
 
 
 @pytest.mark.parametrize("name", NO_ACCESS_TOKEN)
-async def test_a_login_is_kept_though_its_access_token_cannot_be_used(scene: Scene, name: str) -> None:
+async def test_a_login_is_kept_though_its_access_token_cannot_be_used(scene: LoginScene, name: str) -> None:
     code, login = await agree(scene.sandbox)
     scene.sandbox.script_token(Fault.odd_grant(NO_ACCESS_TOKEN[name]))
     await scene.tokens.log_in("alice", code, login)
@@ -174,7 +168,7 @@ async def test_a_login_is_kept_though_its_access_token_cannot_be_used(scene: Sce
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_without_any_access_token_it_is_not_asked_for_at_full_speed(scene: Scene) -> None:
+async def test_without_any_access_token_it_is_not_asked_for_at_full_speed(scene: LoginScene) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     scene.sandbox.latency = 0
@@ -187,7 +181,9 @@ async def test_without_any_access_token_it_is_not_asked_for_at_full_speed(scene:
 
 
 @pytest.mark.parametrize("lifetime", [0, -1, "0", None])
-async def test_a_life_that_is_over_is_no_reason_to_refresh_at_full_speed(scene: Scene, lifetime: object) -> None:
+async def test_a_life_that_is_over_is_no_reason_to_refresh_at_full_speed(
+    scene: LoginScene, lifetime: object
+) -> None:
     await scene.log_in()
     await asyncio.sleep(HOUR)
     scene.sandbox.script_token(*[Fault.odd_grant(put(expires_in=lifetime))] * 1000)
@@ -199,7 +195,7 @@ async def test_a_life_that_is_over_is_no_reason_to_refresh_at_full_speed(scene: 
 
 
 @pytest.mark.parametrize("alter", [without("refresh_token"), put(refresh_token=""), put(refresh_token=[1])])
-async def test_where_no_refresh_token_comes_the_old_one_is_kept(scene: Scene, alter: Alter) -> None:
+async def test_where_no_refresh_token_comes_the_old_one_is_kept(scene: LoginScene, alter: Alter) -> None:
     """As RFC 6749 says in section 6: it may still be good, and nobody else has it."""
     before = await scene.log_in()
     await asyncio.sleep(HOUR)
@@ -210,7 +206,7 @@ async def test_where_no_refresh_token_comes_the_old_one_is_kept(scene: Scene, al
     assert kept.refresh_token == before.refresh_token
 
 
-async def test_a_login_without_any_token_is_none(scene: Scene) -> None:
+async def test_a_login_without_any_token_is_none(scene: LoginScene) -> None:
     code, login = await agree(scene.sandbox)
     scene.sandbox.script_token(Fault.odd_grant(without("access_token", "refresh_token")))
     with pytest.raises(NotSent, match="the login failed"):
@@ -244,7 +240,7 @@ class Slow(MemoryTokens):
         return await super().save(user, token, lease)
 
 
-async def slow_scene(scene: Scene) -> Slow:
+async def slow_scene(scene: LoginScene) -> Slow:
     scene.store = store = Slow()
     scene.tokens = scene.another()
     await scene.log_in()
@@ -259,7 +255,7 @@ class Raises(logging.Handler):
         raise RuntimeError(record.getMessage())
 
 
-async def test_a_log_that_fails_loses_nothing(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_log_that_fails_loses_nothing(scene: LoginScene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "feishu_mail_async")
     logger, handler = logging.getLogger("feishu_mail_async"), Raises()
     await scene.log_in()
@@ -274,7 +270,7 @@ async def test_a_log_that_fails_loses_nothing(scene: Scene, caplog: pytest.LogCa
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_what_could_not_be_saved_is_saved_when_nobody_asks_any_more(scene: Scene) -> None:
+async def test_what_could_not_be_saved_is_saved_when_nobody_asks_any_more(scene: LoginScene) -> None:
     store = await slow_scene(scene)
     store.failures = 5
     with pytest.raises(LedgerError):
@@ -285,7 +281,7 @@ async def test_what_could_not_be_saved_is_saved_when_nobody_asks_any_more(scene:
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_what_could_not_be_saved_is_saved_when_it_is_closed(scene: Scene) -> None:
+async def test_what_could_not_be_saved_is_saved_when_it_is_closed(scene: LoginScene) -> None:
     store = await slow_scene(scene)
     store.failures = 1
     with pytest.raises(LedgerError):
@@ -297,7 +293,7 @@ async def test_what_could_not_be_saved_is_saved_when_it_is_closed(scene: Scene) 
 
 
 async def test_what_cannot_be_saved_is_told_when_it_is_closed(
-    scene: Scene, caplog: pytest.LogCaptureFixture
+    scene: LoginScene, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = await slow_scene(scene)
     store.failures = 1000
@@ -314,7 +310,7 @@ async def test_what_cannot_be_saved_is_told_when_it_is_closed(
 
 
 @pytest.mark.parametrize("cancels", [1, 3])
-async def test_cancelling_everything_while_it_is_saved_loses_nothing(scene: Scene, cancels: int) -> None:
+async def test_cancelling_everything_while_it_is_saved_loses_nothing(scene: LoginScene, cancels: int) -> None:
     store = await slow_scene(scene)
     store.seconds = 5.0
     asked = asyncio.ensure_future(scene.tokens.token("alice"))
@@ -334,7 +330,7 @@ async def test_cancelling_everything_while_it_is_saved_loses_nothing(scene: Scen
 
 
 @pytest.mark.parametrize("after", [0.01, 0.15, 2.0])
-async def test_closing_is_finished_whatever_cancels_it(scene: Scene, after: float) -> None:
+async def test_closing_is_finished_whatever_cancels_it(scene: LoginScene, after: float) -> None:
     store = await slow_scene(scene)
     store.seconds = 5.0
     asked = asyncio.ensure_future(scene.tokens.token("alice"))
@@ -352,7 +348,7 @@ async def test_closing_is_finished_whatever_cancels_it(scene: Scene, after: floa
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_closing_breaks_no_second_try_of_saving_off(scene: Scene) -> None:
+async def test_closing_breaks_no_second_try_of_saving_off(scene: LoginScene) -> None:
     store = await slow_scene(scene)
     store.failures = 1
     with pytest.raises(LedgerError):
@@ -368,7 +364,7 @@ async def test_closing_breaks_no_second_try_of_saving_off(scene: Scene) -> None:
     assert scene.refreshes == {"alice": 1}
 
 
-async def test_a_code_is_redeemed_and_kept_though_its_caller_is_cancelled(scene: Scene) -> None:
+async def test_a_code_is_redeemed_and_kept_though_its_caller_is_cancelled(scene: LoginScene) -> None:
     scene.store = store = Slow()
     scene.tokens = scene.another()
     store.seconds = 5.0
@@ -383,7 +379,7 @@ async def test_a_code_is_redeemed_and_kept_though_its_caller_is_cancelled(scene:
     assert await scene.works(kept.access_token)
 
 
-async def test_what_could_not_be_saved_takes_no_login_s_place(scene: Scene) -> None:
+async def test_what_could_not_be_saved_takes_no_login_s_place(scene: LoginScene) -> None:
     store = await slow_scene(scene)
     store.failures = 1
     with pytest.raises(LedgerError):

@@ -10,7 +10,7 @@ from feishu_mail_async import LoginRequired, open_ledger
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken, TokenStore
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.clock import now
-from tests.helpers.login_scene import HOUR, USERS, Scene
+from tests.helpers.login_scene import HOUR, USERS, LoginScene
 
 
 class Halting:
@@ -37,7 +37,7 @@ class Halting:
         return await self.store.save(user, token, lease)
 
 
-class Late(Scene):
+class Late(LoginScene):
     """Alice's tokens have ended; `late` has refreshed them, and its lease has lapsed before it could save them."""
 
     def __init__(self, sandbox: Sandbox, store: TokenStore) -> None:

@@ -69,7 +69,7 @@ class Wire(Transport):
         return await asyncio.shield(self.first) if self.calls == 1 else SENT
 
 
-class Scene:
+class Waiting:
     """A client whose first call is under way, and the drafts that wait behind it."""
 
     def __init__(self, client: FeishuMailClient, wire: Wire) -> None:
@@ -127,14 +127,14 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(**settings: Any) -> AsyncIterator[Scene]:
+async def scene(**settings: Any) -> AsyncIterator[Waiting]:
     with mock.patch.object(client_module, "Transport", Wire):
         client = FeishuMailClient("u-token", **{"rate_limit": ONE_CALL, **settings})
     wire: Any = client._transport
     wire.first, wire.calls = asyncio.get_running_loop().create_future(), 0
     async with client:
         try:
-            yield Scene(client, wire)
+            yield Waiting(client, wire)
         finally:
             if not wire.first.done():
                 wire.first.set_result(SENT)
@@ -173,7 +173,7 @@ def test_an_answer_that_ends_all_others(answer: Answer, error: type[Exception]) 
     run_virtual(story(), noop_cycles=2)
 
 
-async def stopped(here: Scene) -> None:
+async def stopped(here: Waiting) -> None:
     assert here.run is not None
     here.run.stop()
     here.wire.first.set_result(SENT)
@@ -181,7 +181,7 @@ async def stopped(here: Scene) -> None:
     assert len(here.outcomes) == MANY
 
 
-async def left(here: Scene) -> None:
+async def left(here: Waiting) -> None:
     assert here.run is not None
     leaving = asyncio.ensure_future(here.run.leave())
     await asyncio.sleep(1.0)
@@ -189,18 +189,18 @@ async def left(here: Scene) -> None:
     await leaving
 
 
-async def closed(here: Scene) -> None:
+async def closed(here: Waiting) -> None:
     closing = asyncio.ensure_future(here.client.close())
     await asyncio.sleep(1.0)
     here.wire.first.set_result(SENT)
     await closing
 
 
-async def closed_at_once(here: Scene) -> None:
+async def closed_at_once(here: Waiting) -> None:
     await here.client.close(0.0)
 
 
-async def closed_as_it_stops(here: Scene) -> None:
+async def closed_as_it_stops(here: Waiting) -> None:
     assert here.run is not None
     here.run.stop()
     await here.client.close(0.0)
@@ -208,14 +208,14 @@ async def closed_as_it_stops(here: Scene) -> None:
     assert len(here.outcomes) == MANY
 
 
-async def closed_as_the_app_is(here: Scene) -> None:
+async def closed_as_the_app_is(here: Waiting) -> None:
     here.wire.first.set_result(told(APP))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await here.client.close()
 
 
-async def left_as_it_stops(here: Scene) -> None:
+async def left_as_it_stops(here: Waiting) -> None:
     assert here.run is not None
     here.run.stop()
     here.wire.first.set_result(SENT)
@@ -226,7 +226,7 @@ WAYS: Final = [stopped, left, closed, closed_at_once, closed_as_it_stops, closed
 
 
 @pytest.mark.parametrize("end", WAYS)
-def test_a_run_that_is_ended(end: Callable[[Scene], Any]) -> None:
+def test_a_run_that_is_ended(end: Callable[[Waiting], Any]) -> None:
     async def story() -> None:
         async with scene() as here:
             await here.given(MANY)
@@ -266,7 +266,7 @@ def test_a_run_whose_token_does_not_come(*, stop: bool) -> None:
         wire: Any = client._transport
         wire.first, wire.calls = asyncio.get_running_loop().create_future(), 1
         async with client:
-            here = Scene(client, wire)
+            here = Waiting(client, wire)
             await here.given(MANY)
             if stop:
                 here.run.stop()  # type: ignore[union-attr]
@@ -282,7 +282,7 @@ def test_a_run_whose_token_does_not_come(*, stop: bool) -> None:
 # --- in the midst of it --------------------------------------------------------------------------------------
 
 
-async def in_the_midst(here: Scene, code: int = APP) -> None:
+async def in_the_midst(here: Waiting, code: int = APP) -> None:
     """Let the app or the user be suspended; most still have to be told of it."""
     here.wire.first.set_result(told(code))
     while not any(done.attempts == 0 for done in here.done):  # noqa: ASYNC110 - in every pass of the loop

@@ -2,20 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from feishu_mail_async import Draft, FeishuMailClient, Outcome, OutcomeStatus, RateLimit
 from feishu_mail_async.fleet import Left, Queue, enqueue, prepare
 from feishu_mail_async.fleet.jobs import TASK
 from feishu_mail_async.fleet.worker import DraftWorker, Times
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.fleet import APP, Workers
 from tests.helpers.refusals import POISON, make_refuse
-from tests.processes.test_fleet import APP, Scene
 
 UNREADABLE: list[Any] = [
     {},
@@ -39,13 +36,6 @@ UNREADABLE: list[Any] = [
 ]
 
 
-@pytest.fixture
-def scene(tmp_path: Path, postgres_url: str) -> Iterator[Scene]:
-    made = Scene(tmp_path, postgres_url, ["alice", "bob"])
-    yield made
-    made.close()
-
-
 def queue_raw(url: str, queue: Queue, arguments: list[Any]) -> list[int]:
     """Put jobs into a queue whatever they say; their numbers."""
     with psycopg.connect(url, autocommit=True) as connection:
@@ -58,7 +48,7 @@ def queue_raw(url: str, queue: Queue, arguments: list[Any]) -> list[int]:
         ]
 
 
-def test_jobs_that_cannot_be_read_fail_by_name(scene: Scene) -> None:
+def test_jobs_that_cannot_be_read_fail_by_name(scene: Workers) -> None:
     before, after = scene.drafts("alice", 5), scene.drafts("bob", 5)
     scene.fill(before)
     numbers = queue_raw(scene.url, scene.queue, UNREADABLE)
@@ -74,7 +64,7 @@ def test_jobs_that_cannot_be_read_fail_by_name(scene: Scene) -> None:
     assert "513 characters are too many" in " ".join(ended.err.split())
 
 
-def test_a_draft_without_a_record_ends_its_job(scene: Scene) -> None:
+def test_a_draft_without_a_record_ends_its_job(scene: Workers) -> None:
     """What the ledger refuses for good is not tried again and again."""
     good = scene.drafts("alice", 8)
     scene.fill(good[:1])

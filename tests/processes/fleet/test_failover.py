@@ -7,14 +7,15 @@ import pytest
 
 from feishu_mail_async.fleet import Left, QueueTrouble, prepare
 from feishu_mail_async.sandbox import Fault
-from tests.helpers.cli import wait_for
+from tests.helpers.cli import read_until, wait_for
+from tests.helpers.fleet import Workers
 from tests.helpers.postgres import read_only
-from tests.processes.test_fleet import Scene, read_until, scene
+from tests.processes.fleet.conftest import scene
 
 __all__ = ["scene"]
 
 
-def cut(scene: Scene) -> None:
+def cut(scene: Workers) -> None:
     """End every connection to the database: what comes next is new."""
     scene.ask(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -22,7 +23,7 @@ def cut(scene: Scene) -> None:
     )
 
 
-def test_a_database_that_can_only_be_read_for_a_while(scene: Scene) -> None:
+def test_a_database_that_can_only_be_read_for_a_while(scene: Workers) -> None:
     """Each pooled connection leads to the wrong server for good; the worker waits, goes on, and says so once."""
     drafts = [*scene.drafts("alice", 40), *scene.drafts("bob", 40)]
     for draft in drafts:
@@ -45,7 +46,7 @@ def test_a_database_that_can_only_be_read_for_a_while(scene: Scene) -> None:
     assert "a mistake of this program" not in ended.err
 
 
-def test_tables_that_are_taken_away(scene: Scene) -> None:
+def test_tables_that_are_taken_away(scene: Workers) -> None:
     """Waiting does not mend it: it ends with a sentence, and not as one that could not start."""
     drafts = scene.drafts("alice", 40)
     for draft in drafts:
