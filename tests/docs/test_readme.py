@@ -26,7 +26,7 @@ from tests.helpers.readmes import (
     spans,
     unquoted,
 )
-from tests.helpers.support import PACKAGE
+from tests.helpers.samples import PACKAGE
 
 LANGUAGES: Final = (ENGLISH, CHINESE)
 NAMED: Final = pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.path.name)

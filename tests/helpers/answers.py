@@ -22,7 +22,7 @@ from feishu_mail_async import (
 from feishu_mail_async._api.protocol import FEISHU
 from feishu_mail_async.codes import Code, named
 from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.support import TOKEN, holds
+from tests.helpers.canary import TOKEN, holds
 
 REFUSALS = 3
 POLICY = RetryPolicy(attempts=3, refusals=REFUSALS)

@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 
 from feishu_mail_async import FeishuMailClient, FeishuMailError
-from tests.helpers.support import FREE, ONCE, TOKEN, RawServer, always, holds, raw_server
+from tests.helpers.canary import TOKEN, holds
+from tests.helpers.raw_server import RawServer, always, raw_server
+from tests.helpers.scenes import FREE, ONCE
 
 PROXIES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"]
 

@@ -16,9 +16,9 @@ from feishu_mail_async import (
     RateLimit,
 )
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.canary import holds
 from tests.helpers.ledgers import client_of, ledger_on
 from tests.helpers.postgres import DATABASE_PASSWORD
-from tests.helpers.support import holds
 
 USERS = [f"user{n}" for n in range(5)]
 QUICK = RateLimit(calls=100_000, per=0.3, spacing=0, margin=0, grace=0.1)

@@ -26,7 +26,7 @@ from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.ledger.sqlstore import SqlStore
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE
 
 HOMES: Final = ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)]
 """Both run the same code: `make test` takes the one at hand for most of it, and `make soak` the other too."""

@@ -6,8 +6,7 @@ from typing import Any, Final
 
 from feishu_mail_async import Draft, OutcomeStatus, RateLimit
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.scenes import Scene
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE, Scene
 
 SENT, ALREADY, FAILED, SKIPPED = (
     OutcomeStatus.SENT,

@@ -1,18 +1,23 @@
 """A scene: a sandbox, drafts that lie there, and clients of its users."""
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from feishu_mail_async import BulkRun, Draft, FeishuMailClient, Outcome, SendResult
+from feishu_mail_async import BulkRun, Draft, FeishuMailClient, Outcome, RateLimit, RetryPolicy, SendResult
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from feishu_mail_async.sandbox.server import Latency
 from tests.models.bulk_model import check_true
 
-__all__ = ["Scene", "drain"]
+ONCE: Final = RetryPolicy(attempts=1, refusals=0, outage=0)
+"""No second attempt, whatever goes wrong."""
+
+FREE: Final = RateLimit(calls=100_000, per=1.0, spacing=0, margin=0)
+"""No limit that a test would notice."""
 
 
 @dataclass
@@ -138,3 +143,15 @@ async def play(
         finally:
             await scene.close()
         scene.check()
+
+
+@contextlib.asynccontextmanager
+async def scene(
+    *users: str, drafts: int = 1, app: str | None = None, **settings: Any
+) -> AsyncIterator[tuple[Sandbox, FeishuMailClient, list[str]]]:
+    """A sandbox with users ("alice" if none is named), a client of all of them, and drafts of the first."""
+    users = users or ("alice",)
+    async with Sandbox(users=users, latency=0.1) as sandbox:
+        ids = sandbox.add_drafts(users[0], drafts)
+        async with FeishuMailClient(sandbox.tokens, app=app, base_url=sandbox.base_url, **settings) as client:
+            yield sandbox, client, ids

@@ -6,7 +6,7 @@ from feishu_mail_async import Draft, NotSent, OutcomeStatus, RateLimit
 from feishu_mail_async.ledger import DraftKey, open_ledger
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.ledgers import fleet, ledger_on, mark_sent, open_client, outcomes, transactions, until
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE
 
 
 async def test_a_sent_draft_costs_three_transactions(url: str, sandbox: Sandbox) -> None:

@@ -7,9 +7,9 @@ import pytest
 from feishu_mail_async import Draft, LedgerError, RateLimit
 from feishu_mail_async.fleet import Left, Queue, Queued, QueueTrouble, enqueue, jobs_left, prepare
 from feishu_mail_async.ledger import schema
+from tests.helpers.canary import holds
 from tests.helpers.ledgers import APP, BASE, Process, ask, ledger_on, rows
 from tests.helpers.postgres import DATABASE_PASSWORD, PostgresServer
-from tests.helpers.support import holds
 
 TEXTS = ["草稿一", "naïve", "📮", "ascii"]
 

@@ -21,9 +21,9 @@ from feishu_mail_async import Draft, LedgerError, OutcomeStatus, OutcomeUnknown,
 from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.canary import holds
 from tests.helpers.ledgers import client_of, ledger_on, nothing_held, until
 from tests.helpers.postgres import DATABASE_PASSWORD, read_only
-from tests.helpers.support import holds
 
 USERS = [f"user{n}" for n in range(5)]
 QUICK = RateLimit(calls=100_000, per=0.3, spacing=0, margin=0, grace=0.1)

@@ -20,7 +20,7 @@ from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.ledgers import LOST, Fleet, ask, client_of, fleet, ledger_on, refused, rows
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE
 
 _DAY: Final = 86_400.0
 _YEAR: Final = 365 * _DAY

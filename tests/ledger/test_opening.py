@@ -21,9 +21,10 @@ from feishu_mail_async import FeishuMailClient, LedgerError, OutcomeUnknown
 from feishu_mail_async.ledger import check_url, open_ledger, schema
 from feishu_mail_async.ledger.opening import open_stores
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.canary import holds
 from tests.helpers.ledgers import APP, Process, ask, ledger_on, open_client, rows, until
 from tests.helpers.postgres import DATABASE_PASSWORD
-from tests.helpers.support import FREE, holds
+from tests.helpers.scenes import FREE
 
 # --- the tables -------------------------------------------------------------------------------------------
 

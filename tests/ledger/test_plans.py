@@ -16,7 +16,7 @@ from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import DraftKey
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.ledgers import APP, LOST, Process, ask, client_of, fleet, home_url, ledger_on, refused
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE
 
 _LARGE: Final = r"feishu_mail_(?:draft|permit|lock|suspension|token)"
 _BY_APP_ALONE: Final = {"feishu_mail_permit", "feishu_mail_token", "feishu_mail_suspension"}

@@ -13,10 +13,10 @@ from feishu_mail_async.fleet import Queue, Queued, QueueTrouble, enqueue, jobs_l
 from feishu_mail_async.ledger import open_ledger
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.canary import holds
 from tests.helpers.ledgers import client_of, ledger_on, nothing_held, until
 from tests.helpers.poolers import run_pooler
 from tests.helpers.postgres import DATABASE_PASSWORD, PostgresServer, read_only
-from tests.helpers.support import holds
 
 USERS = [f"user{n}" for n in range(3)]
 QUICK = RateLimit(calls=100_000, per=0.3, spacing=0, margin=0, grace=0.1)

@@ -17,7 +17,7 @@ from feishu_mail_async import (
 from feishu_mail_async.ledger import DraftState, open_ledger
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.ledgers import APP, Process, ask, ledger_on, mark_sent, open_client, outcomes, until
-from tests.helpers.support import FREE, ONCE
+from tests.helpers.scenes import FREE, ONCE
 
 
 async def test_what_was_sent_is_answered_from_the_ledger(url: str, sandbox: Sandbox) -> None:

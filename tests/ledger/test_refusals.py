@@ -25,8 +25,9 @@ from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async.ledger import DraftKey, DraftState, schema
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.ledgers import APP, Process, ask, client_of, home_url, ledger_on, nothing_held, rows
+from tests.helpers.raw_server import always, http, raw_server
 from tests.helpers.refusals import POISON, make_refuse
-from tests.helpers.support import FREE, ONCE, always, http, raw_server
+from tests.helpers.scenes import FREE, ONCE
 
 _BOTH: Final = ["sqlite", "postgresql"]
 

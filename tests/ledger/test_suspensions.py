@@ -17,8 +17,9 @@ from feishu_mail_async._api.endpoints import SEND
 from feishu_mail_async._scheduling.suspensions import SuspensionKey
 from feishu_mail_async.ledger import open_ledger, schema
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.ledgers import LOST, ask, fleet, ledger_on, open_client, outcomes, refused, rows, until
-from tests.helpers.support import FREE, TOKEN
+from tests.helpers.scenes import FREE
 
 # --- turns over several processes -------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 
 from feishu_mail_async import open_ledger
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken, TokenStore
-from tests.helpers.support import TOKEN
+from tests.helpers.canary import TOKEN
 
 HOST: Final = "https://open.feishu.cn"
 FIRST: Final = StoredToken(

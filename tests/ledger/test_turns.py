@@ -3,7 +3,7 @@
 from feishu_mail_async import NotSent, OutcomeStatus, Priority, RateLimit
 from feishu_mail_async.ledger import DraftKey, schema
 from tests.helpers.ledgers import LOST, NEVER, ask, fleet, nothing_held, refused, rows
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE
 
 TWO = RateLimit(calls=2, per=60, spacing=0, margin=0)
 

@@ -25,7 +25,7 @@ from feishu_mail_async.events import DraftDone, Event
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.ledgers import client_of, ledger_on
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE
 
 USER: Final = "alice"
 

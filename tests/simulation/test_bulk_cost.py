@@ -19,7 +19,7 @@ from feishu_mail_async import ClientClosed, Draft, FeishuMailClient, NotSent, Pr
 from feishu_mail_async import client as client_module
 from feishu_mail_async._scheduling import budget, lanes
 from tests.helpers.clock import run_virtual
-from tests.helpers.support import PACKAGE
+from tests.helpers.samples import PACKAGE
 
 
 class Operations:

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from feishu_mail_async import Draft, FeishuMailClient, OutcomeStatus, Priority, RateLimit
+from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.clock import now
 from tests.helpers.scenes import HAIR, ONE_WAY, ROUND_TRIP, WINDOW, Scene, drain, play
 
@@ -223,3 +224,20 @@ async def test_two_runs_of_the_same_user_go_on_side_by_side() -> None:
         assert places[0] < 60
 
     await play({"alice": 120}, act)
+
+
+async def test_a_slow_token_holds_up_nobody_else() -> None:
+    async with Sandbox(users=["alice", "bob"], latency=0.1) as sandbox:
+
+        async def tokens(user: str | None) -> str:
+            await asyncio.sleep(3000 if user == "alice" else 0)
+            return sandbox.token(user or "")
+
+        drafts = [Draft(sandbox.add_draft(user), user=user) for user in ("alice", "alice", "bob", "bob")]
+        ends: dict[str | None, float] = {}
+        async with FeishuMailClient(tokens, base_url=sandbox.base_url) as client:
+            async for outcome in client.send_drafts(drafts):
+                assert outcome.status is OutcomeStatus.SENT
+                ends.setdefault(outcome.draft.user, asyncio.get_running_loop().time())
+        assert ends["bob"] < 2
+        assert ends["alice"] > 3000

@@ -11,7 +11,7 @@ from feishu_mail_async import Draft, Outcome, Priority, RateLimit
 from tests.helpers.clock import now
 from tests.helpers.runs import SENT, SKIPPED, OwnError, play, raising
 from tests.helpers.scenes import Scene, drain
-from tests.helpers.support import settle
+from tests.helpers.tasks import settle
 from tests.models.bulk_model import fetch
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=12)

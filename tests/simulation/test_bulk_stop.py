@@ -11,8 +11,8 @@ from feishu_mail_async import Draft, FeishuMailClient, NotSent, OutcomeStatus, P
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.clock import now
 from tests.helpers.runs import FAILED, FORMS, SENT, SKIPPED, OwnError, play
-from tests.helpers.scenes import Scene, drain
-from tests.helpers.support import cancel_all, scene, settle
+from tests.helpers.scenes import Scene, drain, scene
+from tests.helpers.tasks import cancel_all, settle
 from tests.models.bulk_model import check_one, check_true, fetch
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=12)

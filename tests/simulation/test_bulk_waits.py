@@ -7,8 +7,18 @@ from typing import Any, Final
 
 import pytest
 
-from feishu_mail_async import OutcomeStatus, Priority, RateLimit, Suspended, UserDailyQuota, UserExternalQuota
-from feishu_mail_async.sandbox import Arrival, Fault
+from feishu_mail_async import (
+    Draft,
+    FeishuMailClient,
+    InvalidToken,
+    OutcomeStatus,
+    Priority,
+    RateLimit,
+    Suspended,
+    UserDailyQuota,
+    UserExternalQuota,
+)
+from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from tests.helpers.clock import now
 from tests.helpers.scenes import HAIR, ONE_WAY, ROUND_TRIP, WINDOW, Scene, drain, play
 from tests.models.bulk_model import check_true
@@ -237,3 +247,26 @@ async def test_a_stop_during_a_pause_needs_no_call_and_no_wait() -> None:
         scene.true(outcomes)
 
     await play({"u0": 30, "u1": 30}, act)
+
+
+async def test_a_user_closed_by_its_token_costs_a_run_one_question() -> None:
+    async with Sandbox(users=["alice", "bob"], latency=0.1) as sandbox:
+        asked: list[str | None] = []
+
+        async def tokens(user: str | None) -> str:
+            asked.append(user)
+            await asyncio.sleep(1)
+            return sandbox.token(user or "")
+
+        async with FeishuMailClient(tokens, base_url=sandbox.base_url) as client:
+            sandbox.expire_token("alice")
+            with pytest.raises(InvalidToken):
+                await client.send_draft(sandbox.add_draft("alice"), user="alice")
+            asked.clear()
+            drafts = [Draft(draft_id, user="alice") for draft_id in sandbox.add_drafts("alice", 100)]
+            drafts.append(Draft(sandbox.add_draft("bob"), user="bob"))
+            run = client.send_drafts(drafts)
+            statuses = [outcome.status async for outcome in run]
+        assert asked.count("alice") == 1
+        assert statuses.count(OutcomeStatus.SKIPPED) == 100
+        assert statuses.count(OutcomeStatus.SENT) == 1

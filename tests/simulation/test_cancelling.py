@@ -8,8 +8,9 @@ import pytest
 from feishu_mail_async import Draft, Priority
 from feishu_mail_async.sandbox import Fault
 from tests.helpers.clock import now
+from tests.helpers.scenes import scene
 from tests.helpers.sends import SLOW, at, order, send
-from tests.helpers.support import our_tasks, scene, settle
+from tests.helpers.tasks import our_tasks, settle
 
 pytestmark = pytest.mark.looptime(start=0)
 

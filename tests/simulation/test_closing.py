@@ -17,9 +17,12 @@ from feishu_mail_async import (
     SendResult,
 )
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
+from tests.helpers.scenes import scene
 from tests.helpers.sends import SLOW, at, order, send
-from tests.helpers.support import TOKEN, begins_with, cancel_all, our_tasks, scene, settle
+from tests.helpers.tasks import cancel_all, our_tasks, settle
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 

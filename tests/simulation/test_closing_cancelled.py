@@ -16,7 +16,7 @@ from feishu_mail_async import FeishuMailClient, OutcomeUnknown, RateLimit, Refre
 from feishu_mail_async.events import AttemptStarted, DraftDone, Event
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.ledgers import client_of, ledger_on, until
-from tests.helpers.support import our_tasks
+from tests.helpers.tasks import our_tasks
 
 USER: Final = "alice"
 QUICK: Final = RateLimit(calls=100_000, per=1.0, spacing=0, margin=0, grace=0.1)

@@ -16,10 +16,12 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async.events import DraftDone
-from feishu_mail_async.sandbox import Fault
+from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
+from tests.helpers.scenes import scene
 from tests.helpers.sends import SLOW, at, order, send
-from tests.helpers.support import TOKEN, scene, settle
+from tests.helpers.tasks import settle
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -138,3 +140,29 @@ async def test_a_deadline_is_each_callers_own() -> None:
             await hasty
         assert (await patient).attempts == 1
         assert order(sandbox) == [one]
+
+
+async def test_a_deadline_in_the_very_step_of_the_turn_claims_no_call() -> None:
+    async with (
+        Sandbox(users=["alice"], latency=0.1) as sandbox,
+        FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as client,
+    ):
+        first = asyncio.create_task(client.send_draft(sandbox.add_draft("alice")))
+        await asyncio.sleep(0)
+        second = sandbox.add_draft("alice")
+        _, error = await asyncio.gather(
+            first, client.send_draft(second, deadline=0.2 + 1e-12), return_exceptions=True
+        )
+        await asyncio.sleep(5)
+        # Either its call was made, and then it may have been sent; or it was not, and then it was not.
+        assert isinstance(error, NotSent) != bool(sandbox.ledger.calls(second))
+
+
+@pytest.mark.parametrize("deadline", [0, -3, 0.0])
+async def test_a_deadline_that_has_passed_sends_nothing(deadline: float) -> None:
+    async with Sandbox(users=["alice"], latency=0.1) as sandbox:
+        async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as client:
+            with pytest.raises(NotSent):
+                await client.send_draft(sandbox.add_draft("alice"), deadline=deadline)
+            await asyncio.sleep(100)
+        assert sandbox.ledger.sends == []

@@ -39,7 +39,7 @@ from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.sandbox import Fault, Sandbox, Window
 from tests.helpers.clock import run_virtual
 from tests.helpers.ledgers import Clock, Process, apps_of, ask, home_url, ledger_on, refused, timed_ledger
-from tests.helpers.support import FREE
+from tests.helpers.scenes import FREE
 
 CREATE: Final = Endpoint(
     "create",

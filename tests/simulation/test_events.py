@@ -34,8 +34,8 @@ from feishu_mail_async.events import (
 )
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.events import kinds, only
+from tests.helpers.scenes import scene
 from tests.helpers.story import check_story
-from tests.helpers.support import scene
 
 pytestmark = pytest.mark.looptime(start=0)
 

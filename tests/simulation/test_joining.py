@@ -6,8 +6,9 @@ import pytest
 
 from feishu_mail_async import ContentRisk, Draft, FeishuMailClient, FeishuMailError, Priority
 from feishu_mail_async.sandbox import Fault
+from tests.helpers.scenes import scene
 from tests.helpers.sends import order, send
-from tests.helpers.support import scene, settle
+from tests.helpers.tasks import settle
 
 pytestmark = pytest.mark.looptime(start=0)
 

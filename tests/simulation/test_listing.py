@@ -24,8 +24,10 @@ from feishu_mail_async import (
     UnknownUser,
 )
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
-from tests.helpers.support import TOKEN, RawServer, always, http, raw_server, settle
+from tests.helpers.raw_server import RawServer, always, http, raw_server
+from tests.helpers.tasks import settle
 from tests.models.bulk_model import check_true, fetch
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=12)

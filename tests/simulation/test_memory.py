@@ -3,15 +3,25 @@
 import asyncio
 import gc
 import itertools
+import weakref
 from collections import Counter
 from collections.abc import Sized
 from typing import Any
 
 import pytest
 
-from feishu_mail_async import BulkRun, Draft, FeishuMailClient, OutcomeStatus, RateLimit
+from feishu_mail_async import (
+    BulkRun,
+    Draft,
+    FeishuMailClient,
+    MailboxNotFound,
+    OutcomeStatus,
+    RateLimit,
+    Suspended,
+)
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.support import FREE, TOKEN
+from tests.helpers.canary import TOKEN
+from tests.helpers.scenes import FREE
 
 
 def ours() -> Counter[str]:
@@ -158,3 +168,27 @@ async def test_a_worker_whose_mistakes_go_to_others(postgres_url: str, monkeypat
         await worker.run()
     assert len({text.split()[1] for text in notes}) == 100
     assert sizes(worker) < before + 20
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_closure_keeps_nothing_of_its_callers_alive() -> None:
+    class Payload:
+        pass
+
+    async with Sandbox(users=["alice"], latency=0.1) as sandbox:
+        sandbox.close_mailbox(sandbox.users["alice"])
+        async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as client:
+
+            async def handler() -> "weakref.ref[Payload]":
+                payload = Payload()
+                with pytest.raises(MailboxNotFound):
+                    await client.send_draft("d")
+                return weakref.ref(payload)
+
+            payload = await handler()
+            gc.collect()
+            assert payload() is None
+            with pytest.raises(Suspended) as caught:
+                await client.send_draft("d")
+            assert isinstance(caught.value.__cause__, MailboxNotFound)
+            assert caught.value.__cause__.__traceback__ is None

@@ -15,8 +15,10 @@ from feishu_mail_async import (
     UserDailyQuota,
 )
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
-from tests.helpers.support import TOKEN, begins_with, scene
+from tests.helpers.scenes import scene
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -102,3 +104,20 @@ async def test_what_waits_behind_a_closure_is_told_at_once() -> None:
             assert end.__cause__ is not None
         assert isinstance(ends[3], SendResult)
         assert now() < 1
+
+
+async def test_what_listing_has_closed_is_seen_and_reopened() -> None:
+    async with Sandbox(users=["alice"], latency=0.1) as sandbox:
+        address = sandbox.users["alice"]
+        draft_id = sandbox.add_draft("alice")
+        sandbox.close_mailbox(address)
+        async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as client:
+            with pytest.raises(MailboxNotFound):
+                await anext(client.list_drafts())
+            assert [scope.seconds for scope in client.snapshot().suspended] == [None]
+            sandbox.open_mailbox(address)
+            with pytest.raises(Suspended):
+                await anext(client.list_drafts())
+            client.resume("mailbox:me")
+            assert (await anext(client.list_drafts())).draft_id == draft_id
+            assert client.snapshot().suspended == ()

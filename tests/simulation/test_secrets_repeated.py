@@ -12,8 +12,9 @@ from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.login_scene import HOUR, USERS, LoginScene
-from tests.helpers.support import TOKEN, always, http, raw_server
+from tests.helpers.raw_server import always, http, raw_server
 
 pytestmark = pytest.mark.looptime(start=0)
 

@@ -7,9 +7,11 @@ import pytest
 
 from feishu_mail_async import FeishuMailClient, OutcomeUnknown, RateLimit, Suspended, UserDailyQuota
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
+from tests.helpers.scenes import scene
 from tests.helpers.sends import SLOW, at, send
-from tests.helpers.support import TOKEN, begins_with, scene
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -196,3 +198,26 @@ async def test_a_lower_limit_holds_at_once() -> None:
         assert client.snapshot().permits == 0
         await client.send_draft(ids[3])
         assert now() > 60
+
+
+async def test_two_sources_without_names_are_two_people() -> None:
+    async with Sandbox(users=["alice", "bob"], latency=0.1) as sandbox:
+
+        async def of_alice(_: str | None) -> str:
+            return sandbox.token("alice")
+
+        async def of_bob(_: str | None) -> str:
+            return sandbox.token("bob")
+
+        draft = sandbox.add_draft("alice")
+        sandbox.script(draft, Fault.code("UserDailyQuota"))
+        async with (
+            FeishuMailClient(of_alice, base_url=sandbox.base_url) as first,
+            FeishuMailClient(of_bob, base_url=sandbox.base_url) as second,
+            FeishuMailClient(of_alice, base_url=sandbox.base_url) as third,
+        ):
+            with pytest.raises(UserDailyQuota):
+                await first.send_draft(draft)
+            await second.send_draft(sandbox.add_draft("bob"))
+            with pytest.raises(Suspended):
+                await third.send_draft(sandbox.add_draft("alice"))

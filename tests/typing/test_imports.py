@@ -16,7 +16,7 @@ import pytest
 
 import feishu_mail_async
 from feishu_mail_async import BulkRun
-from tests.helpers.support import PACKAGE
+from tests.helpers.samples import PACKAGE
 
 EXTRAS = {
     "typer",

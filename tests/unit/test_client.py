@@ -10,8 +10,11 @@ import pytest
 
 from feishu_mail_async import ConcurrentWrite, Draft, FeishuMailClient, OutcomeUnknown, Priority, RateLimit
 from feishu_mail_async.sandbox import Fault
+from tests.helpers.canary import TOKEN
+from tests.helpers.scenes import ONCE, scene
 from tests.helpers.sends import order, send
-from tests.helpers.support import ONCE, TOKEN, begins_with, our_tasks, scene
+from tests.helpers.tasks import our_tasks
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 

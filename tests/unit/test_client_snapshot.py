@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 
-from feishu_mail_async import FeishuMailClient, Priority, RateLimit, RetryPolicy
-from feishu_mail_async.sandbox import Fault
+from feishu_mail_async import FeishuMailClient, Priority, RateLimit, RetryPolicy, UserDailyQuota
+from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN
+from tests.helpers.scenes import scene
 from tests.helpers.sends import SLOW, at, send
-from tests.helpers.support import TOKEN, scene
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -83,3 +84,15 @@ async def test_a_snapshot_is_a_copy() -> None:
         assert client.snapshot().waiting[Priority.BULK] == 0
         with pytest.raises(AttributeError):
             shot.permits = 99  # type: ignore[misc]
+
+
+async def test_an_hour_that_is_over_is_not_shown_as_closed() -> None:
+    async with Sandbox(users=["alice"], latency=0.1) as sandbox:
+        draft = sandbox.add_draft("alice")
+        sandbox.script(draft, Fault.code("UserDailyQuota"))
+        async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as client:
+            with pytest.raises(UserDailyQuota):
+                await client.send_draft(draft)
+            assert len(client.snapshot().suspended) == 1
+            await asyncio.sleep(3601)
+            assert client.snapshot().suspended == ()

@@ -7,7 +7,7 @@ import pytest
 
 from feishu_mail_async import codes, errors
 from feishu_mail_async.codes import CODES, OAUTH, ResumeWhen, Subject, Verdict, lookup, named
-from tests.helpers.support import PACKAGE, sample
+from tests.helpers.samples import PACKAGE, sample
 
 # Invariants 7 and 8, spelled out: who waits or is suspended, whether the answer settles it, what resumes it.
 SENT, ALREADY, RETRY, FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY, Verdict.FATAL

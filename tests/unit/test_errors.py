@@ -233,3 +233,12 @@ def test_the_status_that_an_error_makes(cls: type[FeishuMailError]) -> None:
 @pytest.mark.parametrize("cls", FAMILY, ids=lambda cls: cls.__name__)
 def test_every_class_says_what_it_is(cls: type[BaseException]) -> None:
     assert cls.__doc__
+
+
+def test_an_error_pickles_whatever_the_tag() -> None:
+    error = NotSent("not sent", draft=Draft("d", tag=lambda: None))
+    again = pickle.loads(pickle.dumps(error))
+    assert again.draft == Draft("d")
+    assert again.draft.tag is None
+    kept = pickle.loads(pickle.dumps(NotSent("not sent", draft=Draft("d", tag=("row", 7)))))
+    assert kept.draft.tag == ("row", 7)

@@ -34,10 +34,13 @@ from feishu_mail_async.events import (
     TurnGranted,
 )
 from feishu_mail_async.sandbox import Fault
+from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
 from tests.helpers.events import kinds, only
+from tests.helpers.scenes import FREE, ONCE, scene
 from tests.helpers.story import check_story, jobs_of
-from tests.helpers.support import FREE, ONCE, TOKEN, begins_with, scene, settle
+from tests.helpers.tasks import settle
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 

@@ -10,7 +10,7 @@ import pytest
 
 from feishu_mail_async import FeishuMailClient, RateLimit
 from feishu_mail_async.sandbox import Fault
-from tests.helpers.support import scene
+from tests.helpers.scenes import scene
 
 if TYPE_CHECKING:
     from feishu_mail_async.events import Event

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feishu_mail_async import Draft, Outcome, OutcomeStatus, Priority, RateLimit, RetryPolicy, SendResult
-from tests.helpers.support import begins_with
+from tests.helpers.wrong import begins_with
 
 NAN = float("nan")
 

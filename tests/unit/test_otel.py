@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from feishu_mail_async import ClientClosed, Draft, FeishuMailClient, Outcome, RetryPolicy, codes
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
-from tests.helpers.support import FREE, scene
+from tests.helpers.scenes import FREE, scene
 from tests.helpers.telemetry import (
     LIST,
     SEND,

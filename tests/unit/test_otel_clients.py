@@ -16,7 +16,8 @@ from feishu_mail_async import ClientClosed, FeishuMailClient, OutcomeUnknown, Pr
 from feishu_mail_async.events import AttemptEnded, AttemptStarted, DraftDone, Event, TurnGranted
 from feishu_mail_async.otel import instrument
 from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.support import FREE, scene, settle
+from tests.helpers.scenes import FREE, scene
+from tests.helpers.tasks import settle
 from tests.helpers.telemetry import SEND, Telemetry, about, id_of, lasted, length, open_spans, parent_of, send
 
 pytestmark = pytest.mark.looptime(start=0)

@@ -8,7 +8,8 @@ from feishu_mail_async import Draft, FeishuMailClient, Priority
 from feishu_mail_async._api.endpoints import ENDPOINTS, LIST, Endpoint, LostReply
 from feishu_mail_async._calls.sending import Call
 from feishu_mail_async._scheduling.record import DraftKey
-from tests.helpers.support import FREE, SENT, always, raw_server
+from tests.helpers.raw_server import SENT, always, raw_server
+from tests.helpers.scenes import FREE
 from tests.helpers.telemetry import DRAFTS, Telemetry, about, id_of, open_spans, parent_of, seen
 
 __all__ = ["seen"]

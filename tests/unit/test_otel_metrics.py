@@ -10,7 +10,8 @@ from opentelemetry import metrics, trace
 
 from feishu_mail_async import FeishuMailClient, Priority, otel
 from feishu_mail_async.otel import instrument
-from tests.helpers.support import scene, settle
+from tests.helpers.scenes import scene
+from tests.helpers.tasks import settle
 from tests.helpers.telemetry import SEND, Telemetry, id_of, open_spans, send
 
 pytestmark = pytest.mark.looptime(start=0)

@@ -7,7 +7,8 @@ from importlib.metadata import version
 import pytest
 
 from feishu_mail_async import FeishuMailClient, Priority, RateLimit, RetryPolicy
-from tests.helpers.support import FREE, SENT, always, raw_server, scene
+from tests.helpers.raw_server import SENT, always, raw_server
+from tests.helpers.scenes import FREE, scene
 from tests.helpers.telemetry import DRAFTS, LIST, SEND, Telemetry, about, lasted, open_spans, parent_of
 
 pytestmark = pytest.mark.looptime(start=0)

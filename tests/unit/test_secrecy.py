@@ -27,8 +27,11 @@ from feishu_mail_async._transport import Transport
 from feishu_mail_async.events import AttemptEnded, DraftDone, Event
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN, frames_holding, holds
 from tests.helpers.login_scene import HOUR, LoginScene
-from tests.helpers.support import ONCE, TOKEN, frames_holding, holds, raw_server, settle
+from tests.helpers.raw_server import raw_server
+from tests.helpers.scenes import ONCE
+from tests.helpers.tasks import settle
 
 pytestmark = pytest.mark.looptime(start=0)
 

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+from typing import Any
 
+import aiohttp
 import pytest
 
 from feishu_mail_async import (
@@ -13,10 +15,13 @@ from feishu_mail_async import (
     Misconfigured,
     OutcomeStatus,
     OutcomeUnknown,
+    RetryPolicy,
+    TransportError,
 )
+from tests.helpers.canary import TOKEN, holds
 from tests.helpers.clock import now
 from tests.helpers.exchanges import PROXIES, one_error, talking_to
-from tests.helpers.support import SENT, TOKEN, always, holds, http, raw_server
+from tests.helpers.raw_server import SENT, always, http, raw_server
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -176,3 +181,14 @@ async def test_the_rest_of_an_echo_is_kept() -> None:
 
 def test_the_samples_of_this_file_are_what_they_claim() -> None:
     assert json.loads(f'"{ESCAPED}"') == TOKEN
+
+
+async def test_a_connection_error_made_by_hand_is_one_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise aiohttp.ClientConnectorError(None, OSError("refused"))  # type: ignore[arg-type]  # as mocks do
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", refuse)
+    async with FeishuMailClient("u-x", retry=RetryPolicy(outage=0)) as client:
+        with pytest.raises(TransportError):
+            await client.send_draft("d")
+        assert client.snapshot().permits == 20

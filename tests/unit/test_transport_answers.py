@@ -16,9 +16,11 @@ from feishu_mail_async import BadReply, FeishuMailClient, FrequencyLimited, Outc
 from feishu_mail_async._api.protocol import LONGEST_REPLY, CallEnd, Reply
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
 from tests.helpers.exchanges import PROXIES, closed_port, one_error, talking_to
-from tests.helpers.support import ONCE, SENT, TOKEN, RawServer, Request, http, raw_server
+from tests.helpers.raw_server import SENT, RawServer, Request, http, raw_server
+from tests.helpers.scenes import ONCE
 
 pytestmark = pytest.mark.looptime(start=0)
 

@@ -14,7 +14,10 @@ from feishu_mail_async import BadReply, ContentRisk, FeishuMailClient, RetryPoli
 from feishu_mail_async._api.protocol import CallEnd, Reply
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.oauth import TOKEN_PATH
-from tests.helpers.support import FREE, ONCE, SENT, TOKEN, Handler, Request, always, http, raw_server, settle
+from tests.helpers.canary import TOKEN
+from tests.helpers.raw_server import SENT, Handler, Request, always, http, raw_server
+from tests.helpers.scenes import FREE, ONCE
+from tests.helpers.tasks import settle
 
 pytestmark = pytest.mark.looptime(start=0)
 

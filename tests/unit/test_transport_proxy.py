@@ -10,8 +10,10 @@ import aiohttp
 import pytest
 
 from feishu_mail_async import FeishuMailClient, FeishuMailError, NotSent, TransportError
+from tests.helpers.canary import TOKEN, holds
 from tests.helpers.exchanges import PROXIES, closed_port, one_error, talking_to
-from tests.helpers.support import ONCE, SENT, TOKEN, RawServer, always, holds, raw_server
+from tests.helpers.raw_server import SENT, RawServer, always, raw_server
+from tests.helpers.scenes import ONCE
 
 pytestmark = pytest.mark.looptime(start=0)
 

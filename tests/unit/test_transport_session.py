@@ -9,8 +9,10 @@ import aiohttp
 import pytest
 
 from feishu_mail_async import ClientClosed, FeishuMailClient, OutcomeUnknown
+from tests.helpers.canary import TOKEN
 from tests.helpers.exchanges import PROXIES, talking_to
-from tests.helpers.support import ONCE, SENT, TOKEN, Request, always, http, raw_server
+from tests.helpers.raw_server import SENT, Request, always, http, raw_server
+from tests.helpers.scenes import ONCE
 
 pytestmark = pytest.mark.looptime(start=0)
 

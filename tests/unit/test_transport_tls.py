@@ -24,10 +24,11 @@ from feishu_mail_async import (
 from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async._transport import Failure, Transport
+from tests.helpers.canary import TOKEN, holds
 from tests.helpers.certificates import Authority
 from tests.helpers.cli import run_here
 from tests.helpers.clock import now
-from tests.helpers.support import SENT, TOKEN, Handler, RawServer, Request, always, holds, http, raw_server
+from tests.helpers.raw_server import SENT, Handler, RawServer, Request, always, http, raw_server
 
 pytestmark = pytest.mark.looptime(start=0)
 

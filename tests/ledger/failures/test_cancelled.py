@@ -15,7 +15,7 @@ from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.ledger_clients import drafts_of, open_client, sent_once
 from tests.helpers.ledgers import home_url, nothing_held, rows, until
-from tests.helpers.support import cancel_all
+from tests.helpers.tasks import cancel_all
 
 
 class Holding(Database):

@@ -14,10 +14,12 @@ from feishu_mail_async import ApiError, Draft, FeishuMailClient, OutcomeUnknown,
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN, holds
 from tests.helpers.ledger_clients import QUICK, USERS, drafts_of, open_client, outcomes, refused_at_once, sent_once
 from tests.helpers.ledgers import APP, ledger_on, nothing_held, rows
 from tests.helpers.postgres import DATABASE_PASSWORD, PostgresServer
-from tests.helpers.support import FREE, ONCE, TOKEN, always, holds, http, raw_server
+from tests.helpers.raw_server import always, http, raw_server
+from tests.helpers.scenes import FREE, ONCE
 
 # --- a server that goes away ------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._api.protocol import CallEnd, Reply, judge, lost, never_left
 from feishu_mail_async.codes import CODES, ResumeWhen, Subject, Verdict, named
-from tests.helpers.support import SAMPLES, sample
+from tests.helpers.samples import SAMPLES, sample
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from feishu_mail_async import (
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.canary import TOKEN, chain, holds
 from tests.helpers.clock import now, run_virtual
 from tests.helpers.login_scene import HOUR, MARGIN, USERS, LoginScene
-from tests.helpers.support import TOKEN, chain, holds
 
 pytestmark = pytest.mark.looptime(start=0)
 

@@ -9,7 +9,10 @@ import pytest
 from feishu_mail_async import ClientClosed, Draft, FeishuMailClient, NotSent, OutcomeStatus, UnknownUser
 from feishu_mail_async._auth.tokens import Tokens
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.support import TOKEN, begins_with, scene, settle
+from tests.helpers.canary import TOKEN
+from tests.helpers.scenes import scene
+from tests.helpers.tasks import settle
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 

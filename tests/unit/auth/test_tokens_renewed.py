@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from feishu_mail_async import Draft, FeishuMailClient, InvalidToken, NotSent, Suspended, TokenSource
+from feishu_mail_async import Draft, FeishuMailClient, InvalidToken, NotSent, OutcomeStatus, Suspended, TokenSource
 from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.support import begins_with, chain, holds, scene, settle
+from tests.helpers.canary import chain, holds
+from tests.helpers.scenes import scene
+from tests.helpers.tasks import settle
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -148,3 +151,55 @@ async def test_cancelling_while_a_token_is_renewed() -> None:
             await send
         await client.send_draft(ids[1])
         assert source.sandbox.ledger.sent == {ids[1]: 1}
+
+
+class Renewing:
+    """A token source like one that refreshes: slow, and it must not be broken off or run twice at once."""
+
+    def __init__(self, sandbox: Sandbox, seconds: float = 5.0, failures: int = 0) -> None:
+        self.sandbox = sandbox
+        self.seconds = seconds
+        self.failures = failures
+        self.begun = self.ended = self.at_once = 0
+
+    async def token(self, user: str | None) -> str:
+        return self.sandbox.token(user or "alice")
+
+    async def refused(self, user: str | None, token: str) -> None:
+        self.begun += 1
+        self.at_once = max(self.at_once, self.begun - self.ended)
+        await asyncio.sleep(self.seconds)
+        self.ended += 1
+        if self.ended <= self.failures:
+            raise OSError("no answer")
+        self.sandbox.renew_token(user or "alice")
+
+
+async def test_a_renewal_is_made_once_and_not_broken_off() -> None:
+    async with Sandbox(users=["alice"], latency=0.1) as sandbox:
+        source = Renewing(sandbox)
+        draft_id = sandbox.add_draft("alice")
+        async with FeishuMailClient(source, base_url=sandbox.base_url) as client:
+            await client.send_draft(sandbox.add_draft("alice"))
+            sandbox.expire_token("alice")
+
+            async def listing() -> None:
+                assert [draft.draft_id async for draft in client.list_drafts()] == [draft_id]
+
+            with pytest.raises(NotSent):
+                await asyncio.gather(client.send_draft(draft_id, deadline=1.0), asyncio.create_task(listing()))
+            await asyncio.sleep(10)
+            assert (source.begun, source.ended, source.at_once) == (1, 1, 1)
+            assert (await client.send_draft(draft_id)).attempts == 1
+
+
+async def test_one_failure_of_the_source_does_not_close_the_user() -> None:
+    async with Sandbox(users=["alice"], latency=0.1) as sandbox:
+        source = Renewing(sandbox, failures=2)
+        drafts = sandbox.add_drafts("alice", 6)
+        async with FeishuMailClient(source, base_url=sandbox.base_url) as client:
+            await client.send_draft(drafts[0])
+            sandbox.expire_token("alice")
+            outcomes = [outcome async for outcome in client.send_drafts(drafts[1:])]
+        assert [outcome.status for outcome in outcomes] == [OutcomeStatus.SENT] * 5
+        assert source.begun == 3

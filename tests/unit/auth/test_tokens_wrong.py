@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from feishu_mail_async import FeishuMailClient, InvalidToken, NotSent
-from tests.helpers.support import TOKEN, begins_with, holds, scene
+from tests.helpers.canary import TOKEN, holds
+from tests.helpers.scenes import scene
+from tests.helpers.wrong import begins_with
 
 pytestmark = pytest.mark.looptime(start=0)
 

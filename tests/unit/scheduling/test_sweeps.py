@@ -33,7 +33,8 @@ from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.events import DraftDone, Event, TurnGranted
 from feishu_mail_async.ledger.sqlstore import SqlStore
 from tests.helpers.clock import run_virtual
-from tests.helpers.support import FREE, our_tasks
+from tests.helpers.scenes import FREE
+from tests.helpers.tasks import our_tasks
 
 MANY: Final = 10_000
 FEW: Final = 500

@@ -15,7 +15,9 @@ from feishu_mail_async import Draft, FeishuMailClient, NotSent, Priority
 from feishu_mail_async.events import DraftQueued, Event
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.ledgers import client_of
-from tests.helpers.support import FREE, PACKAGE, our_tasks, settle
+from tests.helpers.samples import PACKAGE
+from tests.helpers.scenes import FREE
+from tests.helpers.tasks import our_tasks, settle
 
 USER: Final = "alice"
 _SEARCHED: Final = 200

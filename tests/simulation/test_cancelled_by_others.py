@@ -24,7 +24,8 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.support import our_tasks, scene, settle
+from tests.helpers.scenes import scene
+from tests.helpers.tasks import our_tasks, settle
 
 virtual = pytest.mark.looptime(start=0)
 
