@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,15 +139,20 @@ def ask(
     return Waiter(user, mailbox_key(user, mailbox), priority, Nobody(), draft_id=draft_id, **settings)
 
 
-@dataclass
-class Process:
-    """What stands for a process: a ledger of its own on the common database, and one book."""
+class Sharer(ABC):
+    """One of several that share a store, driven by hand."""
 
-    ledger: SqlLedger
-    store: SqlStore
-
+    @abstractmethod
     async def take(self, *asks: Waiter) -> Offer:
-        return await self.store.take(asks, 0.0)
+        """Take a turn for one of these, if one may go."""
+
+    @abstractmethod
+    async def settle(self, turn: Turn, judgement: Judgement = SENT, *, renewing: bool = False) -> Settled:
+        """End a turn whose call has ended now."""
+
+    @abstractmethod
+    async def give_back(self, turn: Turn) -> None:
+        """End a turn in which no call was made."""
 
     async def turn(self, *asks: Waiter) -> Turn:
         """A turn for one of these, which must be had now."""
@@ -155,14 +161,28 @@ class Process:
         given, grant = taken.granted
         return Turn(CallLock(given.user), CallLock(given.mailbox), given, grant)
 
-    async def settle(self, turn: Turn, judgement: Judgement = SENT, *, renewing: bool = False) -> Settled:
-        # The call ends when this is called: the machine's speed is no part of it.
-        return await self.store.settle(turn, judgement, Waits(), math.inf, renewing=renewing)
-
     async def send(self, *asks: Waiter, judgement: Judgement = SENT) -> Turn:
         turn = await self.turn(*asks)
         await self.settle(turn, judgement)
         return turn
+
+
+@dataclass
+class Process(Sharer):
+    """What stands for a process: a ledger of its own on the common database, and one store."""
+
+    ledger: SqlLedger
+    store: SqlStore
+
+    async def take(self, *asks: Waiter) -> Offer:
+        return await self.store.take(asks, 0.0)
+
+    async def settle(self, turn: Turn, judgement: Judgement = SENT, *, renewing: bool = False) -> Settled:
+        # The call ends when this is called: the machine's speed is no part of it.
+        return await self.store.settle(turn, judgement, Waits(), math.inf, renewing=renewing)
+
+    async def give_back(self, turn: Turn) -> None:
+        await self.store.give_back(turn.permit)
 
 
 @dataclass
@@ -180,6 +200,10 @@ class Fleet:
         process = Process(ledger, ledger.store(base_url, app, limit or self.limit))
         self.processes.append(process)
         return process
+
+    async def nothing_held(self) -> None:
+        """See that no turn holds anything."""
+        await nothing_held(self.processes[0].ledger)
 
 
 @contextlib.asynccontextmanager

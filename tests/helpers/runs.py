@@ -8,10 +8,11 @@ from feishu_mail_async import Draft, OutcomeStatus, RateLimit
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.scenes import FREE, Scene
 
-SENT, ALREADY, FAILED, SKIPPED = (
+SENT, ALREADY, FAILED, UNKNOWN, SKIPPED = (
     OutcomeStatus.SENT,
     OutcomeStatus.ALREADY_SENT,
     OutcomeStatus.FAILED,
+    OutcomeStatus.UNKNOWN,
     OutcomeStatus.SKIPPED,
 )
 

@@ -18,34 +18,10 @@ from feishu_mail_async._scheduling.suspensions import SuspensionKey
 from feishu_mail_async.ledger import open_ledger, schema
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN
-from tests.helpers.ledgers import LOST, ask, fleet, ledger_on, open_client, outcomes, refused, rows, until
+from tests.helpers.ledgers import ask, fleet, ledger_on, open_client, outcomes, refused, rows, until
 from tests.helpers.scenes import FREE
 
-# --- turns over several processes -------------------------------------------------------------------------
-
 TWO = RateLimit(calls=2, per=60, spacing=0, margin=0)
-
-
-async def test_one_pause_for_all_and_one_probe(url: str) -> None:
-    limit = RateLimit(calls=60, per=60, spacing=0, margin=0)
-    async with fleet(url, limit) as house:
-        one, two = house.start(), house.start()
-        await one.send(ask(user="a"), judgement=refused("FrequencyLimited", reset="30"))
-        house.clock.now += 29.9
-        assert (await two.take(ask(user="b"))).granted is None
-        house.clock.now += 0.1
-        probe = await two.turn(ask(user="b"))
-        assert probe.permit.probe
-        for other in (one, two):
-            assert (await other.take(ask(user="c"))).granted is None
-        await two.settle(probe)
-        assert (await one.take(ask(user="c"))).granted is None  # the minute after it goes at an even pace
-        house.clock.now += 1.0
-        await one.send(ask(user="c"))
-        assert (await two.take(ask(user="d"))).granted is None
-        house.clock.now += 59.5
-        await two.send(ask(user="d"))
-        await one.send(ask(user="e"))  # and then no longer
 
 
 async def test_a_probe_that_vanishes_lapses(url: str) -> None:
@@ -62,33 +38,6 @@ async def test_a_probe_that_vanishes_lapses(url: str) -> None:
         again = await one.turn(ask(user="c"))
         assert again.permit.probe
         assert (await one.take(ask(user="d"))).granted is None
-
-
-async def test_a_probe_without_an_answer_leaves_it_to_the_next(url: str) -> None:
-    async with fleet(url, FREE) as house:
-        one, two = house.start(), house.start()
-        await one.send(ask(user="a"), judgement=refused("FrequencyLimited", reset="30"))
-        house.clock.now += 30
-        probe = await two.turn(ask(user="b"))
-        await two.settle(probe, LOST)
-        again = await one.turn(ask(user="c"))
-        assert again.permit.probe
-        await one.store.give_back(again.permit)
-        assert (await two.turn(ask(user="d"))).permit.probe
-
-
-async def test_a_user_that_cools_down_does_so_everywhere(url: str) -> None:
-    async with fleet(url, FREE) as house:
-        one, two = house.start(), house.start()
-        for wait in (1.0, 2.0):  # longer while it repeats
-            await one.send(ask(user="a"), judgement=refused("ConcurrentWrite"))
-            house.clock.now += wait - 0.01
-            assert (await two.take(ask(user="a"))).granted is None
-            house.clock.now += 0.01
-        await two.send(ask(user="a"))
-        await one.send(ask(user="a"), judgement=refused("MailThrottled"))
-        house.clock.now += 1.0
-        await two.send(ask(user="a"))
 
 
 @pytest.mark.parametrize(

@@ -2,62 +2,8 @@
 
 from feishu_mail_async import NotSent, OutcomeStatus, Priority, RateLimit
 from feishu_mail_async.ledger import DraftKey, schema
-from tests.helpers.ledgers import LOST, NEVER, ask, fleet, nothing_held, refused, rows
+from tests.helpers.ledgers import NEVER, ask, fleet, nothing_held, refused, rows
 from tests.helpers.scenes import FREE
-
-TWO = RateLimit(calls=2, per=60, spacing=0, margin=0)
-
-
-async def test_permits_are_shared(url: str) -> None:
-    async with fleet(url, TWO) as house:
-        one, two = house.start(), house.start()
-        await one.send(ask(user="a"))
-        house.clock.now += 1
-        turn = await two.turn(ask(user="b"))
-        assert (await one.take(ask(user="c"))).granted is None
-        assert (await two.take(ask(user="c"))).granted is None
-        house.clock.now += 58.999
-        assert (await one.take(ask(user="c"))).granted is None
-        house.clock.now += 0.001  # the first has left the window, the second is still in flight
-        await one.send(ask(user="c"))
-        house.clock.now += 1
-        assert (await two.take(ask(user="d"))).granted is None
-        await two.settle(turn)
-        house.clock.now += 58.999
-        assert (await two.take(ask(user="d"))).granted is None
-        house.clock.now += 0.001
-        await two.send(ask(user="d"))
-
-
-async def test_locks_are_shared(url: str) -> None:
-    async with fleet(url, FREE) as house:
-        one, two = house.start(), house.start()
-        turn = await one.turn(ask(user="a", mailbox="team@x"))
-        same_user = await two.take(ask(user="a", mailbox="other@x"))
-        same_box = await two.take(ask(user="b", mailbox="TEAM@x"))
-        assert same_user.granted is same_box.granted is None
-        assert [(kind, key) for kind, key, *_ in same_user.shut] == [("user", "a")]
-        assert [(kind, key) for kind, key, *_ in same_box.shut] == [("mailbox", "team@x")]
-        await two.send(ask(user="b", mailbox="other@x"))
-        await one.settle(turn)
-        await two.send(ask(user="b", mailbox="team@x"))
-        await two.send(ask(user="a", mailbox="other@x"))
-
-
-async def test_a_lost_call_keeps_its_locks_and_its_permit_for_grace(url: str) -> None:
-    limit = RateLimit(calls=2, per=60, spacing=0, margin=0, grace=10)
-    async with fleet(url, limit) as house:
-        one, two = house.start(), house.start()
-        await one.send(ask(user="a"), judgement=LOST)
-        assert (await two.take(ask(user="a"))).granted is None
-        house.clock.now += 10
-        await two.send(ask(user="a"))
-        house.clock.now += 59.9
-        assert (await one.take(ask(user="b"))).granted is None  # 69.9 s after the first has ended
-        house.clock.now += 0.1
-        await one.send(ask(user="b"))
-        await two.send(ask(user="c"))
-        await nothing_held(one.ledger)
 
 
 async def test_a_call_that_never_left_gives_its_permit_back(url: str) -> None:
@@ -213,14 +159,3 @@ async def test_only_urgent_ones_take_what_is_reserved(url: str) -> None:
         taken = await two.take(normal, urgent)
         assert taken.granted is not None
         assert taken.granted[0] is urgent
-
-
-async def test_spacing_is_kept_over_processes(url: str) -> None:
-    limit = RateLimit(calls=100, per=60, spacing=0.5, margin=0)
-    async with fleet(url, limit) as house:
-        one, two = house.start(), house.start()
-        await one.send(ask(user="a"))
-        house.clock.now += 0.499
-        assert (await two.take(ask(user="b"))).granted is None
-        house.clock.now += 0.001
-        await two.send(ask(user="b"))

@@ -11,17 +11,10 @@ import pytest
 from feishu_mail_async import Draft, FeishuMailClient, OutcomeStatus, Priority, RateLimit
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.clock import now
+from tests.helpers.runs import SENT
 from tests.helpers.scenes import HAIR, ONE_WAY, ROUND_TRIP, WINDOW, Scene, drain, play
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=10)
-
-SENT, ALREADY, FAILED, UNKNOWN, SKIPPED = (
-    OutcomeStatus.SENT,
-    OutcomeStatus.ALREADY_SENT,
-    OutcomeStatus.FAILED,
-    OutcomeStatus.UNKNOWN,
-    OutcomeStatus.SKIPPED,
-)
 
 
 # --- priority ----------------------------------------------------------------------------------------------

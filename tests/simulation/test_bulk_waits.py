@@ -20,18 +20,11 @@ from feishu_mail_async import (
 )
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from tests.helpers.clock import now
+from tests.helpers.runs import FAILED, SENT, SKIPPED
 from tests.helpers.scenes import HAIR, ONE_WAY, ROUND_TRIP, WINDOW, Scene, drain, play
 from tests.models.bulk_model import check_true
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=10)
-
-SENT, ALREADY, FAILED, UNKNOWN, SKIPPED = (
-    OutcomeStatus.SENT,
-    OutcomeStatus.ALREADY_SENT,
-    OutcomeStatus.FAILED,
-    OutcomeStatus.UNKNOWN,
-    OutcomeStatus.SKIPPED,
-)
 
 
 # --- suspensions -----------------------------------------------------------------------------------------

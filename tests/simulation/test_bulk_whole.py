@@ -9,6 +9,7 @@ import pytest
 from feishu_mail_async import Draft, OutcomeStatus
 from feishu_mail_async.sandbox import Fault
 from tests.helpers.clock import now
+from tests.helpers.runs import ALREADY, FAILED, SENT, UNKNOWN
 from tests.helpers.scenes import ROUND_TRIP, WINDOW, Scene, drain, play
 from tests.models.bulk_model import End, Mishap, Rules, bulk_end, check_true
 
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 pytestmark = pytest.mark.looptime(start=0, noop_cycles=10)
-
-SENT, ALREADY, FAILED, UNKNOWN, SKIPPED = (
-    OutcomeStatus.SENT,
-    OutcomeStatus.ALREADY_SENT,
-    OutcomeStatus.FAILED,
-    OutcomeStatus.UNKNOWN,
-    OutcomeStatus.SKIPPED,
-)
 
 
 @dataclass(frozen=True)
