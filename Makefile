@@ -28,7 +28,7 @@ soak: $(READY) $(LARK_READY)
 # Some minutes in all, one after another; what they measure goes to benchmarks/ and into both READMEs.
 bench: $(READY) $(LARK_READY)
 	@for name in $(BENCHMARKS); do echo; $(BIN)/python benchmarks/$$name.py || exit; done
-	$(BIN)/python tests/readme.py
+	$(BIN)/python tools/readme.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,7 +42,7 @@ format: $(READY)
 
 # The table of codes and what was measured, in both READMEs.
 readme: $(READY)
-	$(BIN)/python tests/readme.py
+	$(BIN)/python tools/readme.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

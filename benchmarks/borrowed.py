@@ -6,9 +6,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from databases import run_server
-from larksupport import lark_python
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.helpers.lark import lark_python
+from tests.helpers.postgres import run_server
 
 __all__ = ["LARK", "lark_packages", "lark_python", "lark_version", "run_server"]
 

@@ -273,7 +273,7 @@ class _OnlyRequest:
         caller's. So two behaviours of aiohttp are relied on that it does not promise: a pooled connection is found
         by its proxy's headers, too, proxy or none, so that under a header of our own there is none; and a
         connection's `force_close` keeps it out of the pool, if called before the answer (a small answer puts it
-        there at once). tests/test_one_exchange.py fails if either ends.
+        there at once). tests/unit/test_transport_exchange.py fails if either ends.
         """
         request.proxy_headers = CIMultiDict(request.proxy_headers or {}, **{_MARK: "1"})
         send = request.send

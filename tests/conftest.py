@@ -1,23 +1,19 @@
-"""What many tests share: virtual time for a whole coroutine, and how long hypothesis may take."""
+"""What holds for every test: each has a limit of its own, the same examples every time, and a real PostgreSQL."""
 
 import asyncio
 import logging
-import os
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
 
-import looptime
-import nursery
 import pytest
-from databases import own_postgres, postgres_database, postgres_server, postgres_url
 from hypothesis import HealthCheck, settings
 
 from feishu_mail_async.testing import forget_calls
+from tests.helpers import nursery
+from tests.helpers.postgres import own_postgres, postgres_database, postgres_server, postgres_url
 
 __all__ = [
-    "SEEDED",
     "each_its_own_limit",
     "end_nursery",
     "log_as_before",
@@ -26,17 +22,11 @@ __all__ = [
     "postgres_database",
     "postgres_server",
     "postgres_url",
-    "run_virtual",
 ]
-
-T = TypeVar("T")
 
 # Where no loop was ever set, pytest-asyncio's look for the old one makes one, which nobody closes: on Python 3.11
 # that is a ResourceWarning at the end of every run whose first test is not asynchronous.
 asyncio.set_event_loop(None)
-
-SEEDED: Final = not os.environ.get("SOAK_RANDOM")
-"""Whether the long runs take the same examples every time, so that what fails is the change, not the draw."""
 
 # Shells have what runs in the background ignore Ctrl-C, and all that it starts. The programs of the tests hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,26 +37,6 @@ settings.register_profile(
     "seeded", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("seeded")
-
-
-class VirtualLoop(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
-    """An event loop whose time passes at once."""
-
-
-def run_virtual(coroutine: Coroutine[Any, Any, T], *, noop_cycles: int = 42) -> T:
-    """Run a coroutine to its end in a loop of its own whose clock starts at 0 and is virtual.
-
-    Args:
-        coroutine: what to run.
-        noop_cycles: how often the loop looks for input before it lets time pass; fewer are faster.
-    """
-    loop = VirtualLoop(start=0, noop_cycles=noop_cycles)
-    try:
-        result = loop.run_until_complete(coroutine)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        return result
-    finally:
-        loop.close()
 
 
 @pytest.fixture(autouse=True)

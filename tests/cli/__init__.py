@@ -1,0 +1,1 @@
+"""The command line: in this process, and as a program where a signal or a terminal makes the difference."""

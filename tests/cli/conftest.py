@@ -1,0 +1,6 @@
+"""What the tests of the command line are given."""
+
+from tests.helpers.browser import desk
+from tests.helpers.cli import feishu
+
+__all__ = ["desk", "feishu"]

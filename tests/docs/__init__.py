@@ -1,0 +1,1 @@
+"""What the documents say: the READMEs, the examples, the benchmarks."""

@@ -1,0 +1,5 @@
+"""What the tests of the documents are given."""
+
+from tests.helpers.cli import feishu
+
+__all__ = ["feishu"]

@@ -1,0 +1,14 @@
+"""Where the package and the samples of replies are."""
+
+from pathlib import Path
+from typing import Final
+
+from feishu_mail_async import codes
+
+PACKAGE: Final = Path(codes.__file__).parent
+SAMPLES: Final = Path(__file__).parents[1] / "samples"
+
+
+def sample(name: str) -> bytes:
+    """The bytes of a reply in tests/samples."""
+    return (SAMPLES / name).read_bytes()

@@ -1,0 +1,1 @@
+"""What a ledger promises, on every store; then what only a database has."""

@@ -1,0 +1,1 @@
+"""Naive models, and the random histories that the package is held against them in."""

@@ -1,0 +1,1 @@
+"""Real processes and threads: kill -9, crowds, forks, the fleet, refreshes, signals, stops."""

@@ -1,0 +1,1 @@
+"""The work queue across machines: real PostgreSQL, real HTTP, real processes, real signals."""

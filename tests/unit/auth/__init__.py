@@ -1,0 +1,1 @@
+"""Where tokens come from, how they are renewed, and what is kept of them."""

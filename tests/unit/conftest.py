@@ -1,0 +1,19 @@
+"""What the tests of single modules are given."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.login_scene import HOUR, USERS, LoginScene
+from tests.helpers.telemetry import seen
+
+__all__ = ["scene", "seen"]
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[LoginScene]:
+    async with Sandbox(users=USERS, calls=1000, latency=0.1, expires_in=HOUR) as sandbox:
+        scene = LoginScene(sandbox)
+        yield scene
+        await scene.tokens.close()
