@@ -10,13 +10,14 @@ another loop nor a forked child can use it.
 import asyncio
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from ._api.endpoints import ENDPOINTS, SEND, Endpoint
 from ._auth.tokens import Account, Tokens
 from ._calls.bulk import BulkRun
 from ._calls.call import Call
+from ._calls.caller import request
 from ._calls.intake import Intake
 from ._checks import check_type
 from ._engine import Engine, EngineKey, engine_of, forget_engine, is_open
@@ -29,9 +30,11 @@ from ._transport import Transport
 from .errors import ClientClosed, UnknownUser
 from .ledger import Ledger, check_url
 from .ledger.opening import StoringLedger
-from .model import Draft, RateLimit, RetryPolicy
+from .model import Draft, Priority, RateLimit, RetryPolicy
 
 __all__ = ["Binding", "check_endpoint", "check_ledger", "check_limits"]
+
+T = TypeVar("T")
 
 _CLOSED: Final = "the client is closed; open a new one"
 
@@ -151,6 +154,22 @@ class Binding:
         key = DraftKey(account.key, mailbox_key(account.key, draft.mailbox), draft.draft_id)
         path = SEND.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
         return Call(SEND.method, path, key, account, draft)
+
+    async def ask(
+        self,
+        endpoint: Endpoint[T],
+        account: Account,
+        query: Mapping[str, str] | None = None,
+        *,
+        mailbox: str,
+        **segments: str,
+    ) -> T:
+        """Make a call that changes nothing at the server, and return what it reads."""
+        path = endpoint.url(query, mailbox=mailbox, **segments)
+        key = DraftKey(account.key, mailbox_key(account.key, mailbox), path)
+        call = Call(endpoint.method, path, key, account)
+        job = await request(self.intake(endpoint), call, Priority.NORMAL)
+        return job.value(endpoint.what, endpoint.read)
 
     def set_limit(self, endpoint: str, limit: RateLimit) -> None:
         """Change the limit of an endpoint, for all clients of the app."""

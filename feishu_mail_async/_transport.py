@@ -98,7 +98,6 @@ class Transport:
         self._session = session
         self._proxy: URL | None = None
         self._proxy_headers: dict[str, str] | None = None
-        self._reason_timeout = f"none within {attempt_timeout:g} s"
         # Connecting has a shorter limit of its own: so a call that runs out of total time was certainly made.
         # Without `ceil_threshold`, aiohttp rounds timeouts over 5 s up to whole seconds.
         self._timeout = aiohttp.ClientTimeout(
@@ -175,11 +174,12 @@ class Transport:
             ) as response:
                 return await _read(response)
         except Exception as error:  # noqa: BLE001 - trace hooks of the caller's session may raise anything
-            reason = _reason(error, _secrets_in(token, body))
+            secrets = [*([token.value] if token else ()), *(body.value.values() if body else ())]
+            reason = _reason(error, secrets)
             if not only.left or isinstance(error, _BEFORE_THE_REQUEST):
                 return Failure(CallEnd.NEVER_LEFT, reason, _lasts(error))
             if isinstance(error, TimeoutError):
-                reason = self._reason_timeout
+                reason = f"none within {self.attempt_timeout:g} s"
             return Failure(CallEnd.LOST, reason)
 
     @property
@@ -206,8 +206,7 @@ class Transport:
         url = URL(self.base_url)
         if url.host is None or self._loopback or proxy_bypass(url.host):
             return
-        found = getproxies().get(url.scheme)
-        if not found:
+        if not (found := getproxies().get(url.scheme)):
             return
         try:
             proxy = URL(found if "://" in found else f"http://{found}")
@@ -323,10 +322,6 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
             return None
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def _secrets_in(token: Hidden[str] | None, body: Hidden[dict[str, str]] | None) -> list[str]:
-    return [*([] if token is None else [token.value]), *({} if body is None else body.value).values()]
 
 
 def _reason(error: Exception, secrets: Iterable[str]) -> str:

@@ -12,11 +12,11 @@ from typing import Final, Self, TypeVar
 
 import aiohttp
 
-from ._api.endpoints import LIST, READ, SEND, Endpoint
+from ._api.endpoints import LIST, READ, SEND
 from ._api.payloads import DraftContent
 from ._api.protocol import FEISHU, check_base_url
 from ._auth.sources import UserTokens
-from ._auth.tokens import Account, tokens_of
+from ._auth.tokens import tokens_of
 from ._binding import Binding, check_endpoint, check_ledger, check_limits
 from ._calls.bulk import BulkRun, DraftSource
 from ._calls.call import Call
@@ -24,7 +24,6 @@ from ._calls.caller import request
 from ._checks import check_count, check_id, check_number, check_text, check_type
 from ._hub import Subscription
 from ._scheduling.lanes import mailbox_key
-from ._scheduling.record import DraftKey
 from ._scheduling.scheduler import Snapshot
 from ._secrecy import Hidden
 from ._transport import Transport
@@ -235,7 +234,7 @@ class FeishuMailClient:
         asked = _draft(draft, mailbox, user)
         try:
             account = self._binding.account(asked)
-            return await self._ask(READ, account, mailbox=asked.mailbox, draft_id=asked.draft_id)
+            return await self._binding.ask(READ, account, mailbox=asked.mailbox, draft_id=asked.draft_id)
         except FeishuMailError as error:
             error.draft = asked
             raise
@@ -266,7 +265,7 @@ class FeishuMailClient:
         seen: set[str] = set()
         while True:
             query = {"page_size": _PAGE_SIZE} | ({} if page_token is None else {"page_token": page_token})
-            page = await self._ask(LIST, account, query, mailbox=mailbox)
+            page = await self._binding.ask(LIST, account, query, mailbox=mailbox)
             for draft_id in page.draft_ids:
                 yield Draft(draft_id, mailbox, user)
             if page.next_token is None:
@@ -387,22 +386,6 @@ class FeishuMailClient:
 
     def _sending(self, item: str | Draft) -> Call:
         return self._binding.sending(_draft(item, "me", None))
-
-    async def _ask(
-        self,
-        endpoint: Endpoint[T],
-        account: Account,
-        query: Mapping[str, str] | None = None,
-        *,
-        mailbox: str,
-        **segments: str,
-    ) -> T:
-        """Make a call that changes nothing at the server."""
-        path = endpoint.url(query, mailbox=mailbox, **segments)
-        key = DraftKey(account.key, mailbox_key(account.key, mailbox), path)
-        call = Call(endpoint.method, path, key, account)
-        job = await request(self._binding.intake(endpoint), call, Priority.NORMAL)
-        return job.value(endpoint.what, endpoint.read)
 
 
 def _draft(draft: str | Draft, mailbox: str, user: str | None) -> Draft:

@@ -53,7 +53,6 @@ LARK: Final = "https://open.larksuite.com"
 LONGEST_REPLY: Final = 256 * 1024
 """Bytes of a reply that are read at most; the API's own have a few hundred."""
 
-_PAGE_SIZE: Final = 100
 _LONGEST_PAUSE: Final = 3600.0
 """Seconds of a pause that a header may ask for, at most."""
 _EPOCH: Final = 1e9
@@ -272,9 +271,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 def _shown(header: str | None, token: str | None) -> str | None:
     """Return a header as it can stand in a message."""
-    if header and token:
-        header = header.replace(token, REDACTED)
-    return _text(header, _LONGEST_HEADER)
+    return _text(header.replace(token, REDACTED) if header and token else header, _LONGEST_HEADER)
 
 
 def _parse(body: bytes | None, token: str | None) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from feishu_mail_async.model import Draft, Priority
 from feishu_mail_async.outcomes import Outcome, Summary
 
 from .call import Call
-from .context import State
 from .intake import Intake
 from .job import Job  # noqa: TC001 - typing reads it at run time
-from .progress import Progress
+from .progress import Progress, State
 
 __all__ = ["Backlog"]
 

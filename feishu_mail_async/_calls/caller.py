@@ -8,11 +8,10 @@ from feishu_mail_async.errors import FeishuMailError, NotSent
 from feishu_mail_async.model import Priority
 
 from .call import Call
-from .context import State
 from .endings import client_closed, late
 from .intake import Intake
 from .job import Job
-from .progress import Progress
+from .progress import Progress, State
 
 __all__ = ["request"]
 

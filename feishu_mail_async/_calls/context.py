@@ -1,33 +1,24 @@
-"""What a job and its surroundings see of each other: states, its client's parts, those who want its outcome."""
+"""What a job sees of its surroundings: its client's parts, and the parties that want its outcome."""
 
 import asyncio
 from collections.abc import Callable
-from enum import Enum, auto
+from contextvars import Context
 from typing import Any, Protocol
 
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._auth.tokens import Tokens
+from feishu_mail_async._scheduling.lanes import Stream
 from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.errors import FeishuMailError
-from feishu_mail_async.model import RetryPolicy
+from feishu_mail_async.model import Priority, RetryPolicy
 
 from .call import Call
 from .progress import Progress
 from .retry import PolicyDelays
 
-__all__ = ["JobContext", "Listener", "State"]
-
-
-class State(Enum):
-    """The states of a job; they are drawn in `_calls/__init__`."""
-
-    QUEUED = auto()
-    GRANTED = auto()
-    IN_FLIGHT = auto()
-    BACKING_OFF = auto()
-    DONE = auto()
+__all__ = ["JobContext", "Listener"]
 
 
 class JobContext(Protocol):
@@ -71,6 +62,18 @@ class Listener(Protocol):
     """
 
     call: Call
+
+    @property
+    def priority(self) -> Priority:
+        """The order among waiting calls."""
+
+    @property
+    def stream(self) -> Stream | None:
+        """The run it belongs to; None: none."""
+
+    @property
+    def context(self) -> Context:
+        """The context of the submitting code: events are delivered in it."""
 
     @property
     def wants_calls(self) -> bool:

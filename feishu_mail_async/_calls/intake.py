@@ -26,7 +26,6 @@ from contextvars import Context
 from typing import Any, Final, Protocol
 
 from feishu_mail_async._auth.tokens import Account, Tokens, fingerprint
-from feishu_mail_async._scheduling.lanes import Stream
 from feishu_mail_async._scheduling.record import UNREAD, DraftKey, Record
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.store import of
@@ -80,18 +79,6 @@ class Entry(Listener, Protocol):
 
     record: Record | None
     job: Job | None
-
-    @property
-    def priority(self) -> Priority:
-        """The order among waiting calls."""
-
-    @property
-    def stream(self) -> Stream | None:
-        """The run it belongs to; None: none."""
-
-    @property
-    def context(self) -> Context:
-        """The context of the submitting code: events are delivered in it."""
 
     @property
     def wanted(self) -> bool:
@@ -202,7 +189,7 @@ class Intake:
         if not entry.wanted:
             return
         if known is not None and known.state.settled:
-            entry.job = Job(self, entry.call, entry, entry.priority, entry.stream, entry.context.copy())
+            entry.job = Job(self, entry)
             entry.job.recorded(known)
         elif not entry.wants_calls:
             self._fail(entry, entry.given_up())
@@ -289,9 +276,9 @@ class Intake:
         job = self.jobs.get(entry.call.key)
         if job is not None and not job.condemned():
             entry.job = job
-            job.join(entry, entry.priority, entry.stream)
+            job.join(entry)
             return
-        job = entry.job = Job(self, entry.call, entry, entry.priority, entry.stream, entry.context.copy())
+        job = entry.job = Job(self, entry)
         if entry.record is not None and entry.record.maybe_sent:
             job.tries.conclusive = False
         try:

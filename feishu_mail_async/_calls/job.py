@@ -11,12 +11,11 @@ flight has to be finished and still counts.
 import asyncio
 import functools
 from collections.abc import Callable
-from contextvars import Context
 from typing import Concatenate, Final, ParamSpec
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement, Reply, judge
 from feishu_mail_async._hub import log_takes_infos
-from feishu_mail_async._scheduling.lanes import Stream, Turn, Waiter
+from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.record import Record
 from feishu_mail_async._secrecy import Hidden, forget_frames, note_frames
 from feishu_mail_async._tasks import look_at, start_task
@@ -31,13 +30,11 @@ from feishu_mail_async.errors import (
     RecordRefused,
 )
 from feishu_mail_async.events import AttemptStarted, DraftQueued, Event, TurnGranted
-from feishu_mail_async.model import Priority
 
 from .attempts import outage_over, renew, unanswered
-from .call import Call
-from .context import JobContext, Listener, State
+from .context import JobContext, Listener
 from .endings import client_closed
-from .progress import Progress
+from .progress import Progress, State
 from .reporting import About, attempt_ended, done, numbers, retry_planned
 from .retry import Repetition
 
@@ -68,15 +65,10 @@ class Job(Progress):
 
     Args:
         home: what it needs of its client.
-        call: the call, as it was submitted first.
-        listener: notified once, when it has ended.
-        priority: its rank among waiting calls.
-        stream: the run it belongs to.
-        context: the context of the submitting code: events are delivered in it.
+        listener: the first party that wants it, with what it has submitted.
 
     Attributes:
         listeners: the parties that wait for its end.
-        state: its state.
     """
 
     __slots__ = (
@@ -92,25 +84,24 @@ class Job(Progress):
         "_stopping",
         "_waiter",
         "listeners",
-        "state",
     )
 
-    def __init__(  # noqa: PLR0917 - one for each thing concerned
-        self,
-        home: JobContext,
-        call: Call,
-        listener: Listener,
-        priority: Priority,
-        stream: Stream | None,
-        context: Context,
-    ) -> None:
+    def __init__(self, home: JobContext, listener: Listener) -> None:
+        call = listener.call
         super().__init__(call, home.time())
         self._home = home
-        draft_id, timeout = None if call.draft is None else call.draft.draft_id, home.transport.attempt_timeout
-        to_wait = call.key.user, call.key.mailbox, priority, self
-        self._waiter = Waiter(*to_wait, outage=home.outage, stream=stream, draft_id=draft_id, timeout=timeout)
+        self._waiter = Waiter(
+            call.key.user,
+            call.key.mailbox,
+            listener.priority,
+            self,
+            outage=home.outage,
+            stream=listener.stream,
+            draft_id=None if call.draft is None else call.draft.draft_id,
+            timeout=home.transport.attempt_timeout,
+        )
         self._about = About(next(numbers), home.endpoint.name, call.key.user, call.draft)
-        self._context = context
+        self._context = listener.context.copy()
         self._stopping = False
         self._reason = "it was stopped"
         self._asked: float | None = None  # since when it waits for a turn
@@ -119,13 +110,12 @@ class Job(Progress):
         self._repetition: Repetition | None = None
         self._ended: asyncio.Future[None] | None = None
         self.listeners: list[Listener] = [listener]
-        self.state = State.QUEUED
 
     # -- the listeners' side ---------------------------------------------------------------------------
 
-    def join(self, listener: Listener, priority: Priority, stream: Stream | None) -> None:
+    def join(self, listener: Listener) -> None:
         """Add a listener; a more urgent one makes the call more urgent."""
-        self._home.scheduler.move(self._waiter, priority, stream)
+        self._home.scheduler.move(self._waiter, listener.priority, listener.stream)
         self.listeners.append(listener)
         self._stopping = False  # it may have lost its last listener while in flight, and is wanted again
 
@@ -160,11 +150,6 @@ class Job(Progress):
     def condemned(self) -> bool:
         """Return whether an error was about to end the job and has ended it now: it cannot be joined any more."""
         return self._home.scheduler.refuse_condemned(self._waiter)
-
-    @property
-    def in_doubt(self) -> bool:
-        """True if a call may have sent the mail, and no answer has settled it."""
-        return self.call.draft is not None and (self.state is State.IN_FLIGHT or not self.tries.conclusive)
 
     def end(self) -> asyncio.Future[None]:
         """Return a future for the end of a job that is not done."""
@@ -394,11 +379,7 @@ class Job(Progress):
         self.error = None if error is None else forget_frames(error)
         if self._asked is not None:
             self._waited_enough()
-        if (
-            error is not None
-            and self.call.draft is not None
-            and not isinstance(error, ClientClosed | RecordRefused)
-        ):
+        if error and self.call.draft and not isinstance(error, ClientClosed | RecordRefused):
             # A draft that ended because its client was closed is left as the record has it: nothing new is known.
             # A refused record cannot be written at all.
             home.scheduler.store.note(self.call.key, error.status, error)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, TypeVar
 
 from feishu_mail_async._api.protocol import Judgement
@@ -14,9 +15,19 @@ from .call import Call
 from .endings import settled
 from .retry import Tries
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "State"]
 
 T = TypeVar("T")
+
+
+class State(Enum):
+    """The states of a job; they are drawn in `_calls/__init__`."""
+
+    QUEUED = auto()
+    GRANTED = auto()
+    IN_FLIGHT = auto()
+    BACKING_OFF = auto()
+    DONE = auto()
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +37,7 @@ class Progress:
     Attributes:
         call: the call, as it was submitted first.
         began: when it was submitted, in the loop's time.
+        state: its state.
         waited: seconds for which it has waited for turns.
         tries: the history of its attempts.
         success: set when it has succeeded.
@@ -34,10 +46,16 @@ class Progress:
 
     call: Call
     began: float
+    state: State = State.QUEUED
     waited: float = 0.0
     tries: Tries = field(default_factory=Tries)
     success: Judgement | None = None
     error: FeishuMailError | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """True if a call may have sent the mail, and no answer has settled it."""
+        return self.call.draft is not None and (self.state is State.IN_FLIGHT or not self.tries.conclusive)
 
     def sent(self, draft: Draft) -> SendResult:
         """Return the result for a listener's own `draft` (its tag may differ), or raise the error."""
