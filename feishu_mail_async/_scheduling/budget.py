@@ -10,7 +10,7 @@ counts the first.
 import heapq
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from aiolimiter import AsyncLimiter
 
@@ -18,7 +18,8 @@ from feishu_mail_async.model import RateLimit
 
 __all__ = ["Budget", "Spacing"]
 
-_ROUNDING: Final = 1e-5
+_LONGEST: Final = 2.0**20
+"""Seconds of spacing that are kept at most: twelve days."""
 
 
 class Budget:
@@ -79,35 +80,46 @@ class Budget:
         return ended + self.limit.per + self.limit.margin
 
 
-class Spacing:
-    """The least time between two dispatches of a process: a token bucket that holds one.
+class Spacing(AsyncLimiter):
+    """The least time between two dispatches of a process: aiolimiter's leaky bucket, which one dispatch fills.
 
-    Its capacity is 1 because a bucket of r lets nearly 2 r through in its first period. A dispatch takes its
-    token at the moment it goes: one that was taken earlier and kept while waiting for a permit would have
-    been refilled by then, and the next dispatch would follow at once.
+    The bucket leaks one unit a second. So `seconds` after a dispatch it has capacity for as many units, whatever
+    the spacing is by then: it grows after a pause, and a changed limit holds at once. Its size allows no burst,
+    because a dispatch fills it to the brim however much room there was.
+
+    All loops of the process share it. So the time is passed in, and no loop waits in it.
     """
 
-    __slots__ = ("_bucket", "_seconds")
+    __slots__ = ("_now",)
 
     def __init__(self) -> None:
-        self._seconds = 0.0
-        self._bucket: AsyncLimiter | None = None
+        super().__init__(_LONGEST, _LONGEST)
+        self._now = 0.0
 
-    def ready_at(self, at: float, seconds: float) -> float:
+    @property
+    def _loop(self) -> Any:
+        # aiolimiter counts by the clock of the loop that used it first, and warns of any other.
+        return self
+
+    def time(self) -> float:
+        """Return the time that was passed in."""
+        return self._now
+
+    def ready_at(self, now: float, seconds: float) -> float:
         """Return when the next dispatch may go.
 
         Args:
-            at: when it could go as far as all else is concerned; now or earlier.
+            now: the time.
             seconds: the spacing in force.
         """
-        if seconds != self._seconds:
-            self._seconds = seconds
-            self._bucket = AsyncLimiter(1, seconds) if seconds else None  # AsyncLimiter(1, 0) divides by zero
-        if self._bucket is not None and not self._bucket.has_capacity():
-            return at + _ROUNDING  # the bucket's own arithmetic is a rounding error behind
-        return at
+        if seconds <= 0.0:
+            return now
+        self._now, seconds = now, min(seconds, _LONGEST)
+        if self.has_capacity(seconds):
+            return now
+        return now + (self._level + seconds - _LONGEST)
 
-    async def take(self) -> None:
-        """Count a dispatch. It does not suspend if `ready_at` has just allowed the dispatch at once."""
-        if self._bucket is not None:
-            await self._bucket.acquire()
+    def take(self, now: float) -> None:
+        """Fill the bucket for a dispatch at this moment."""
+        # Not earlier, as in a wait for a permit: it would leak meanwhile, and the next dispatch follow at once.
+        self._level, self._last_check = _LONGEST, now

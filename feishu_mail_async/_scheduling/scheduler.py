@@ -39,7 +39,6 @@ from feishu_mail_async.events import (
 )
 from feishu_mail_async.model import Priority, RateLimit
 
-from .budget import Spacing
 from .lanes import OWN, CallLock, Condemned, Lanes, Stream, Turn, Waiter
 from .state import Delays, EndpointState, Settled
 from .store import Offer, SchedulerStore, answer_of, mutex, of
@@ -153,7 +152,6 @@ class Scheduler:
         self.endpoint = store.state.endpoint
         self._notices = notices or Notices()
         self._told = _Told()
-        self._spacing = Spacing()
         self._lanes = Lanes(exclusive=self.endpoint.writes)
         self._time: Callable[[], float] | None = None  # the store's clock, once there is a loop
         self._offset = 0.0  # seconds by which it is ahead of the loop's
@@ -276,7 +274,6 @@ class Scheduler:
             with contextlib.suppress(LedgerError):  # then its lease lapses
                 await of(self.store.give_back(permit))
             return
-        await self._spacing.take()  # does not suspend: `_not_before` has seen that the bucket holds a token
         user, mailbox = self._lanes.serve(waiter, now)
         waiter.callbacks.granted(Turn(user, mailbox, waiter, permit))
 
@@ -308,9 +305,7 @@ class Scheduler:
     def _not_before(self, now: float) -> float:
         """Return the earliest time of the next dispatch: spacing, pause and permits, but no waiter's own locks."""
         with mutex:
-            state = self._state
-            at, spacing = state.not_before(now), state.spacing(now)
-        return at if at > now else self._spacing.ready_at(now, spacing)
+            return self._state.not_before(now)
 
     def _next_change(self, now: float) -> float:
         """Return when to look again if no waiter may go now: at an alarm, or at a permit above the reserve."""

@@ -1,8 +1,8 @@
 """The state of one endpoint of an app: permits, pause and suspensions, and the rules by which calls change them.
 
-Theory of operation. An endpoint has a budget of permits, a pause, and the time of its last dispatch; the app's
-suspensions are shared by all its endpoints. `not_before` says when the next call may be dispatched; `settle`
-applies the judgement on a call that has ended: who waits, and who is suspended.
+Theory of operation. An endpoint has a budget of permits, a spacing and a pause; the app's suspensions are shared
+by all its endpoints. `not_before` says when the next call may be dispatched; `settle` applies the judgement on a
+call that has ended: who waits, and who is suspended.
 
     open -- refused for the rate, or nothing reachable --> paused -- the pause is over --> one call probes
       ^                                                       ^                                  |  |
@@ -27,7 +27,7 @@ from feishu_mail_async._api.protocol import CallEnd, Judgement
 from feishu_mail_async.codes import Subject, Verdict
 from feishu_mail_async.model import RateLimit
 
-from .budget import Budget
+from .budget import Budget, Spacing
 from .suspensions import APP, SuspensionKey, Suspensions, reach_of, reaches, subjects
 
 __all__ = ["Delays", "EndpointState", "Lock", "Pause", "Permit", "Settled"]
@@ -134,7 +134,8 @@ class EndpointState:
         endpoint: as above.
         suspensions: as above.
         budget: its permits.
-        last: the time of the last dispatch.
+        spacing: spaces the dispatches of a process that keeps its state in memory.
+        last: the time of the last dispatch on record in a ledger, which spaces the dispatches of all processes.
         pause: the pause, if it is paused.
         pauses: the number of pauses so far.
         smooth_until: the end of the time after a pause in which calls go at the even pace.
@@ -150,6 +151,7 @@ class EndpointState:
         "pause",
         "pauses",
         "smooth_until",
+        "spacing",
         "suspensions",
         "unreachable_lasted",
         "unreachable_since",
@@ -160,6 +162,7 @@ class EndpointState:
         self.endpoint = endpoint
         self.suspensions = suspensions
         self.budget = Budget(limit)
+        self.spacing = Spacing()
         self.last = -math.inf
         self.pause: Pause | None = None
         self.pauses = 0
@@ -171,19 +174,19 @@ class EndpointState:
 
     # -- when the next call may go ---------------------------------------------------------------------
 
-    def spacing(self, now: float) -> float:
-        """Return the least seconds between two dispatches now: more than usual for one `per` after a pause."""
-        limit = self.budget.limit
-        return max(limit.spacing, limit.per / limit.calls) if now < self.smooth_until else limit.spacing
-
     def not_before(self, now: float) -> float:
-        """Return the earliest time of the next dispatch; infinity while that depends on a call in flight."""
-        at = self.last + self.spacing(now)
-        if at > self.smooth_until > now:  # the even pace ends before it would let the next call go
-            at = max(self.smooth_until, self.last + self.budget.limit.spacing)
+        """Return when to look at the earliest for the next dispatch; infinity while a call in flight decides."""
+        at = self.budget.next_at(now)
         if self.pause is not None:
             at = max(at, self.pause.next_probe)
-        return max(at, self.budget.next_at(now))
+        if at > now:
+            return at
+        limit, spacing = self.budget.limit, self.budget.limit.spacing
+        even = now < self.smooth_until
+        if even:
+            spacing = max(spacing, limit.per / limit.calls)
+        at = max(self.spacing.ready_at(now, spacing), self.last + spacing)
+        return min(at, self.smooth_until) if even else at  # the even pace may end first
 
     def at_rest(self, now: float) -> bool:
         """Return whether there is nothing to remember: no call counts, and nothing is paused."""
@@ -192,6 +195,7 @@ class EndpointState:
     def permit(self, turn: str, now: float, good_until: float) -> Permit:
         """Take a permit of the budget and dispatch; for a time that `not_before` allows."""
         self.budget.take()
+        self.spacing.take(now)
         return self.dispatch(turn, now, good_until=good_until)
 
     def dispatch(self, turn: str, now: float, lapses: float = math.inf, good_until: float = math.inf) -> Permit:
@@ -203,7 +207,6 @@ class EndpointState:
             lapses: if it is a probe, the time when it is given up without an answer.
             good_until: the last moment at which its call may be made, by the loop's clock.
         """
-        self.last = now
         if self.pause is not None:
             self.pause.probe, self.pause.probe_lapses = turn, lapses
         return Permit(turn, now, self.pauses, self.pause is not None, good_until=good_until)

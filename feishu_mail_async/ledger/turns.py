@@ -77,6 +77,7 @@ async def _grant(
     turn = transaction.granted = uuid.uuid4().hex
     lapses = now + waiter.timeout + transaction.state.budget.limit.grace + SLACK
     permit = transaction.state.dispatch(turn, now, lapses)
+    transaction.state.last = now
     row = {"turn": turn, "app_id": transaction.app_id, "endpoint": transaction.endpoint.name}
     await transaction.run(sa.insert(schema.permit), row | {"holder": holder, "taken": now, "lapses": lapses})
     if transaction.permits is not None:

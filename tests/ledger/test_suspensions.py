@@ -1,6 +1,7 @@
 """Pauses, suspensions and limits that hold in every process."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -9,13 +10,18 @@ from feishu_mail_async import (
     Draft,
     NotSent,
     OutcomeStatus,
+    Priority,
     RateLimit,
     Suspended,
     UserDailyQuota,
 )
 from feishu_mail_async._api.endpoints import SEND
+from feishu_mail_async._scheduling.lanes import Turn, Waiter
+from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.suspensions import SuspensionKey
-from feishu_mail_async.ledger import open_ledger, schema
+from feishu_mail_async.errors import FeishuMailError
+from feishu_mail_async.ledger import Record, open_ledger, schema
+from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN
 from tests.helpers.ledgers import ask, fleet, ledger_on, open_client, outcomes, refused, rows, until
@@ -255,3 +261,39 @@ async def test_a_reopened_scope_stays_open_though_a_transaction_was_under_way(ur
         await client.records([])
         assert not client.snapshot().suspended
         assert (await client.send_draft(second, user="alice")).message_id
+
+
+class Timed:
+    """Notes when it is granted its turn."""
+
+    def __init__(self) -> None:
+        self.granted_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def granted(self, _: Turn) -> None:
+        self.granted_at.set_result(asyncio.get_running_loop().time())
+
+    def refused(self, error: FeishuMailError) -> None:
+        self.granted_at.set_exception(error)
+
+    def recorded(self, record: Record) -> None:
+        raise AssertionError(record)
+
+
+async def test_calls_of_one_process_are_spaced_however_long_a_commit_takes(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger's row has the time of the transaction, and its call goes after the commit."""
+    ledger, slow = ledger_on(url), [0.4]
+
+    async def transact(*arguments: Any) -> Any:
+        done = await Database._transact(ledger.database, *arguments)
+        await asyncio.sleep(slow.pop() if slow else 0.0)
+        return done
+
+    monkeypatch.setattr(ledger.database, "_transact", transact)
+    scheduler = Scheduler(ledger.store("http://x", APP, RateLimit(spacing=0.5)))
+    first, second = Timed(), Timed()
+    for user, timed in ("a", first), ("b", second):
+        scheduler.submit(Waiter(user, f"me/{user}", Priority.NORMAL, timed))
+    assert await second.granted_at - await first.granted_at >= 0.5
+    await ledger.close()

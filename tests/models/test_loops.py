@@ -19,6 +19,7 @@ from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
+from feishu_mail_async._scheduling.store import Offer
 from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
 from feishu_mail_async.errors import FeishuMailError, Suspended
 from feishu_mail_async.ledger import Record
@@ -258,3 +259,26 @@ def test_any_order_of_events_in_several_loops(seed: int, calm: bool) -> None:
         assert world.past
         for home in world.homes:
             home.loop.end()
+
+
+def test_what_another_loop_has_dispatched_since_the_look_counts() -> None:
+    """Two loops in threads see that a call may go now: the one that is second to take its turn has to wait."""
+    world = World(0, calm=True)
+    for home in world.homes:
+        with home.loop.current():
+            home.scheduler.snapshot()  # now it has joined
+
+    def goes(home: Home, user: str) -> bool:
+        asked = Asker(home, user, user, Priority.NORMAL).ask
+        offer = home.scheduler.store.take([asked], world.now)
+        assert isinstance(offer, Offer)
+        return offer.granted is not None
+
+    one, two, three = world.homes
+    assert goes(one, "a")
+    assert not goes(two, "b")
+    world.now += LIMIT.spacing
+    assert goes(two, "b")
+    assert not goes(three, "c")
+    for home in world.homes:
+        home.loop.end()
