@@ -44,9 +44,10 @@ class Budget:
 
     def free(self, now: float) -> int:
         """Return the number of free permits; 0 or less while there is none."""
-        while self._ended and self._back(self._ended[0]) <= now:
-            heapq.heappop(self._ended)
-        return self.limit.calls - self.in_flight - len(self._ended)
+        ended, limit = self._ended, self.limit
+        while ended and ended[0] + limit.per + limit.margin <= now:
+            heapq.heappop(ended)
+        return limit.calls - self.in_flight - len(ended)
 
     def next_at(self, now: float, reserve: int = 0) -> float:
         """Return when more than `reserve` permits are free; infinity while that depends on calls in flight."""
@@ -56,28 +57,19 @@ class Budget:
         if missing > len(self._ended):
             return math.inf
         # More than one is missing only after the limit was lowered, or behind a reserve.
-        return self._back(self._ended[0] if missing == 1 else heapq.nsmallest(missing, self._ended)[-1])
+        ended = self._ended[0] if missing == 1 else heapq.nsmallest(missing, self._ended)[-1]
+        return ended + self.limit.per + self.limit.margin
 
     def load(self, in_flight: int, ended: Iterable[float]) -> None:
         """Replace the calls by those on record in a ledger: the number in flight, and the ends of the others."""
         self.in_flight = in_flight
         self._ended = sorted(ended)
 
-    def take(self) -> None:
-        """Take a permit for a call that is dispatched now."""
-        self.in_flight += 1
-
-    def ended(self, at: float) -> None:
-        """Count a call as ended: its permit comes back `per + margin` after `at`."""
+    def end(self, at: float | None) -> None:
+        """Count a call as ended: its permit comes back `per + margin` after `at`; None: at once, it never left."""
         self.in_flight -= 1
-        heapq.heappush(self._ended, at)
-
-    def refund(self) -> None:
-        """Give back at once the permit of a call that never left."""
-        self.in_flight -= 1
-
-    def _back(self, ended: float) -> float:
-        return ended + self.limit.per + self.limit.margin
+        if at is not None:
+            heapq.heappush(self._ended, at)
 
 
 class Spacing(AsyncLimiter):

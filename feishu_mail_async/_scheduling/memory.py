@@ -19,7 +19,7 @@ from feishu_mail_async.model import OutcomeStatus, RateLimit
 from .process import Member, ProcessStore
 from .record import DraftKey, Record
 from .state import Delays, Permit, Settled
-from .store import SLACK, Offer, Shut, mutex
+from .store import Offer, Shut, mutex
 from .suspensions import EVERYWHERE, SuspensionKey
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class MemoryStore:
     Attributes:
         state: the endpoint's state, which all its members share.
         flying: the number of its calls in flight.
+        offset: the seconds by which the store's time is ahead of its loop's.
     """
 
     shared = False
@@ -54,7 +55,7 @@ class MemoryStore:
         self.flying = 0
         self._store = store
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
-        self._offset = 0.0
+        self.offset = 0.0
         self._changed: weakref.WeakMethod[Callable[[], None]] | None = None
         self._told = False  # it was notified of changes, and has not looked at them yet
         self._look_at = math.inf  # when to look again at a lock that was promised to another member
@@ -63,8 +64,8 @@ class MemoryStore:
         self._loop, self._changed = weakref.ref(loop), weakref.WeakMethod(changed)
         with mutex:
             self._store.add(self)
-            self._offset = self._store.offset(loop)
-        return self._offset
+            self.offset = self._store.offset(loop)
+        return self.offset
 
     # -- for members in other threads ------------------------------------------------------------------
 
@@ -119,28 +120,27 @@ class MemoryStore:
         # The scheduler has seen that the first one may go, but a loop in another thread may have been quicker.
         waiter, store, shut = waiters[0], self._store, list[Shut]()
         with mutex:
-            user, mailbox = store.locks(self.state.endpoint, waiter.user, waiter.mailbox, now)
-            for kind, lock in ("user", user), ("mailbox", mailbox):
+            locks = store.locks(self.state.endpoint, waiter.user, waiter.mailbox, now)
+            for kind, lock in zip(("user", "mailbox"), locks, strict=True):
+                until = lock.open_at
                 if lock.turn is not None:
                     if store.flights[lock.turn].state is not self.state:
                         lock.promise(self)
-                    shut.append(Shut(kind, lock.key, math.inf, lock.backoff_until))
-                elif lock.open_at > now:
-                    shut.append(Shut(kind, lock.key, lock.open_at, lock.backoff_until))
-                elif (ends := lock.promised_until(self, now)) > now:
+                    until = math.inf
+                elif until <= now and lock.promised is not None and (ends := lock.promised_until(self, now)) > now:
                     self._look_at = min(self._look_at, ends)
-                    shut.append(Shut(kind, lock.key, math.inf, lock.backoff_until))
+                    until = math.inf
+                if until > now:
+                    shut.append(Shut(kind, lock.key, until, lock.backoff_until))
             if shut or (len(store.members) > 1 and not store.allows(self.state, waiter, now)):
                 return Offer(shut=shut)
-            turn = store.begin(self, self.state, waiter, user, mailbox, now)
-            permit = self.state.permit(turn, now, now - self._offset + SLACK)
-        return Offer((waiter, permit))
+            return Offer((waiter, store.begin(self, waiter, locks, now)))
 
     def settle(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
         store, state = self._store, self.state
         told: list[Member] = []
         with mutex:
-            store.advance(now)
+            store.latest = max(store.latest, now)
             flight = store.land(turn.permit.turn)
             if flight is not None:
                 user, mailbox = flight.user, flight.mailbox
@@ -148,7 +148,7 @@ class MemoryStore:
                 # It counts as lost already, because its loop stood still; but the loop has gone on, and the server
                 # may count the call up to now. So it takes another permit, which comes back after now.
                 user, mailbox = store.locks(state.endpoint, turn.user.key, turn.mailbox.key, now)
-                state.budget.take()
+                state.budget.in_flight += 1
             settled = state.settle(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
             if len(store.members) > 1:
                 told = store.listeners(self)
@@ -165,7 +165,8 @@ class MemoryStore:
     def give_back(self, permit: Permit) -> None:
         with mutex:
             if self._store.land(permit.turn) is not None:
-                self.state.refund(permit)
+                self.state.budget.end(None)
+                self.state.give_back(permit.turn)
             told = self._store.listeners(self)
         _tell(told)
 
@@ -205,7 +206,7 @@ class MemoryStore:
     async def written(self) -> None:
         """Advance the store's time; there is nothing else to write."""
         with mutex:
-            self._store.advance(asyncio.get_running_loop().time() + self._offset)
+            self._store.latest = max(self._store.latest, asyncio.get_running_loop().time() + self.offset)
 
 
 def _tell(members: Iterable[Member]) -> None:

@@ -39,7 +39,7 @@ from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._clock import monotonic
 from feishu_mail_async.model import Priority, RateLimit
 
-from .state import EndpointState
+from .state import EndpointState, Permit
 from .store import SLACK
 from .suspensions import Suspensions
 
@@ -68,9 +68,12 @@ _turns: Final = itertools.count(1)
 
 
 class _Lock:
-    """The lock of a user or a mailbox: `turn` holds it, and after that it is shut until `open_at`."""
+    """The lock of a user or a mailbox: `turn` holds it, and after that it is shut until `open_at`.
 
-    __slots__ = ("_promise_ends", "_promised", "backoff_until", "consecutive_refusals", "key", "open_at", "turn")
+    The next turn may be promised to a member.
+    """
+
+    __slots__ = ("_promise_ends", "backoff_until", "consecutive_refusals", "key", "open_at", "promised", "turn")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -78,7 +81,7 @@ class _Lock:
         self.open_at = -math.inf
         self.backoff_until = -math.inf
         self.consecutive_refusals = 0
-        self._promised: weakref.ref[Member] | None = None
+        self.promised: weakref.ref[Member] | None = None
         self._promise_ends = math.inf
 
     def at_rest(self, now: float) -> bool:
@@ -86,8 +89,8 @@ class _Lock:
 
     def promise(self, member: "Member") -> None:
         """Leave the next turn to a member that found it held, unless it is promised to another one."""
-        if self._promised is None or self._promised() is None:
-            self._promised, self._promise_ends = weakref.ref(member), math.inf
+        if self.promised is None or self.promised() is None:
+            self.promised, self._promise_ends = weakref.ref(member), math.inf
 
     def promised_until(self, member: "Member", now: float) -> float:
         """Return the time until which a member leaves this free lock to another one; in the past if it need not.
@@ -95,13 +98,13 @@ class _Lock:
         A promise ends when it is kept, when its endpoint has no permit, or a while after the lock was found free:
         the waiter for which it was given may have gone.
         """
-        other = None if self._promised is None else self._promised()
+        other = None if self.promised is None else self.promised()
         if other is None or other.state is member.state or other.ended() or other.state.not_before(now) > now:
-            self._promised = None
+            self.promised = None
             return -math.inf
         self._promise_ends = min(self._promise_ends, now + _PROMISE)
         if self._promise_ends <= now:
-            self._promised = None
+            self.promised = None
         return self._promise_ends
 
 
@@ -139,10 +142,12 @@ class Member(Protocol):
     Attributes:
         state: the endpoint's state.
         flying: the number of its calls in flight.
+        offset: the seconds by which the store's time is ahead of its loop's.
     """
 
     state: EndpointState
     flying: int
+    offset: float
 
     def ended(self) -> bool:
         """Return whether its loop has ended."""
@@ -183,6 +188,7 @@ class ProcessStore:
         states: the states of the endpoints that are in use, by the endpoint's name.
         flights: the calls that have a turn, by the turn's name.
         members: its members, one for each loop and endpoint.
+        latest: the latest time at which a call has ended: a loop that joins begins no earlier.
     """
 
     def __init__(self) -> None:
@@ -193,6 +199,7 @@ class ProcessStore:
         self.members: list[weakref.ref[Member]] = []
         self._ahead: float | None = None  # the store's time minus `time.monotonic`; None: no loop has joined yet
         self._real = -math.inf  # `time.monotonic` when it was last read
+        self.latest = -math.inf
         self._offsets: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, float] = weakref.WeakKeyDictionary()
 
     def state(self, endpoint: Endpoint[Any], limit: RateLimit) -> EndpointState:
@@ -229,16 +236,18 @@ class ProcessStore:
         if self._ahead is None:
             self._ahead, self._real = 0.0 if ordinary else now - real, real
             return 0.0
-        # The clock has been set back, as tests do: the store's time does not go back with it.
-        self._ahead += max(0.0, self._real - real)
-        self._real = real
-        return self._ahead if ordinary else real + self._ahead - now
+        ahead = self._advance(real)
+        return ahead if ordinary else real + ahead - now
 
-    def advance(self, now: float) -> None:
-        """Advance to `now`, the time of a loop whose clock may be virtual, and faster than the real one."""
-        real = self._real = monotonic()
-        if self._ahead is None or now - real > self._ahead + _RESOLUTION:
-            self._ahead = now - real
+    def _advance(self, real: float) -> float:
+        """Return by how much the store's time is ahead of `real`, which is `time.monotonic` now."""
+        # The clock has been set back, as tests do: the store's time does not go back with it.
+        assert self._ahead is not None  # a loop has joined
+        ahead = self._ahead + max(0.0, self._real - real)
+        if self.latest - real > ahead + _RESOLUTION:  # the clock of a loop was virtual, and faster
+            ahead = self.latest - real
+        self._ahead, self._real = ahead, real
+        return ahead
 
     # -- flights ---------------------------------------------------------------------------------------
 
@@ -262,16 +271,17 @@ class ProcessStore:
         users, mailboxes = self._locks[kind]
         return users.get(user) or users.add(user, now), mailboxes.get(mailbox) or mailboxes.add(mailbox, now)
 
-    def begin(  # noqa: PLR0917 - one for each thing concerned
-        self, member: Member, state: EndpointState, waiter: "Waiter", user: _Lock, mailbox: _Lock, now: float
-    ) -> str:
-        """Begin a call, which holds its locks if it writes; its permit is counted elsewhere. Return its turn."""
-        turn = str(next(_turns))
+    def begin(self, member: Member, waiter: "Waiter", locks: tuple[_Lock, _Lock], now: float) -> Permit:
+        """Begin a call: it takes a permit and, if it writes, its locks."""
+        state, turn = member.state, str(next(_turns))
+        user, mailbox = locks
         if state.endpoint.writes:
             user.turn = mailbox.turn = turn
         self.flights[turn] = _Flight(member, state, user, mailbox, now + waiter.timeout + SLACK)
         member.flying += 1
-        return turn
+        state.budget.in_flight += 1
+        state.spacing.take(now)
+        return state.dispatch(turn, now, good_until=now - member.offset + SLACK)
 
     def land(self, turn: str) -> _Flight | None:
         """Free the locks of a call that has ended or was never made; None if it counts as lost already."""
@@ -303,13 +313,14 @@ class ProcessStore:
         flight = self.land(turn)
         assert flight is not None
         flight.state.give_back(turn)
-        flight.state.budget.ended(flight.state.lost(at, flight.user, flight.mailbox))
+        flight.state.budget.end(flight.state.lost(at, flight.user, flight.mailbox))
 
     # -- the whole -------------------------------------------------------------------------------------
 
     def at_rest(self) -> bool:
         """Return whether nothing would be lost if it were forgotten."""
-        now = monotonic() + (self._ahead or 0.0)
+        real = monotonic()
+        now = real if self._ahead is None else real + self._advance(real)
         return (
             all((member := ref()) is None or member.ended() for ref in self.members)
             and self.suspensions.at_rest(now)

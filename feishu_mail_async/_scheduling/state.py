@@ -192,14 +192,8 @@ class EndpointState:
         """Return whether there is nothing to remember: no call counts, and nothing is paused."""
         return self.budget.free(now) >= self.budget.limit.calls and self.pause is None
 
-    def permit(self, turn: str, now: float, good_until: float) -> Permit:
-        """Take a permit of the budget and dispatch; for a time that `not_before` allows."""
-        self.budget.take()
-        self.spacing.take(now)
-        return self.dispatch(turn, now, good_until=good_until)
-
     def dispatch(self, turn: str, now: float, lapses: float = math.inf, good_until: float = math.inf) -> Permit:
-        """Record a dispatch whose permit is counted elsewhere, and return the permit.
+        """Make the permit of a dispatch. To count it, and to space dispatches, is left to the caller.
 
         Args:
             turn: the turn's name.
@@ -212,11 +206,6 @@ class EndpointState:
         return Permit(turn, now, self.pauses, self.pause is not None, good_until=good_until)
 
     # -- the end of a call -----------------------------------------------------------------------------
-
-    def refund(self, permit: Permit) -> None:
-        """Give back a turn in which no call was made, with its permit, which is counted here."""
-        self.budget.refund()
-        self.give_back(permit.turn)
 
     def settle(  # noqa: PLR0917 - one for each thing concerned
         self,
@@ -245,17 +234,21 @@ class EndpointState:
             ended = None
         elif judgement.end is CallEnd.LOST:
             ended = self.lost(now, user, mailbox)
-        outage = self._settle_calls(permit, judgement, delays, now)
-        _settle_user(user, judgement, delays, now)
+        outage, retry = None, judgement.verdict is Verdict.RETRY
+        if self.pause is not None or permit.probe or (retry and judgement.subject is Subject.APP):
+            outage = self._settle_pause(permit, judgement, delays, now)
+        if retry and judgement.subject is Subject.USER:
+            user.consecutive_refusals += 1
+            user.backoff_until = now + delays.backoff(user.consecutive_refusals)
+            user.open_at = max(user.open_at, user.backoff_until)
+        elif user.consecutive_refusals and judgement.sent:
+            user.consecutive_refusals = 0
         suspended = None
         if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:
             subject = _subject(judgement.subject, user, mailbox)
             suspended = SuspensionKey(subject, reach_of(self.endpoint, judgement.reach))
             self.suspensions.suspend(suspended, judgement.error, judgement.until, now)
-        if ended is None:
-            self.budget.refund()
-        else:
-            self.budget.ended(ended)
+        self.budget.end(ended)
         return Settled(ended, suspended, outage)
 
     def lost(self, at: float, user: Lock, mailbox: Lock) -> float:
@@ -272,7 +265,7 @@ class EndpointState:
         if self.pause is not None and self.pause.probe == turn:
             self.pause.probe = None
 
-    def _settle_calls(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
+    def _settle_pause(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
         self.give_back(permit.turn)
         # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
         answered = judgement.end is CallEnd.ANSWERED and permit.probe and permit.pauses == self.pauses
@@ -329,15 +322,6 @@ class EndpointState:
     def _probe(self, now: float, key: SuspensionKey, reason: str) -> None:
         if self.concerns(key):
             self.pause_calls(now, reason)
-
-
-def _settle_user(user: Lock, judgement: Judgement, delays: Delays, now: float) -> None:
-    if judgement.verdict is Verdict.RETRY and judgement.subject is Subject.USER:
-        user.consecutive_refusals += 1
-        user.backoff_until = now + delays.backoff(user.consecutive_refusals)
-        user.open_at = max(user.open_at, user.backoff_until)
-    elif judgement.sent:
-        user.consecutive_refusals = 0
 
 
 def _subject(subject: Subject, user: Lock, mailbox: Lock) -> str:

@@ -147,7 +147,8 @@ class SqlStore:
         try:
             await self.session.transact(Transaction.load_permits)  # so that `state` has the freed permit
         except LedgerError:  # it is freed by a later transaction, or lapses
-            self.state.refund(permit)
+            self.state.budget.end(None)
+            self.state.give_back(permit.turn)
 
     # -- suspensions, and the limit ------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from feishu_mail_async.ledger import Record, open_ledger, schema
 from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN
-from tests.helpers.ledgers import ask, fleet, ledger_on, open_client, outcomes, refused, rows, until
+from tests.helpers.ledgers import APP, ask, fleet, ledger_on, open_client, outcomes, refused, rows, until
 from tests.helpers.scenes import FREE
 
 TWO = RateLimit(calls=2, per=60, spacing=0, margin=0)
