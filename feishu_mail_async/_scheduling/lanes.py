@@ -51,7 +51,8 @@ import heapq
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, Protocol
 
 from feishu_mail_async.errors import FeishuMailError
@@ -106,6 +107,7 @@ class TurnCallbacks(Protocol):
         """End without a turn: the ledger's record says that the draft was sent."""
 
 
+@dataclass(slots=True, eq=False)
 class Turn:
     """The permission to make one call. It must be passed to the scheduler's `settle` or `give_back`, once.
 
@@ -116,15 +118,13 @@ class Turn:
         permit: the permit that the store has granted.
     """
 
-    __slots__ = ("mailbox", "permit", "user", "waiter")
-
-    def __init__(self, user: "CallLock", mailbox: "CallLock", waiter: "Waiter", permit: Permit) -> None:
-        self.user = user
-        self.mailbox = mailbox
-        self.waiter = waiter
-        self.permit = permit
+    user: "CallLock"
+    mailbox: "CallLock"
+    waiter: "Waiter"
+    permit: Permit
 
 
+@dataclass(slots=True, eq=False)
 class Waiter:
     """One draft that waits for its turn.
 
@@ -141,41 +141,17 @@ class Waiter:
         lane: the lane in which it waits; None while it does not wait.
     """
 
-    __slots__ = (
-        "callbacks",
-        "draft_id",
-        "lane",
-        "mailbox",
-        "outage",
-        "priority",
-        "seq",
-        "stream",
-        "timeout",
-        "user",
-    )
-
-    def __init__(
-        self,
-        user: str,
-        mailbox: str,
-        priority: Priority,
-        callbacks: TurnCallbacks,
-        *,
-        outage: float = math.inf,
-        stream: "Stream | None" = None,
-        draft_id: str | None = None,
-        timeout: float = 30.0,
-    ) -> None:
-        self.user = user
-        self.mailbox = mailbox
-        self.priority = priority
-        self.callbacks = callbacks
-        self.outage = outage
-        self.stream = stream
-        self.draft_id = draft_id
-        self.timeout = timeout
-        self.seq = 0
-        self.lane: Lane | None = None
+    user: str
+    mailbox: str
+    priority: Priority
+    callbacks: TurnCallbacks
+    _: KW_ONLY
+    outage: float = math.inf
+    stream: "Stream | None" = None
+    draft_id: str | None = None
+    timeout: float = 30.0
+    seq: int = field(default=0, init=False)
+    lane: "Lane | None" = field(default=None, init=False)
 
 
 class LaneHeap:
@@ -214,22 +190,16 @@ class LaneHeap:
 
     def first(self) -> "tuple[_Key, Lane] | None":
         """Return the lane with the smallest key, and the key it had when it was pushed."""
-        tops = [top for heap in (self._records, self._old) if (top := self._top(heap)) is not None]
-        if not tops:
-            return None
-        key, _, lane = min(tops)
-        return key, lane
-
-    @staticmethod
-    def _top(heap: "list[_Record]") -> "_Record | None":
-        while heap:
-            record = heap[0]
-            if record[2].ticket == record[1]:
-                return record
-            heapq.heappop(heap)
-        return None
+        best: _Record | None = None
+        for heap in (self._records, self._old) if self._old else (self._records,):
+            while heap and heap[0][2].ticket != heap[0][1]:
+                heapq.heappop(heap)
+            if heap and (best is None or heap[0] < best):
+                best = heap[0]
+        return None if best is None else (best[0], best[2])
 
 
+@dataclass(slots=True, eq=False)
 class CallLock:
     """The lock of a user or a mailbox: at most one call holds it at a time.
 
@@ -243,43 +213,31 @@ class CallLock:
         served: the number of the last turn that it had; 0: none so far.
         consecutive_refusals: refusals in a row.
         lanes: all lanes that need it, in the order in which they came.
-        parked: the lanes that wait here until it is open, or until its representative has left.
+        parked: the lanes that wait here until it is open, or until its representative has left; None: none so far.
         representative: the ready lane on whose behalf the parked ones wait while it is open.
         alarm: the time of its entry in `Lanes.alarms`; infinity if it has none.
     """
 
-    __slots__ = (
-        "alarm",
-        "backoff_until",
-        "busy",
-        "consecutive_refusals",
-        "held",
-        "key",
-        "lanes",
-        "open_at",
-        "parked",
-        "representative",
-        "served",
-        "sweeps",
-    )
+    key: str
+    busy: bool = False
+    held: bool = False
+    sweeps: int = 0
+    open_at: float = -math.inf
+    backoff_until: float = -math.inf
+    served: int = 0
+    consecutive_refusals: int = 0
+    lanes: "dict[Lane, None]" = field(default_factory=dict)  # a set that keeps its order
+    parked: LaneHeap | None = None
+    representative: "Lane | None" = None
+    alarm: float = math.inf
 
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.busy = False
-        self.held = False
-        self.sweeps = 0
-        self.open_at = -math.inf
-        self.backoff_until = -math.inf
-        self.served = 0
-        self.consecutive_refusals = 0
-        self.lanes: dict[Lane, None] = {}  # a set that keeps its order
-        self.parked = LaneHeap()
-        self.representative: Lane | None = None
-        self.alarm = math.inf
 
-    def shut(self, now: float) -> bool:
-        """Return whether it keeps calls from being made now."""
-        return self.busy or self.held or self.sweeps > 0 or self.open_at > now
+def first_shut(locks: Iterable[CallLock], now: float) -> CallLock | None:
+    """Return the first of these locks that keeps calls from being made now; None: all are open."""
+    for lock in locks:
+        if lock.busy or lock.held or lock.sweeps or lock.open_at > now:
+            return lock
+    return None
 
 
 class Stream(CallLock):
@@ -304,10 +262,6 @@ class Lane:
         self.heap: LaneHeap | None = None
         self.ticket = 0
 
-    def head(self) -> Waiter:
-        """Return the waiter that came first."""
-        return next(iter(self.waiters))
-
     def key(self, at: CallLock | None = None) -> _Key:
         """Return its place in the order: by priority, then the user unserved the longest, then first come.
 
@@ -316,7 +270,7 @@ class Lane:
                 last turn makes no difference between them; it is left out, because each turn would make all their
                 keys wrong.
         """
-        return (self.priority, 0 if at is self.user else self.user.served, self.head().seq)
+        return (self.priority, 0 if at is self.user else self.user.served, next(iter(self.waiters)).seq)
 
 
 class Condemned:
@@ -399,26 +353,28 @@ class Lanes:
 
     # -- waiters ---------------------------------------------------------------------------------------
 
-    def add(self, waiter: Waiter, now: float) -> None:
-        """Append a waiter to its lane."""
-        waiter.seq = next(self._count)
-        self._enqueue(waiter, now)
+    def add(self, waiter: Waiter, now: float, seq: int = 0) -> None:
+        """Append a waiter to its lane; it has come just now unless it has a number in the order of arrival."""
+        waiter.seq = seq or next(self._count)
+        lane = self.lanes.get((waiter.user, waiter.mailbox, waiter.priority, waiter.stream))
+        if lane is None:
+            lane = self._new_lane(waiter)
+        lane.waiters[waiter] = None
+        waiter.lane = lane
+        self.waiting[waiter.priority] += 1
+        if lane.heap is None:
+            self._place(lane, now)
 
     def cancel(self, waiter: Waiter, now: float) -> None:
         """Remove a waiter. Nothing happens if it does not wait."""
         lane = waiter.lane
         if lane is None:
             return
-        self._remove(waiter, lane)
-        if lane.waiters:
-            return
         was_ready = lane.heap is self.ready
-        self._unplace(lane)
-        self._drop(lane)
-        for lock in lane.locks:
+        self._take_out(waiter, lane)
+        if not lane.waiters:
             # If it was the representative of others at an open lock, another one has to be.
-            if was_ready or not lock.lanes:
-                self._opened(lock, now)
+            self._opened([lock for lock in lane.locks if was_ready or not lock.lanes], now)
 
     def move(self, waiter: Waiter, priority: Priority, stream: Stream | None, now: float) -> None:
         """Move a waiter whose call a second caller wants, too.
@@ -439,7 +395,7 @@ class Lanes:
         waiter.priority = min(priority, waiter.priority)
         waiter.stream = stream if stream is waiter.stream else None
         if waiting:
-            self._enqueue(waiter, now)
+            self.add(waiter, now, waiter.seq)
 
     def any_waiting(self) -> bool:
         """Return whether there is any waiter."""
@@ -447,7 +403,7 @@ class Lanes:
 
     def any_shut(self, now: float) -> bool:
         """Return whether any user or mailbox has to wait."""
-        return any(lock.shut(now) for locks in (self.users, self.mailboxes) for lock in locks.values())
+        return first_shut(itertools.chain(self.users.values(), self.mailboxes.values()), now) is not None
 
     def condemn(
         self, error: FeishuMailError, *, lock: CallLock | None = None, lasted: float = math.inf
@@ -462,16 +418,6 @@ class Lanes:
         locks = self.users.values() if lock is None else (lock,)
         return Condemned(error, lock, lasted, next(self._count), drain(locks))
 
-    def _enqueue(self, waiter: Waiter, now: float) -> None:
-        lane = self.lanes.get((waiter.user, waiter.mailbox, waiter.priority, waiter.stream))
-        if lane is None:
-            lane = self._new_lane(waiter)
-        lane.waiters[waiter] = None
-        waiter.lane = lane
-        self.waiting[waiter.priority] += 1
-        if lane.heap is None:
-            self._place(lane, now)
-
     def _new_lane(self, waiter: Waiter) -> Lane:
         user = self.users.get(waiter.user) or CallLock(waiter.user)
         mailbox = self.mailboxes.get(waiter.mailbox) or CallLock(waiter.mailbox)
@@ -484,10 +430,16 @@ class Lanes:
             lock.lanes[lane] = None
         return lane
 
-    def _remove(self, waiter: Waiter, lane: Lane) -> None:
+    def _take_out(self, waiter: Waiter, lane: Lane) -> None:
+        """Take a waiter out of its lane, which is dropped with its last one."""
         del lane.waiters[waiter]
         waiter.lane = None
         self.waiting[waiter.priority] -= 1
+        if not lane.waiters:
+            self._unplace(lane)
+            del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
+            for lock in lane.locks:
+                del lock.lanes[lane]
 
     # -- turns -----------------------------------------------------------------------------------------
 
@@ -500,6 +452,8 @@ class Lanes:
             most: waiters wanted: one, or several where a shared ledger may know of an obstacle to the first.
         """
         self.more = False
+        if self.alarms and self.alarms[0][0] <= now:
+            self._ring(now)
         offered: list[Lane] = []
         aside: list[Lane] = []
         for _ in range(_MOST_MOVES + most - 1):
@@ -512,7 +466,7 @@ class Lanes:
             key, lane = best
             if urgent_only and lane.priority is not Priority.INTERACTIVE:
                 break
-            if self._shut_lock(lane, now) is None and lane.key() == key:
+            if first_shut(lane.locks, now) is None and lane.key() == key:
                 offered.append(lane)
                 if len(offered) == most:
                     break
@@ -529,25 +483,23 @@ class Lanes:
             self.more = not offered
         for lane in aside:
             self.ready.push(lane, lane.key())
-        return [lane.head() for lane in offered]
+        return [next(iter(lane.waiters)) for lane in offered]
 
-    def serve(self, waiter: Waiter, now: float) -> tuple[CallLock, CallLock]:
-        """Take a waiter out and shut the locks of its user and mailbox, which are returned."""
+    def serve(self, waiter: Waiter, permit: Permit, now: float) -> Turn:
+        """Take a waiter out and shut the locks of its user and mailbox: now it has its turn."""
         lane = waiter.lane
         assert lane is not None
-        user, mailbox = lane.user, lane.mailbox
-        self._unplace(lane)
-        self._remove(waiter, lane)
+        turn = Turn(lane.user, lane.mailbox, waiter, permit)
+        self._take_out(waiter, lane)
         self._turns += 1
-        user.served = self._turns
-        user.busy = mailbox.busy = self._exclusive
+        lane.user.served = self._turns
+        lane.user.busy = lane.mailbox.busy = self._exclusive
         if lane.waiters:
+            self._unplace(lane)
             self._place(lane, now)
-        else:
-            self._drop(lane)
         for lock in lane.locks[2:] if self._exclusive else lane.locks:
             self._wake(lock, now)  # it is still open, and another lane has to be its representative
-        return user, mailbox
+        return turn
 
     def shut(self, lock: CallLock, until: float) -> None:
         """Shut a lock until that time. Its ready lanes are parked when they come up in `offer`.
@@ -570,30 +522,22 @@ class Lanes:
         elsewhere, self._elsewhere = self._elsewhere, []
         for lock in elsewhere:
             lock.busy = False
-            self._opened(lock, now)
+        self._opened(elsewhere, now)
 
     def swept(self, lock: CallLock, now: float) -> None:
         """Note that a sweep of a lock's waiters has ended."""
         lock.sweeps -= 1
-        self._opened(lock, now)
+        self._opened((lock,), now)
 
     def release(self, user: CallLock, mailbox: CallLock, now: float) -> None:
         """Open the locks of a call that has ended."""
         user.busy = mailbox.busy = False
-        self._opened(user, now)
-        self._opened(mailbox, now)
+        self._opened((user, mailbox), now)
 
     def unhold(self, lock: CallLock, now: float) -> None:
         """Open a lock that was held."""
         lock.held = False
-        self._opened(lock, now)
-
-    def ring(self, now: float) -> None:
-        """Open the locks whose time has come."""
-        while self.alarms and self.alarms[0][0] <= now:
-            lock = heapq.heappop(self.alarms)[2]
-            lock.alarm = math.inf
-            self._opened(lock, now)
+        self._opened((lock,), now)
 
     def next_alarm(self) -> float:
         """Return when the next lock opens by time alone; infinity if none does."""
@@ -603,7 +547,7 @@ class Lanes:
 
     def _place(self, lane: Lane, now: float) -> None:
         """Put a lane that holds waiters where it belongs: make it ready, or park it on the lock that keeps it."""
-        shut = self._shut_lock(lane, now)
+        shut = first_shut(lane.locks, now)
         if shut is not None:
             self._park(lane, shut, now)
             return
@@ -616,14 +560,9 @@ class Lanes:
                 return
         self._make_ready(lane, key)
 
-    @staticmethod
-    def _shut_lock(lane: Lane, now: float) -> CallLock | None:
-        for lock in lane.locks:
-            if lock.shut(now):
-                return lock
-        return None
-
     def _park(self, lane: Lane, lock: CallLock, now: float) -> None:
+        if lock.parked is None:
+            lock.parked = LaneHeap()
         lock.parked.push(lane, lane.key(lock))
         self._set_alarm(lock, now)
 
@@ -641,18 +580,12 @@ class Lanes:
             if lock.representative is lane:
                 lock.representative = None
 
-    def _drop(self, lane: Lane) -> None:
-        """Forget an empty lane."""
-        del self.lanes[lane.user.key, lane.mailbox.key, lane.priority, lane.stream]
-        for lock in lane.locks:
-            del lock.lanes[lane]
-
     def _wake(self, lock: CallLock, now: float) -> None:
         """Make the best of the lanes parked on an open lock ready.
 
         A lane that another of its locks keeps is parked there instead, and the next one is tried.
         """
-        if lock.shut(now):
+        if lock.parked is None or first_shut((lock,), now) is not None:
             return
         for _ in range(_MOST_MOVES):
             best = lock.parked.first()
@@ -660,7 +593,7 @@ class Lanes:
                 return
             key, lane = best
             lock.parked.remove(lane)
-            shut = self._shut_lock(lane, now)
+            shut = first_shut(lane.locks, now)
             if shut is not None:
                 self._park(lane, shut, now)
             elif lane.key(lock) != key:
@@ -670,14 +603,30 @@ class Lanes:
                 return
         self._unfinished[lock] = None  # `offer` goes on with it: no call may move more than a few
 
-    def _opened(self, lock: CallLock, now: float) -> None:
-        """Wake a lane of a lock that may have opened, or set its alarm, or forget it if no lane needs it."""
-        if lock.shut(now):
-            self._set_alarm(lock, now)
-        elif lock.lanes:
-            self._wake(lock, now)
-        else:
-            self._forget(lock)
+    def _ring(self, now: float) -> None:
+        """Open the locks whose time has come."""
+        while self.alarms and self.alarms[0][0] <= now:
+            lock = heapq.heappop(self.alarms)[2]
+            lock.alarm = math.inf
+            self._opened((lock,), now)
+
+    def _opened(self, locks: Iterable[CallLock], now: float) -> None:
+        """Wake a lane of each lock that may have opened, or set its alarm, or forget it if no lane needs it.
+
+        Of those that no lane needs only users are remembered; the one longest idle goes first.
+        """
+        for lock in locks:
+            if first_shut((lock,), now) is not None:
+                self._set_alarm(lock, now)
+            elif lock.lanes:
+                self._wake(lock, now)
+            elif self.mailboxes.get(lock.key) is lock:
+                del self.mailboxes[lock.key]
+            elif self.users.get(lock.key) is lock:
+                self._idle_users[lock.key] = None
+                self._idle_users.move_to_end(lock.key)
+                while len(self._idle_users) > USERS_REMEMBERED:
+                    del self.users[self._idle_users.popitem(last=False)[0]]
 
     def _set_alarm(self, lock: CallLock, now: float) -> None:
         """Set an alarm for a lock that opens by time."""
@@ -685,13 +634,3 @@ class Lanes:
         if not lock.busy and not lock.held and now < lock.open_at < lock.alarm:
             lock.alarm = lock.open_at
             heapq.heappush(self.alarms, (lock.open_at, next(self._count), lock))
-
-    def _forget(self, lock: CallLock) -> None:
-        """Drop a lock that need not be remembered: an idle mailbox's; of idle users, the one longest idle."""
-        if self.mailboxes.get(lock.key) is lock:
-            del self.mailboxes[lock.key]
-        elif self.users.get(lock.key) is lock:
-            self._idle_users[lock.key] = None
-            self._idle_users.move_to_end(lock.key)
-            while len(self._idle_users) > USERS_REMEMBERED:
-                del self.users[self._idle_users.popitem(last=False)[0]]

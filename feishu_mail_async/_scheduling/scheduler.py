@@ -224,7 +224,6 @@ class Scheduler:
                     await self._sleep(math.inf)
                     continue
                 now = self._now()
-                self._lanes.ring(now)
                 at = self._not_before(now)
                 if at > now:
                     await self._sleep(at)
@@ -274,8 +273,7 @@ class Scheduler:
             with contextlib.suppress(LedgerError):  # then its lease lapses
                 await of(self.store.give_back(permit))
             return
-        user, mailbox = self._lanes.serve(waiter, now)
-        waiter.callbacks.granted(Turn(user, mailbox, waiter, permit))
+        waiter.callbacks.granted(self._lanes.serve(waiter, permit, now))
 
     def _nobody_takes(self, offered: asyncio.Future[Offer]) -> None:
         """Give back a permit that was granted after its dispatcher had been cancelled."""

@@ -31,7 +31,7 @@ from feishu_mail_async._calls.bulk import BulkRun
 from feishu_mail_async._scheduling.sweeps import SLICE
 from feishu_mail_async._transport import NOT_MADE, Failure, Transport
 from feishu_mail_async.events import DraftDone, Event, TurnGranted
-from feishu_mail_async.ledger.sqlstore import SqlStore
+from feishu_mail_async.ledger import turns
 from tests.helpers.clock import run_virtual
 from tests.helpers.scenes import FREE
 from tests.helpers.tasks import our_tasks
@@ -359,10 +359,10 @@ async def test_a_ledger_that_fails_as_a_turn_is_taken(tmp_path: Path) -> None:
     async with scene(rate_limit=FREE, **ledger_of(tmp_path)) as here:
         await here.given(FEW)
 
-        async def fail(*_: object) -> None:
+        async def fail(*_: object, **__: object) -> None:
             raise LedgerError("ledger: it is away") from sqlalchemy.exc.InterfaceError("", (), Exception())
 
-        with mock.patch.object(SqlStore, "_take", fail):
+        with mock.patch.object(turns, "take", fail):
             here.wire.first.set_result(SENT)
             await here.fetch()
         assert sum(isinstance(outcome.error, LedgerError) for outcome in here.outcomes) == FEW - 1
