@@ -57,17 +57,16 @@ class Endpoint(Generic[T]):
     source: str
 
     def url(self, query: Mapping[str, str] | None = None, **segments: str) -> str:
-        """Return the path and the query of a call; each segment's value becomes one percent-encoded segment."""
+        """Return the path and the query of a call; each segment's value becomes one percent-encoded segment.
+
+        Nothing in a value can start another segment or a query.
+        """
         path = self.path
         for name, value in segments.items():
-            path = path.replace(f"{{{name}}}", _segment(value))
+            # Dots are "unreserved" in RFC 3986, but a segment of dots alone is resolved as a step within the path.
+            segment = quote(value, safe="") if value.strip(".") else value.replace(".", "%2E")
+            path = path.replace(f"{{{name}}}", segment)
         return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
-
-
-def _segment(value: str) -> str:
-    """Percent-encode one path segment whole: nothing in it can start another segment or a query."""
-    # Dots are "unreserved" in RFC 3986, but a segment of dots alone is resolved as a step within the path.
-    return quote(value, safe="") if value.strip(".") else value.replace(".", "%2E")
 
 
 SEND: Final[Endpoint[dict[str, Any]]] = Endpoint(
