@@ -350,7 +350,7 @@ class Intake:
         while self.tasks and (until is None or loop.time() < until):
             await asyncio.wait(self.tasks, timeout=None if until is None else until - loop.time())
         while self.tasks:
-            await self.scheduler.sweep(each(self.tasks, asyncio.Future.cancel)).ended()
+            await self.scheduler.sweep(each(self.tasks, lambda task: task.cancel())).ended()
             await asyncio.wait(self.tasks)
 
     async def end_look_ups(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`

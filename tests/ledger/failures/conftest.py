@@ -19,7 +19,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feishu_mail_async.ledger.turns.SLACK", 0.5)
-    monkeypatch.setattr("feishu_mail_async.client._LEAST_WRITING", 0.2)
+    monkeypatch.setattr("feishu_mail_async._binding._LEAST_WRITING", 0.2)
 
 
 @pytest.fixture(autouse=True)

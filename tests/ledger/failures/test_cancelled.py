@@ -138,7 +138,7 @@ async def test_what_has_ended_is_on_record_though_the_client_closes_at_once(
     held: Held, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has a moment for it; longer if the database is slow than if it is not there."""
-    monkeypatch.setattr("feishu_mail_async.client._LEAST_WRITING", 30.0)
+    monkeypatch.setattr("feishu_mail_async._binding._LEAST_WRITING", 30.0)
     [draft] = drafts_of(sandbox, 1)[:1]
     client = open_client(sandbox, held)
     held.database.hold_up(3, "before")
