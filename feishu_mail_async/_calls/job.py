@@ -227,7 +227,8 @@ class Job(Progress):
             return False
         self.state = State.IN_FLIGHT
         if reported:
-            self._tell(AttemptStarted(self._called, *self._about, self.tries.calls + 1, self.call.path))
+            event = AttemptStarted(self._called, *self._about, self.tries.calls + 1, self.call.path)
+            home.scheduler.events.publish(event)
         return True
 
     @_ends_if_it_fails
@@ -245,13 +246,10 @@ class Job(Progress):
             judgement = judge(answer, token.value, home.transport.base_url)
         else:
             judgement = unanswered(home, answer)
-        if self.call.draft is None:
-            # A call that only reads can have changed nothing, even if its answer was lost.
-            judgement = judgement._replace(conclusive=True)
         number = self.tries.calls + 1
         self.tries.count(judgement)
         if reported:
-            self._tell(attempt_ended(home.time(), self._about, number, self._called, judgement))
+            home.scheduler.events.publish(attempt_ended(home.time(), self._about, number, self._called, judgement))
         written = home.scheduler.settle(turn, judgement, home.delays, renewing=judgement.until is ResumeWhen.TOKEN)
         if broken is not None:
             raise broken
@@ -264,7 +262,8 @@ class Job(Progress):
             # back even if nobody waits for that any more, as when a client closes at once.
             on_record = asyncio.shield(written)
             home.tasks.add(on_record)
-            on_record.add_done_callback(functools.partial(self._on_record, token, judgement, written))
+            done = functools.partial(self._on_record, token, judgement, written)
+            on_record.add_done_callback(done, context=self._context)
 
     @_ends_if_it_fails
     def _on_record(
@@ -324,7 +323,8 @@ class Job(Progress):
         # Before the event: a subscriber may stop the job, and with it the timer.
         self._pausing = asyncio.get_running_loop().call_later(delay, self._go_on, context=self._context)
         if self._reported():
-            self._tell(retry_planned(home.time(), self._about, self.tries.calls, delay, judgement))
+            event = retry_planned(home.time(), self._about, self.tries.calls, delay, judgement)
+            home.scheduler.events.publish(event)
 
     @_ends_if_it_fails
     def _go_on(self) -> None:
@@ -350,7 +350,7 @@ class Job(Progress):
         return bool(self._home.scheduler.events.subscriptions) or log_takes_infos()
 
     def _tell(self, event: Event) -> None:
-        """Publish an event in a copy of the context, which may be entered already."""
+        """Publish an event from without the job's own context, in a copy: a context cannot be entered twice."""
         self._context.copy().run(self._home.scheduler.events.publish, event)
 
     # -- the end ---------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ class Job(Progress):
         """Return the error of a job that was stopped."""
         if self._home.closing:
             return self.final(client_closed())
-        return self.final(NotSent(f"not sent: {self._reason}" if self.tries.conclusive else self._reason))
+        return self.final(NotSent(f"not sent: {self._reason}" if self.conclusive else self._reason))
 
     def break_off(self, error: Exception) -> None:
         """End after a mistake of this package: it leaves no caller waiting, and does not claim "not sent"."""

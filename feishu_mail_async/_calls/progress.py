@@ -53,6 +53,11 @@ class Progress:
     error: FeishuMailError | None = None
 
     @property
+    def conclusive(self) -> bool:
+        """True while it is certain that no attempt has sent the mail; a call that only reads can have sent none."""
+        return self.call.draft is None or self.tries.conclusive
+
+    @property
     def in_doubt(self) -> bool:
         """True if a call may have sent the mail, and no answer has settled it."""
         return self.call.draft is not None and (self.state is State.IN_FLIGHT or not self.tries.conclusive)
@@ -94,4 +99,4 @@ class Progress:
 
     def final(self, error: FeishuMailError) -> FeishuMailError:
         """Return the error to report: an OutcomeUnknown in its place if an attempt may have sent the mail."""
-        return settled(error, self.call.draft, self.tries.calls, conclusive=self.tries.conclusive)
+        return settled(error, self.call.draft, self.tries.calls, conclusive=self.conclusive)

@@ -87,10 +87,10 @@ def arm(point: str, nth: int, number: int, delay: float = 0.0) -> None:
         case "calling":
             original = Transport.exchange
 
-            async def exchange(*args: Any) -> Any:
+            async def exchange(*args: Any, **kwargs: Any) -> Any:
                 if next(seen) == nth:
                     asyncio.get_running_loop().call_later(delay, strike)
-                return await original(*args)
+                return await original(*args, **kwargs)
 
             setattr(Transport, "exchange", exchange)  # noqa: B010 - mypy minds the plain way
         case "answered":
