@@ -14,7 +14,9 @@ from weakref import WeakKeyDictionary, WeakSet
 from ._api.endpoints import ENDPOINTS, SEND
 from ._hub import EventHub
 from ._scheduling.memory import memory_store
-from ._scheduling.scheduler import Notices, Scheduler, Snapshot
+from ._scheduling.notices import Notices
+from ._scheduling.scheduler import Scheduler
+from ._scheduling.snapshot import Snapshot
 from ._scheduling.store import SchedulerStore, mutex
 from .events import TokenRefreshed
 from .ledger.opening import StoringLedger, open_stores

@@ -5,7 +5,7 @@ from ._auth.refresh import RefreshingTokens
 from ._auth.sources import TokenSource
 from ._auth.store import MemoryTokens, StoredToken, TokenStore
 from ._calls.bulk import BulkRun
-from ._scheduling.scheduler import Snapshot
+from ._scheduling.snapshot import Snapshot
 from ._scheduling.suspensions import Suspension
 from .client import FeishuMailClient
 from .codes import ResumeWhen, Subject, Verdict

@@ -1,9 +1,9 @@
 """Background tasks that always run their first step, and finish even if the caller is gone.
 
 Foreign code may cancel them, as clean-ups do that cancel all tasks of a loop but their own, and a task of this
-package then ends: a loop that is about to close must not wait for it. But no waiter is left hanging. The
-dispatcher has a successor while there are waiters; every other task ends its waiters with an error of this
-package, and never with a CancelledError that was not meant for them (`outcome_of`).
+package then ends: a loop that is about to close must not wait for it. But no waiter is left hanging: the task ends
+its waiters with an error of this package, and never with a CancelledError that was not meant for them
+(`outcome_of`).
 """
 
 import asyncio

@@ -54,7 +54,7 @@ class Progress:
 
     @property
     def conclusive(self) -> bool:
-        """True while it is certain that no attempt has sent the mail; a call that only reads can have sent none."""
+        """True while no attempt can have sent the mail; a call that only reads never can."""
         return self.call.draft is None or self.tries.conclusive
 
     @property

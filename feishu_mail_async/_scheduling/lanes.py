@@ -331,7 +331,7 @@ class Lanes:
         users: the users' locks, by key.
         mailboxes: the mailboxes' locks, by key.
         ready: the heap of ready lanes.
-        lanes: all lanes, by user, mailbox, priority and stream.
+        lanes: all lanes, by user, mailbox, priority and stream; one goes with its last waiter.
         alarms: a heap of the times at which locks open.
         more: `offer` gave up for now, because many lanes had to be moved: let others run, and call it again.
     """
@@ -396,10 +396,6 @@ class Lanes:
         waiter.stream = stream if stream is waiter.stream else None
         if waiting:
             self.add(waiter, now, waiter.seq)
-
-    def any_waiting(self) -> bool:
-        """Return whether there is any waiter."""
-        return bool(self.lanes)  # a lane goes with its last waiter
 
     def any_shut(self, now: float) -> bool:
         """Return whether any user or mailbox has to wait."""

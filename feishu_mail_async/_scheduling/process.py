@@ -253,14 +253,9 @@ class ProcessStore:
 
     def allows(self, state: EndpointState, waiter: "Waiter", now: float) -> bool:
         """Return whether a call could be made now if the locks of its user and mailbox are free."""
-        budget, suspensions = state.budget, self.suspensions
-        return (
-            state.not_before(now) <= now
-            and (waiter.priority is Priority.INTERACTIVE or budget.free(now) > budget.limit.reserve)
-            and (
-                not suspensions.entries
-                or suspensions.find(state.keys_of(waiter.user, waiter.mailbox), now) is None
-            )
+        suspensions = self.suspensions
+        return state.not_before(now, urgent=waiter.priority is Priority.INTERACTIVE) <= now and (
+            not suspensions.entries or suspensions.find(state.keys_of(waiter.user, waiter.mailbox), now) is None
         )
 
     def locks(self, endpoint: Endpoint[Any], user: str, mailbox: str, now: float) -> tuple[_Lock, _Lock]:

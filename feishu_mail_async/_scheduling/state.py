@@ -174,9 +174,14 @@ class EndpointState:
 
     # -- when the next call may go ---------------------------------------------------------------------
 
-    def not_before(self, now: float) -> float:
-        """Return when to look at the earliest for the next dispatch; infinity while a call in flight decides."""
-        at = self.budget.next_at(now)
+    def not_before(self, now: float, *, urgent: bool = True) -> float:
+        """Return when to look at the earliest for the next dispatch; infinity while a call in flight decides.
+
+        Args:
+            now: the time.
+            urgent: the dispatch of an INTERACTIVE call, which may take a permit of the reserve.
+        """
+        at = self.budget.next_at(now, 0 if urgent else self.budget.limit.reserve)
         if self.pause is not None:
             at = max(at, self.pause.next_probe)
         if at > now:

@@ -19,7 +19,7 @@ from .suspensions import SuspensionKey
 if TYPE_CHECKING:
     from .lanes import Turn, Waiter
 
-__all__ = ["SLACK", "Later", "Offer", "SchedulerStore", "Shut", "answer_of", "mutex", "of"]
+__all__ = ["SLACK", "Later", "Offer", "SchedulerStore", "Shut", "answer_of", "mutex", "of", "result_of"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,13 @@ async def of(later: Later[T]) -> T:
 async def answer_of(work: asyncio.Future[T]) -> T:
     """Await a future as `of` does."""
     return await outcome_of(work, _broken_off)
+
+
+def result_of(work: asyncio.Future[T]) -> T:
+    """Return the value of a future that is done; it raises what `of` would."""
+    if work.cancelled():
+        raise _broken_off()
+    return work.result()
 
 
 def _broken_off() -> LedgerError:

@@ -10,7 +10,7 @@ from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, CallbackT, Meter, MeterProvider, Observation
 
-from feishu_mail_async._scheduling.scheduler import Snapshot
+from feishu_mail_async._scheduling.snapshot import Snapshot
 
 from .attributes import Attributes, priority_name
 

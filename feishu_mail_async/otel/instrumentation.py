@@ -10,7 +10,7 @@ from opentelemetry.trace import TracerProvider
 
 from feishu_mail_async._engine import Engine, engine_of_client
 from feishu_mail_async._hub import EventHub, Subscription
-from feishu_mail_async._scheduling.scheduler import Snapshot
+from feishu_mail_async._scheduling.snapshot import Snapshot
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed
 from feishu_mail_async.events import Event

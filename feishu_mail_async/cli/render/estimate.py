@@ -7,7 +7,7 @@ import math
 from collections import deque
 from typing import Final
 
-from feishu_mail_async._scheduling.scheduler import Snapshot
+from feishu_mail_async._scheduling.snapshot import Snapshot
 from feishu_mail_async.model import RateLimit
 
 from .wording import count

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async._causes import root_cause
-from feishu_mail_async._scheduling.scheduler import Snapshot
+from feishu_mail_async._scheduling.snapshot import Snapshot
 from feishu_mail_async.errors import Suspended
 from feishu_mail_async.events import AttemptEnded, Event
 from feishu_mail_async.model import OutcomeStatus, RateLimit

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from feishu_mail_async._scheduling.scheduler import Snapshot
+from feishu_mail_async._scheduling.snapshot import Snapshot
 from feishu_mail_async._text import escape
 
 from .wording import count

@@ -31,7 +31,7 @@ class Lines:
         self.count = 0
 
     def _trace(self, frame: FrameType, event: str, _: object) -> "Callable[..., Any] | None":
-        if not frame.f_code.co_filename.endswith(("scheduler.py", "lanes.py", "budget.py")):
+        if not frame.f_code.co_filename.endswith(("dispatcher.py", "scheduler.py", "lanes.py", "budget.py")):
             return None
         self.count += event == "line"
         return self._trace
