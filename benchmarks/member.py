@@ -12,10 +12,10 @@ from common import LIFTED
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit
 from feishu_mail_async._api.protocol import FEISHU, Judgement
 from feishu_mail_async._calls.retry import PolicyDelays
-from feishu_mail_async._scheduling.lanes import CallLock, Turn, Waiter
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.store import SchedulerStore, of
+from feishu_mail_async._scheduling.waiters import CallLock, Turn, Waiter
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.ledger.opening import open_stores

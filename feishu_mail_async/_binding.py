@@ -23,8 +23,8 @@ from ._checks import check_type
 from ._engine import Engine, EngineKey, engine_of, forget_engine, is_open
 from ._forks import NOT_THIS_CLIENT, PROCESS, Origin
 from ._hub import EventReader, Subscription
-from ._scheduling.lanes import mailbox_key
 from ._scheduling.record import DraftKey
+from ._scheduling.waiters import mailbox_key
 from ._tasks import carry_through, start_task
 from ._transport import Transport
 from .errors import ClientClosed, UnknownUser

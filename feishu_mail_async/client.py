@@ -23,8 +23,8 @@ from ._calls.call import Call
 from ._calls.caller import request
 from ._checks import check_count, check_id, check_number, check_text, check_type
 from ._hub import Subscription
-from ._scheduling.lanes import mailbox_key
 from ._scheduling.snapshot import Snapshot
+from ._scheduling.waiters import mailbox_key
 from ._secrecy import Hidden
 from ._transport import Transport
 from .errors import BadReply, FeishuMailError

@@ -15,9 +15,9 @@ from contextvars import Context, copy_context
 from dataclasses import replace
 from typing import Final
 
-from feishu_mail_async._scheduling.lanes import Stream
 from feishu_mail_async._scheduling.record import UNREAD, Record
 from feishu_mail_async._scheduling.sweeps import Sweep, drain, each
+from feishu_mail_async._scheduling.waiters import Stream
 from feishu_mail_async.errors import FeishuMailError, NotSent
 from feishu_mail_async.model import Draft, Priority
 from feishu_mail_async.outcomes import Outcome, Summary

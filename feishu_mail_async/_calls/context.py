@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._auth.tokens import Tokens
-from feishu_mail_async._scheduling.lanes import Stream
 from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async._scheduling.scheduler import Scheduler
+from feishu_mail_async._scheduling.waiters import Stream
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Priority, RetryPolicy

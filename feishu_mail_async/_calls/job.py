@@ -15,8 +15,8 @@ from typing import Concatenate, Final, ParamSpec
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement, Reply, judge
 from feishu_mail_async._hub import log_takes_infos
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.record import Record
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async._secrecy import Hidden, forget_frames, note_frames
 from feishu_mail_async._tasks import look_at, start_task
 from feishu_mail_async._transport import NOT_MADE, Failure

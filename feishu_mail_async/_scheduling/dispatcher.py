@@ -38,11 +38,12 @@ from feishu_mail_async._hub import EventHub
 from feishu_mail_async.errors import FeishuMailError, Suspended, TransportError
 from feishu_mail_async.model import Priority
 
-from .lanes import CallLock, Condemned, Lanes, Stream, Waiter
+from .lanes import Lanes
 from .notices import Notices, Told
 from .store import Offer, SchedulerStore, mutex, result_of
 from .suspensions import SuspensionKey
-from .sweeps import Sweep, Sweeper
+from .sweeps import Condemned, Sweep, Sweeper
+from .waiters import CallLock, Stream, Waiter
 
 __all__ = ["Dispatcher"]
 
@@ -74,6 +75,7 @@ class Dispatcher:
         self._rung = -math.inf  # the time for which the last timer was set; see `_now`
         self._look_due = False  # in the loop's next pass, or when the store has answered
         self._timer: asyncio.TimerHandle | None = None
+        self._elsewhere: list[CallLock] = []  # locks that calls of other loops hold
         self._sweeper = Sweeper()
         self._sweeping = 0  # sweeps of waiters that share no lock; meanwhile no turn is granted
         self._condemned: list[Condemned] = []
@@ -120,7 +122,8 @@ class Dispatcher:
 
     def unhold(self, stream: Stream) -> None:
         """Let the waiters of a stream have turns again."""
-        self._lanes.unhold(stream, self._now())
+        stream.held = False
+        self._lanes.opened((stream,), self._now())
         self._look_soon()
 
     # -- looks -----------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ class Dispatcher:
                 if lanes.more:
                     self._look_soon()
                 else:
-                    self._sleep(min(lanes.next_alarm(), others_at if others_at > now else math.inf), now)
+                    self._sleep(min(lanes.alarms.next_at, others_at if others_at > now else math.inf), now)
                 return
             offer = store.take(waiters, now)
             if isinstance(offer, asyncio.Future):
@@ -196,7 +199,11 @@ class Dispatcher:
             lock = (self._lanes.users if kind == "user" else self._lanes.mailboxes).get(name)
             if lock is not None:
                 lock.backoff_until = backoff_until
-                self._lanes.shut(lock, until)
+                if until < math.inf:
+                    lock.open_at = max(lock.open_at, until)
+                else:
+                    lock.busy = True
+                    self._elsewhere.append(lock)
         for waiter, record in taken.recorded:
             if waiter.lane is not None:
                 self.cancel(waiter)
@@ -245,7 +252,10 @@ class Dispatcher:
         if outages != self._told.outages and pause is not None:
             self._refuse_unreachable(pause.reason, lasted)
         self._told.outages = outages
-        self._lanes.look_anew(now)
+        elsewhere, self._elsewhere = self._elsewhere, []
+        for lock in elsewhere:
+            lock.busy = False  # one that is still held is noticed in the store's next `take`
+        self._lanes.opened(elsewhere, now)
         self._look_soon()
 
     def _tell_changes(self, now: float) -> None:
@@ -267,7 +277,7 @@ class Dispatcher:
     def _refuse_all(
         self, error: FeishuMailError, *, lock: CallLock | None = None, lasted: float = math.inf
     ) -> None:
-        condemned = self._lanes.condemn(error, lock=lock, lasted=lasted)
+        condemned = Condemned(error, lock, lasted, self._lanes.mark(), self._lanes.users.values())
         self._condemned.append(condemned)
         self.sweep(
             self._refusing(condemned),
@@ -328,7 +338,8 @@ class Dispatcher:
             if lock is None:
                 self._sweeping -= 1
             else:
-                self._lanes.swept(lock, self._now())
+                lock.sweeps -= 1
+                self._lanes.opened((lock,), self._now())
             self._look_soon()
 
         return self._sweeper.start(steps, end)

@@ -8,7 +8,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from feishu_mail_async._api.endpoints import SEND, Endpoint
 from feishu_mail_async._api.protocol import Judgement
@@ -21,9 +21,7 @@ from .record import DraftKey, Record
 from .state import Delays, Permit, Settled
 from .store import Offer, Shut, mutex
 from .suspensions import EVERYWHERE, SuspensionKey
-
-if TYPE_CHECKING:
-    from .lanes import Turn, Waiter
+from .waiters import Turn, Waiter
 
 __all__ = ["MemoryStore", "StoreKey", "forget_all", "memory_store"]
 
@@ -116,7 +114,7 @@ class MemoryStore:
 
     # -- turns -----------------------------------------------------------------------------------------
 
-    def take(self, waiters: "Sequence[Waiter]", now: float) -> Offer:
+    def take(self, waiters: Sequence[Waiter], now: float) -> Offer:
         # The scheduler has seen that the first one may go, but a loop in another thread may have been quicker.
         waiter, store, shut = waiters[0], self._store, list[Shut]()
         with mutex:
@@ -136,7 +134,7 @@ class MemoryStore:
                 return Offer(shut=shut)
             return Offer((waiter, store.begin(self, waiter, locks, now)))
 
-    def settle(self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
+    def settle(self, turn: Turn, judgement: Judgement, delays: Delays, now: float, *, renewing: bool) -> Settled:
         store, state = self._store, self.state
         told: list[Member] = []
         with mutex:

@@ -42,11 +42,10 @@ from feishu_mail_async.model import Priority, RateLimit
 from .state import EndpointState, Permit
 from .store import SLACK
 from .suspensions import Suspensions
+from .waiters import Waiter
 
 if TYPE_CHECKING:
     import asyncio
-
-    from .lanes import Waiter
 
 __all__ = ["Member", "ProcessStore"]
 
@@ -251,7 +250,7 @@ class ProcessStore:
 
     # -- flights ---------------------------------------------------------------------------------------
 
-    def allows(self, state: EndpointState, waiter: "Waiter", now: float) -> bool:
+    def allows(self, state: EndpointState, waiter: Waiter, now: float) -> bool:
         """Return whether a call could be made now if the locks of its user and mailbox are free."""
         suspensions = self.suspensions
         return state.not_before(now, urgent=waiter.priority is Priority.INTERACTIVE) <= now and (
@@ -266,7 +265,7 @@ class ProcessStore:
         users, mailboxes = self._locks[kind]
         return users.get(user) or users.add(user, now), mailboxes.get(mailbox) or mailboxes.add(mailbox, now)
 
-    def begin(self, member: Member, waiter: "Waiter", locks: tuple[_Lock, _Lock], now: float) -> Permit:
+    def begin(self, member: Member, waiter: Waiter, locks: tuple[_Lock, _Lock], now: float) -> Permit:
         """Begin a call: it takes a permit and, if it writes, its locks."""
         state, turn = member.state, str(next(_turns))
         user, mailbox = locks

@@ -15,6 +15,7 @@ One scheduler is shared by all clients of one app in one event loop.
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -27,12 +28,13 @@ from feishu_mail_async.events import UserCooled
 from feishu_mail_async.model import RateLimit
 
 from .dispatcher import Dispatcher
-from .lanes import OWN, Turn
+from .lanes import first_shut
 from .notices import Notices
 from .snapshot import Snapshot, obstacle, snapshot_of
 from .state import Delays, Settled
 from .store import Later, SchedulerStore, answer_of, mutex
 from .suspensions import APP, EVERYWHERE, SuspensionKey
+from .waiters import OWN, Turn
 
 __all__ = ["Scheduler"]
 
@@ -113,8 +115,7 @@ class Scheduler(Dispatcher):
         """
         now = self._now()
         if error is None:
-            self._lanes.unhold(self._lanes.users[user], now)
-            self._look_soon()
+            self._unhold(user, now)
         else:
             closing = self.store.suspend_user(user, error, fingerprint, now)
             self._after(closing, functools.partial(self._user_suspended, user), now)
@@ -124,8 +125,13 @@ class Scheduler(Dispatcher):
             self._tell_changes(now)
             self._refuse_suspended(SuspensionKey(f"user:{user}", EVERYWHERE), now)
         finally:
-            self._lanes.unhold(self._lanes.users[user], now)
-            self._look_soon()
+            self._unhold(user, now)
+
+    def _unhold(self, user: str, now: float) -> None:
+        lock = self._lanes.users[user]
+        lock.held = False
+        self._lanes.opened((lock,), now)
+        self._look_soon()
 
     def _after(
         self, answer: Later[T], then: Callable[[T | None, float], None], now: float
@@ -222,7 +228,8 @@ class Scheduler(Dispatcher):
 
     def at_rest(self) -> bool:
         """Return whether there is nothing to remember: no call counts, nothing waits, is paused or suspended."""
-        now = self._now()
+        now, lanes = self._now(), self._lanes
         with mutex:
             rests = self.store.state.at_rest(now)
-        return rests and not self._lanes.lanes and not self._lanes.any_shut(now)
+        locks = itertools.chain(lanes.users.values(), lanes.mailboxes.values())
+        return rests and not lanes.lanes and first_shut(locks, now) is None

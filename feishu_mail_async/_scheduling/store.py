@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._tasks import outcome_of
@@ -15,9 +15,7 @@ from feishu_mail_async.model import OutcomeStatus, RateLimit
 from .record import DraftKey, Record
 from .state import Delays, EndpointState, Permit, Settled
 from .suspensions import SuspensionKey
-
-if TYPE_CHECKING:
-    from .lanes import Turn, Waiter
+from .waiters import Turn, Waiter
 
 __all__ = ["SLACK", "Later", "Offer", "SchedulerStore", "Shut", "answer_of", "mutex", "of", "result_of"]
 
@@ -89,9 +87,9 @@ class Offer:
         shut: locks that calls of other processes or loops keep shut.
     """
 
-    granted: "tuple[Waiter, Permit] | None" = None
-    recorded: "list[tuple[Waiter, Record]]" = field(default_factory=list)
-    refused: "list[tuple[Waiter, RecordRefused]]" = field(default_factory=list)
+    granted: tuple[Waiter, Permit] | None = None
+    recorded: list[tuple[Waiter, Record]] = field(default_factory=list)
+    refused: list[tuple[Waiter, RecordRefused]] = field(default_factory=list)
     shut: list[Shut] = field(default_factory=list)
 
 
@@ -126,11 +124,11 @@ class SchedulerStore(Protocol):
     def look_again(self, now: float) -> float:
         """Return when to look again at the latest, if the store notifies of nothing before."""
 
-    def take(self, waiters: "Sequence[Waiter]", now: float) -> Later[Offer]:
+    def take(self, waiters: Sequence[Waiter], now: float) -> Later[Offer]:
         """Take a permit and the locks, and record the intent to send, for the first of these that may go."""
 
     def settle(
-        self, turn: "Turn", judgement: Judgement, delays: Delays, now: float, *, renewing: bool
+        self, turn: Turn, judgement: Judgement, delays: Delays, now: float, *, renewing: bool
     ) -> Later[Settled]:
         """End a turn whose call has ended, as `EndpointState.settle` does, and record the draft's outcome."""
 

@@ -6,12 +6,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-__all__ = ["SLICE", "Sweep", "Sweeper", "drain", "each"]
+from feishu_mail_async.errors import FeishuMailError
+
+from .waiters import CallLock, Waiter
+
+__all__ = ["SLICE", "Condemned", "Sweep", "Sweeper", "drain", "each"]
 
 T = TypeVar("T")
 
 SLICE: Final = 50
 """Steps of sweeps that are taken in one pass of the loop."""
+_MOST_PLACES: Final = 50
+"""Lanes, locks and waiters that a sweep passes over in one step."""
 
 
 def each(items: Iterable[T], act: Callable[[T], object]) -> Iterator[None]:
@@ -130,3 +136,56 @@ class Sweeper:
         finally:
             if not more:
                 self._sweeps.popleft()
+
+
+class Condemned:
+    """The waiters that an error is to end, one after another. Waiters that come later are not among them.
+
+    Nothing is copied: membership is computed, and iteration goes over the lanes as they are, because to list
+    100,000 waiters would block the event loop.
+
+    Args:
+        error: the error.
+        lock: the user's or the mailbox's lock that all of them wait for; None if they have none in common.
+        lasted: seconds that an outage has lasted: only the waiters whose `outage` is at most this are among them.
+        before: the number in the order of arrival (`Lanes.mark`) that tells them from those who come later.
+        users: the locks of all users.
+
+    Attributes:
+        error: as above.
+    """
+
+    __slots__ = ("_before", "_lasted", "_lock", "_locks", "error")
+
+    def __init__(
+        self, error: FeishuMailError, lock: CallLock | None, lasted: float, before: int, users: Iterable[CallLock]
+    ) -> None:
+        self.error = error
+        self._lock = lock
+        self._lasted = lasted
+        self._before = before
+        self._locks = drain(users if lock is None else (lock,))
+
+    def __contains__(self, waiter: Waiter) -> bool:
+        lane = waiter.lane
+        return (
+            lane is not None
+            and waiter.seq < self._before
+            and waiter.outage <= self._lasted
+            and (self._lock is None or self._lock in lane.locks)
+        )
+
+    def __iter__(self) -> Iterator[Waiter | None]:
+        """Yield the waiters, and None now and then, so that the caller can pause where many places hold none."""
+        for number, place in enumerate(self._places(), 1):  # empty places cost time, too
+            if place is not None and place in self:
+                yield place
+            elif number % _MOST_PLACES == 0:
+                yield None
+
+    def _places(self) -> Iterator[Waiter | None]:
+        for lock in self._locks:
+            yield None
+            for lane in drain(lock.lanes):
+                yield None
+                yield from drain(lane.waiters)

@@ -16,8 +16,8 @@ from feishu_mail_async._api.endpoints import LIST, SEND
 from feishu_mail_async._api.protocol import Reply, judge
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._clock import wall_clock
-from feishu_mail_async._scheduling.lanes import mailbox_key
 from feishu_mail_async._scheduling.suspensions import subjects
+from feishu_mail_async._scheduling.waiters import mailbox_key
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.cli.account import UNNAMED, Account

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from feishu_mail_async._api.protocol import CallEnd, Judgement
 from feishu_mail_async._causes import root_cause
 from feishu_mail_async._clock import wall_clock
-from feishu_mail_async._scheduling.lanes import Turn
 from feishu_mail_async._scheduling.record import DraftKey, DraftState, Record
+from feishu_mail_async._scheduling.waiters import Turn
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.errors import ApiError, FeishuMailError
 from feishu_mail_async.model import OutcomeStatus

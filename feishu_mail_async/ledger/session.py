@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._api.endpoints import Endpoint
-from feishu_mail_async._scheduling.lanes import Waiter
 from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async._scheduling.state import EndpointState
 from feishu_mail_async._scheduling.suspensions import Suspensions, subjects
+from feishu_mail_async._scheduling.waiters import Waiter
 from feishu_mail_async._tasks import look_at, start_task
 from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import LedgerError, RecordRefused

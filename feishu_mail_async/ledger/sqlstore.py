@@ -22,11 +22,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from feishu_mail_async._api.protocol import Judgement
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async._scheduling.state import Delays, Permit, Settled
 from feishu_mail_async._scheduling.store import Offer, Shut
 from feishu_mail_async._scheduling.suspensions import EVERYWHERE, SuspensionKey, subjects
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import FeishuMailError, LedgerError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit

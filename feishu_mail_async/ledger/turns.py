@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from feishu_mail_async._api.protocol import Judgement
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.record import DraftKey, Record
 from feishu_mail_async._scheduling.state import Delays, Permit, Settled
 from feishu_mail_async._scheduling.store import SLACK, Offer, Shut
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async.model import Priority
 
 from . import drafts, schema

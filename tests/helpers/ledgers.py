@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit, codes
 from feishu_mail_async._api.protocol import Judgement, Reply, judge, lost, never_left
-from feishu_mail_async._scheduling.lanes import CallLock, Turn, Waiter, mailbox_key
 from feishu_mail_async._scheduling.state import Settled
 from feishu_mail_async._scheduling.store import Offer
+from feishu_mail_async._scheduling.waiters import CallLock, Turn, Waiter, mailbox_key
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.ledger import Record, schema
 from feishu_mail_async.ledger.clock import HostClock

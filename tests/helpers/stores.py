@@ -8,11 +8,11 @@ from typing import Final, Protocol
 
 from feishu_mail_async import RateLimit
 from feishu_mail_async._api.protocol import Judgement
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.state import Settled
 from feishu_mail_async._scheduling.store import Offer
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from tests.helpers.ledgers import HOMES, SENT, Clock, Sharer, Waits, fleet
 
 STORES: Final = ["memory", *HOMES]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from feishu_mail_async import Draft, LedgerError, OutcomeStatus, OutcomeUnknown, RateLimit
-from feishu_mail_async._scheduling.lanes import CallLock, Turn
+from feishu_mail_async._scheduling.waiters import CallLock, Turn
 from feishu_mail_async.ledger.clock import HostClock
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.ledgers import SENT, Process, apps_of, ask, client_of, ledger_on, nothing_held

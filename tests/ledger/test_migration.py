@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async import Draft, FeishuMailClient, LedgerError, OutcomeStatus, RateLimit, StoredToken
 from feishu_mail_async._api.endpoints import SEND
-from feishu_mail_async._scheduling.lanes import mailbox_key
 from feishu_mail_async._scheduling.record import DraftKey, Record
 from feishu_mail_async._scheduling.suspensions import SuspensionKey
+from feishu_mail_async._scheduling.waiters import mailbox_key
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.ledger.clock import HostClock
 from feishu_mail_async.ledger.sql import SqlLedger

@@ -16,9 +16,9 @@ from feishu_mail_async import (
     UserDailyQuota,
 )
 from feishu_mail_async._api.endpoints import SEND
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.suspensions import SuspensionKey
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.ledger import Record, open_ledger, schema
 from feishu_mail_async.ledger.database import Database

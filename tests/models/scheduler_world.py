@@ -9,11 +9,11 @@ from typing import Final
 
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._scheduling import lanes, sweeps
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.snapshot import Snapshot
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.errors import FeishuMailError, Suspended
 from feishu_mail_async.ledger import Record

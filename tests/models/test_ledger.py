@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from feishu_mail_async._scheduling.lanes import Turn, mailbox_key
+from feishu_mail_async._scheduling.waiters import Turn, mailbox_key
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.model import Priority, RateLimit
 from tests.helpers.ledgers import HOMES, Clock, Process, ask, home_url, timed_ledger
@@ -114,7 +114,7 @@ class Processes(RuleBasedStateMachine):
         assert all(one.user != call.user and one.mailbox != call.mailbox for one in living)
 
     def turn(self, one: Any, grant: Any) -> Turn:
-        from feishu_mail_async._scheduling.lanes import CallLock  # noqa: PLC0415
+        from feishu_mail_async._scheduling.waiters import CallLock  # noqa: PLC0415
 
         return Turn(CallLock(one.user), CallLock(one.mailbox), one, grant)
 

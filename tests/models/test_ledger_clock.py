@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feishu_mail_async._scheduling.lanes import Turn
+from feishu_mail_async._scheduling.waiters import Turn
 from feishu_mail_async.ledger.clock import HostClock, Reading
 from feishu_mail_async.model import RateLimit
 from tests.helpers.ledgers import Clock, Process, ask, ledger_on, timed_ledger
@@ -114,6 +114,6 @@ def test_a_window_never_opens_early_over_restarts(
 
 
 def _gate(key: str) -> Any:
-    from feishu_mail_async._scheduling.lanes import CallLock  # noqa: PLC0415
+    from feishu_mail_async._scheduling.waiters import CallLock  # noqa: PLC0415
 
     return CallLock(key)

@@ -15,11 +15,11 @@ import pytest
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement
 from feishu_mail_async._scheduling import process
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.store import Offer
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async.codes import ResumeWhen, Subject, Verdict
 from feishu_mail_async.errors import FeishuMailError, Suspended
 from feishu_mail_async.ledger import Record

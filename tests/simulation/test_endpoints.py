@@ -28,12 +28,12 @@ from feishu_mail_async import (
 from feishu_mail_async._api.endpoints import LIST, SEND, Endpoint, LostReply
 from feishu_mail_async._api.protocol import Reply, judge
 from feishu_mail_async._calls.retry import PolicyDelays
-from feishu_mail_async._scheduling.lanes import Turn, Waiter, mailbox_key
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.record import Record
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.store import SchedulerStore
+from feishu_mail_async._scheduling.waiters import Turn, Waiter, mailbox_key
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.errors import FeishuMailError

@@ -11,10 +11,11 @@ import pytest
 
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._scheduling import lanes as lanes_module
-from feishu_mail_async._scheduling.lanes import USERS_REMEMBERED, CallLock, Lane, LaneHeap, Turn, Waiter
+from feishu_mail_async._scheduling.lanes import USERS_REMEMBERED, LaneHeap
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
+from feishu_mail_async._scheduling.waiters import CallLock, Lane, Turn, Waiter
 from feishu_mail_async.codes import Subject
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.ledger import Record
@@ -231,7 +232,7 @@ def test_a_long_pause_with_many_comings_and_goings_takes_no_memory() -> None:
                 for ask in asks:
                     scheduler.cancel(ask)
         gates = [*scheduler._lanes.users.values(), *scheduler._lanes.mailboxes.values()]
-        heaps = [scheduler._lanes.ready, *(gate.parked for gate in gates if gate.parked is not None)]
+        heaps = [scheduler._lanes.ready, *scheduler._lanes.parked.values()]
         sizes = [len(heap._records) + len(heap._old) for heap in heaps]
         assert max(sizes) <= 64
         assert sum(sizes) <= 2_000
@@ -247,8 +248,7 @@ def test_a_long_pause_with_many_comings_and_goings_takes_no_memory() -> None:
 def test_lanes_that_leave_a_heap_one_after_another_each_cost_the_same() -> None:
     heap, count = LaneHeap(), 2_000
     lanes = [
-        Lane(CallLock(str(number)), CallLock(str(number)), Waiter(str(number), "me", Priority.BULK, Mock()))
-        for number in range(count)
+        Lane(CallLock(str(number)), CallLock(str(number)), Priority.BULK, None, ()) for number in range(count)
     ]
     keys = {lane: (0, number * 7919 % count, number) for number, lane in enumerate(lanes)}
     for lane, key in keys.items():

@@ -20,10 +20,10 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._calls.retry import PolicyDelays
-from feishu_mail_async._scheduling.lanes import Turn, Waiter
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.scheduler import Scheduler
+from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async.codes import Verdict
 from feishu_mail_async.ledger import Record
 from feishu_mail_async.sandbox import Fault, Sandbox

@@ -14,11 +14,11 @@ from feishu_mail_async._auth.tokens import tokens_of
 from feishu_mail_async._calls.call import Call
 from feishu_mail_async._calls.caller import request
 from feishu_mail_async._calls.intake import Intake
-from feishu_mail_async._scheduling.lanes import Turn, Waiter, mailbox_key
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore
 from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async._scheduling.scheduler import Scheduler
+from feishu_mail_async._scheduling.waiters import Turn, Waiter, mailbox_key
 from feishu_mail_async._transport import NOT_MADE, Failure
 from feishu_mail_async.codes import ResumeWhen, Subject
 from feishu_mail_async.errors import FeishuMailError, OutcomeUnknown
