@@ -94,13 +94,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class DraftEvent(Event):
-    """An event of a draft, or of a call that lists drafts.
+    """An event of a draft, or of a call that sends none.
 
     Attributes:
         job: a number, the same for all events of one draft on its way and for no other in this process.
-        endpoint: "send" or "list".
+        endpoint: the name of its endpoint, such as "send" or "list".
         user: the user's name, as in `snapshot`.
-        draft: the draft; None for a call that lists drafts.
+        draft: the draft; None for a call that sends none.
     """
 
     job: int
@@ -288,7 +288,7 @@ class AppPaused(Event):
     """The start, or the extension, of a pause of the app's calls to one endpoint; at its end one call probes.
 
     Attributes:
-        endpoint: "send" or "list": each has a limit of its own.
+        endpoint: the name of the endpoint; each has a limit of its own.
         seconds: seconds until the probe.
         reason: the reason.
     """
@@ -308,7 +308,7 @@ class AppResumed(Event):
     """The end of a pause of the app's calls to one endpoint: a probe was answered.
 
     Attributes:
-        endpoint: "send" or "list".
+        endpoint: the name of its endpoint, such as "send" or "list".
         lasted: the length of the pause, in seconds.
     """
 
@@ -324,7 +324,7 @@ class SuspensionStarted(Event):
     """The start of a suspension of a user, a mailbox or the app: its drafts are skipped, without calls.
 
     Attributes:
-        endpoint: "send" or "list": the endpoint whose answer has suspended it.
+        endpoint: the name of the endpoint whose answer has suspended it.
         subject: "app", "user:NAME" or "mailbox:ADDRESS", as `FeishuMailClient.resume` takes it.
         seconds: seconds until one draft may try again; None if it takes a new token or `resume`.
         until: the condition that ends the suspension.
@@ -351,7 +351,7 @@ class SuspensionEnded(Event):
     The end of a timed one is noticed, and published, when the subject's next draft comes.
 
     Attributes:
-        endpoint: "send" or "list".
+        endpoint: the name of its endpoint, such as "send" or "list".
         subject: as in its `SuspensionStarted`.
     """
 

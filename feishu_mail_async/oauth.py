@@ -102,13 +102,13 @@ class Refusal:
     Attributes:
         text: the endpoint's words, without a token.
         code: the endpoint's code; None where the answer is not its own.
-        again: true if the user must authorize again.
+        login_needed: true if the user must authorize again.
         retry: true if asking once more may help.
     """
 
     text: str
     code: int | None = None
-    again: bool = False
+    login_needed: bool = False
     retry: bool = False
 
 
@@ -238,7 +238,7 @@ def read_grant(reply: Reply, secrets: Iterable[str] = ()) -> TokenGrant | Refusa
     row = _BY_NUMBER.get(code) if code is not None else None
     if row is not None:
         text = f"{row.number}: {row.description}"
-        return Refusal(text, row.number, again=row.name in _AGAIN, retry=row.verdict is Verdict.RETRY)
+        return Refusal(text, row.number, login_needed=row.name in _AGAIN, retry=row.verdict is Verdict.RETRY)
     if code:
         said = _SECRET.sub(REDACTED, redact(_first(levels, "error", _text) or "no reason given", secrets))
         return Refusal(escape(f"{code}: {said}"[:_LONGEST_TEXT]), code)

@@ -2,7 +2,8 @@
 
 Pure: no clock, no event loop, no I/O. A `Reply` (one HTTP answer) goes in, a `Judgement` comes out:
 
-    Reply --judge--> code in the body? -- yes --> row of `codes.CODES` --> verdict, subject, conclusive, pause
+    Reply --judge--> code in the body? -- yes --> row of `codes.CODES` --> verdict, subject, conclusive,
+                          |                           how long and how far; a pause is in the headers
                           | no
                           +-- 429 --------------> the gateway limits the app: FrequencyLimited
                           +-- 301, 308, 404, ...> not the API's address: Misconfigured

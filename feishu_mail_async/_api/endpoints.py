@@ -1,7 +1,8 @@
 """The table of the API's endpoints, a row each. No other module has a path, a scope, a limit or a source.
 
-The sandbox has a table of its own, so that a mistake here is not repeated by the server that tests it; a test
-compares the two.
+A new endpoint is a row here, with a reader in `payloads`, and a short method of the client. Scheduler, ledger,
+login, events and telemetry read the row. The sandbox has tables of its own (`paths`, `judge`, `endpoints`), so
+that a mistake here is not repeated by the server that tests it; a test compares the two.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ class Endpoint(Generic[T]):
         scope: the OAuth scope that a token needs.
         limit: the rate that the platform allows an app.
         writes: a call holds the locks of its user and its mailbox.
-        lost_reply: the way to continue after a lost reply.
+        lost_reply: the way to continue after a lost reply; stated for readers and tests, no code asks for it yet.
         what: the object of a call, as sentences name it.
         read: reads the `data` of a success; raises KeyError, TypeError or ValueError if it has another form.
         source: the document's title on the platform.

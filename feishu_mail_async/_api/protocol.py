@@ -54,7 +54,7 @@ LONGEST_REPLY: Final = 256 * 1024
 """Bytes of a reply that are read at most; the API's own have a few hundred."""
 
 _LONGEST_PAUSE: Final = 3600.0
-"""Seconds of a pause that a header may ask for, at most."""
+"""Seconds that are read from a header, at most; a pause itself is bound in `EndpointState`."""
 _EPOCH: Final = 1e9
 """Threshold from which on a number of seconds is a moment, counted from 1970: this one is in 2001."""
 _LONGEST_MESSAGE: Final = 300

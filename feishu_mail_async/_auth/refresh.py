@@ -37,9 +37,9 @@ _ASK_AGAIN: Final = 1.0
 """Least seconds of a refresh that brought no usable access token: it must not be repeated in a busy loop."""
 _LONGEST_SHARE: Final = 0.5
 """The part of a token's lifetime that `margin` may take, at most: a short-lived token would always be due."""
-_NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", again=True)
+_NO_REFRESH_TOKEN: Final = Refusal("there is no refresh token", login_needed=True)
 _NO_ACCESS_TOKEN: Final = Refusal("the token endpoint's answer holds no access token that can be used")
-_NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", again=True)
+_NO_SECRET: Final = Refusal("or set FEISHU_APP_SECRET: without it the token cannot be renewed", login_needed=True)
 _ADVICE: Final = "feishu-mail-async login, or your own way to log in"
 
 
@@ -88,7 +88,7 @@ class RefreshingTokens:
             self._endpoint = TokenEndpoint(self._transport, app_id, Hidden(secret.value), clock)
         self._saved = SavedTokens(self.store)
         self._refused: dict[str, str] = {}
-        self._again: dict[str, asyncio.TimerHandle] = {}
+        self._save_timers: dict[str, asyncio.TimerHandle] = {}
         self._finding: SingleFlight[str, StoredToken] = SingleFlight("feishu-mail-refresh")
         self._refreshing: set[str] = set()  # users whose lease is held here, so that `close` waits for them
         self._origin = Origin()
@@ -166,7 +166,7 @@ class RefreshingTokens:
         await carry_through(self._close(), "feishu-mail-close")
 
     async def _close(self) -> None:
-        for again in self._again.values():
+        for again in self._save_timers.values():
             again.cancel()
         for name, finding in self._finding.tasks.items():
             if name not in self._refreshing and name not in self._saved.unsaved:
@@ -174,7 +174,7 @@ class RefreshingTokens:
         saving = [self._begin(name) for name in self._saved.unsaved]
         if tasks := {*self._finding.tasks.values(), *saving}:
             await asyncio.wait(tasks)
-        for again in self._again.values():
+        for again in self._save_timers.values():
             again.cancel()
         for name in self._saved.unsaved:
             _log.error("the new tokens of user %s could not be saved: the user has to log in again", name)
@@ -241,7 +241,7 @@ class RefreshingTokens:
                 return None
             granted = await self._endpoint.refresh(kept, Hidden(kept.refresh_token))
             if isinstance(granted, Refusal):
-                if granted.again:
+                if granted.login_needed:
                     # Dead for good: without it in the store, no process tries in vain again.
                     ended = True
                     dead = StoredToken(kept.access_token, kept.expires, kept.lifetime, scope=kept.scope)
@@ -265,13 +265,13 @@ class RefreshingTokens:
 
         Where the store fails, the save is repeated: by the next request for a token, by a timer, and by `close`.
         """
-        if (again := self._again.pop(name, None)) is not None:
+        if (again := self._save_timers.pop(name, None)) is not None:
             again.cancel()
         try:
             return await self._saved.save(name, new)
         finally:
             if name in self._saved.unsaved:
-                self._again[name] = asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._begin, name)
+                self._save_timers[name] = asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._begin, name)
 
     async def _load(self, name: str) -> StoredToken:
         kept = await self._saved.load(name)
@@ -283,7 +283,7 @@ class RefreshingTokens:
         """Return a token that cannot be refreshed for as long as it lives; raise an error after that."""
         if self._clock() < kept.expires and kept.access_token != self._refused.get(name):
             return kept
-        if refusal.again:
+        if refusal.login_needed:
             raise LoginRequired(f"user {name} has to log in again ({refusal.text}): {_ADVICE}")
         raise NotSent(f"the token of user {name} cannot be refreshed: {refusal.text}")
 

@@ -188,7 +188,7 @@ class Intake:
         entry.record = known
         if not entry.wanted:
             return
-        if known is not None and known.state.settled:
+        if known is not None and known.state.good:
             entry.job = Job(self, entry)
             entry.job.recorded(known)
         elif not entry.wants_calls:

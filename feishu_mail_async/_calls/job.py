@@ -74,11 +74,11 @@ class Job(Progress):
     __slots__ = (
         "_about",
         "_asked",
+        "_before_retry",
         "_called",
         "_context",
         "_ended",
         "_home",
-        "_pausing",
         "_reason",
         "_repetition",
         "_stopping",
@@ -106,7 +106,7 @@ class Job(Progress):
         self._reason = "it was stopped"
         self._asked: float | None = None  # since when it waits for a turn
         self._called = 0.0  # when its last call was made
-        self._pausing: asyncio.TimerHandle | asyncio.Task[FeishuMailError | None] | None = None
+        self._before_retry: asyncio.TimerHandle | asyncio.Task[FeishuMailError | None] | None = None
         self._repetition: Repetition | None = None
         self._ended: asyncio.Future[None] | None = None
         self.listeners: list[Listener] = [listener]
@@ -138,8 +138,8 @@ class Job(Progress):
             self._forget()  # its call will not be made: the same draft submitted now must start a job of its own
         elif self.state in {State.QUEUED, State.BACKING_OFF}:
             self._home.scheduler.cancel(self._waiter)
-            if self._pausing is not None:
-                self._pausing.cancel()
+            if self._before_retry is not None:
+                self._before_retry.cancel()
             self._end(None, self._stopped())
 
     def give_up(self, error: FeishuMailError) -> None:
@@ -171,7 +171,7 @@ class Job(Progress):
     def _queue(self) -> None:
         """Submit the waiter; unless it is cancelled, `granted`, `refused` or `recorded` is called once."""
         self.state = State.QUEUED
-        self._pausing = None
+        self._before_retry = None
         self._asked = self._home.time()
         self._home.scheduler.submit(self._waiter)
 
@@ -286,7 +286,7 @@ class Job(Progress):
         self.state = State.BACKING_OFF
         if judgement.until is ResumeWhen.TOKEN:
             work = renew(self._home, self.call, self.tries, token, judgement)
-            renewal = self._pausing = start_task(work, "feishu-mail-renew", context=self._context)
+            renewal = self._before_retry = start_task(work, "feishu-mail-renew", context=self._context)
             renewal.add_done_callback(functools.partial(self._renewed, judgement), context=self._context)
             self._home.tasks.add(renewal)
         elif judgement.verdict is Verdict.RETRY and not outage_over(self._home, judgement):
@@ -321,7 +321,7 @@ class Job(Progress):
             self._end(None, self.final(judgement.failure()))
             return
         # Before the event: a subscriber may stop the job, and with it the timer.
-        self._pausing = asyncio.get_running_loop().call_later(delay, self._go_on, context=self._context)
+        self._before_retry = asyncio.get_running_loop().call_later(delay, self._go_on, context=self._context)
         if self._reported():
             event = retry_planned(home.time(), self._about, self.tries.calls, delay, judgement)
             home.scheduler.events.publish(event)
@@ -373,7 +373,7 @@ class Job(Progress):
         """End the job, once: record the outcome, publish it and notify the listeners."""
         home = self._home
         del self._waiter  # it holds the job, too: without this the two would stay until the garbage collector runs
-        self._pausing = None
+        self._before_retry = None
         self.state = State.DONE
         self.success = success
         self.error = None if error is None else forget_frames(error)

@@ -42,7 +42,7 @@ class DraftState(StrEnum):
     SKIPPED = "skipped"
 
     @property
-    def settled(self) -> bool:
+    def good(self) -> bool:
         """True if the mail went out, so that no call is needed any more."""
         return self in {DraftState.SENT, DraftState.ALREADY_SENT}
 

@@ -32,7 +32,7 @@ from .lanes import first_shut
 from .notices import Notices
 from .snapshot import Snapshot, obstacle, snapshot_of
 from .state import Delays, Settled
-from .store import Later, SchedulerStore, answer_of, mutex
+from .store import Answer, SchedulerStore, answer_of, mutex
 from .suspensions import APP, EVERYWHERE, SuspensionKey
 from .waiters import OWN, Turn
 
@@ -134,7 +134,7 @@ class Scheduler(Dispatcher):
         self._look_soon()
 
     def _after(
-        self, answer: Later[T], then: Callable[[T | None, float], None], now: float
+        self, answer: Answer[T], then: Callable[[T | None, float], None], now: float
     ) -> asyncio.Task[None] | None:
         """Go on when the store has answered: at once in memory, else in a task that its caller does not cancel.
 

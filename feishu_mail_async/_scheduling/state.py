@@ -34,8 +34,8 @@ __all__ = ["Delays", "EndpointState", "Lock", "Pause", "Permit", "Settled"]
 
 _MOST_WINDOWS: Final = 4
 """Windows of the limit that a pause lasts at most: the server forgets all calls after one, whatever it says."""
-_ALWAYS_BELIEVED: Final = 60.0
-"""Seconds of a pause that are always kept, because the server's window may be longer than the limit's."""
+_LEAST_BOUND: Final = 60.0
+"""Seconds that this bound is at least, because the server's window may be longer than the limit's."""
 _UNWATCHED: Final = 60.0
 """Seconds without a probe after which an outage may have ended and begun again."""
 
@@ -280,7 +280,7 @@ class EndpointState:
             if judgement.end is CallEnd.NEVER_LEFT:
                 return self._unreachable(permit, judgement, delays, now)
             per = self.budget.limit.per
-            longest = max(_MOST_WINDOWS * per, _ALWAYS_BELIEVED)
+            longest = max(_MOST_WINDOWS * per, _LEAST_BOUND)
             seconds = per if judgement.pause is None else min(judgement.pause, longest)
             self.pause_calls(now + seconds, str(judgement.error))
         elif answered:

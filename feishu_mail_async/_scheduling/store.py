@@ -17,21 +17,21 @@ from .state import Delays, EndpointState, Permit, Settled
 from .suspensions import SuspensionKey
 from .waiters import Turn, Waiter
 
-__all__ = ["SLACK", "Later", "Offer", "SchedulerStore", "Shut", "answer_of", "mutex", "of", "result_of"]
+__all__ = ["SLACK", "Answer", "Offer", "SchedulerStore", "Shut", "answer_of", "mutex", "of", "result_of"]
 
 T = TypeVar("T")
 
-Later: TypeAlias = T | asyncio.Future[T]
-"""A value, or a future for it where the store is a database."""
+Answer: TypeAlias = T | asyncio.Future[T]
+"""The answer of a store: a value from memory, a future for it from a database. `Scheduler._after` decides once."""
 
 
-async def of(later: Later[T]) -> T:
+async def of(answer: Answer[T]) -> T:
     """Return the value, awaiting it where it is a future. Cancelling the caller does not cancel the work.
 
     Raises:
         LedgerError: the ledger was closed, or its work cancelled, before it answered.
     """
-    return await answer_of(later) if isinstance(later, asyncio.Future) else later
+    return await answer_of(answer) if isinstance(answer, asyncio.Future) else answer
 
 
 async def answer_of(work: asyncio.Future[T]) -> T:
@@ -124,18 +124,18 @@ class SchedulerStore(Protocol):
     def look_again(self, now: float) -> float:
         """Return when to look again at the latest, if the store notifies of nothing before."""
 
-    def take(self, waiters: Sequence[Waiter], now: float) -> Later[Offer]:
+    def take(self, waiters: Sequence[Waiter], now: float) -> Answer[Offer]:
         """Take a permit and the locks, and record the intent to send, for the first of these that may go."""
 
     def settle(
         self, turn: Turn, judgement: Judgement, delays: Delays, now: float, *, renewing: bool
-    ) -> Later[Settled]:
+    ) -> Answer[Settled]:
         """End a turn whose call has ended, as `EndpointState.settle` does, and record the draft's outcome."""
 
-    def give_back(self, permit: Permit) -> Later[None]:
+    def give_back(self, permit: Permit) -> Answer[None]:
         """End a turn in which no call was made."""
 
-    def suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, now: float) -> Later[None]:
+    def suspend_user(self, user: str, error: FeishuMailError, fingerprint: str | None, now: float) -> Answer[None]:
         """Suspend a user whose token was refused for good, until the token changes."""
 
     def suspended(self, user: str, mailbox: str, now: float) -> SuspensionKey | None:
@@ -147,7 +147,7 @@ class SchedulerStore(Protocol):
     def set_limit(self, limit: RateLimit) -> None:
         """Change the limit."""
 
-    def records(self, keys: Sequence[DraftKey]) -> Later[Mapping[DraftKey, Record | RecordRefused]]:
+    def records(self, keys: Sequence[DraftKey]) -> Answer[Mapping[DraftKey, Record | RecordRefused]]:
         """Look up the records of these drafts, or the errors why there can be none.
 
         It also reads the suspensions of their subjects into `state`.

@@ -122,4 +122,4 @@ async def _sent_before(account: Account, ledger: str, drafts: Sequence[Draft]) -
         for suspended in client.snapshot().suspended:
             if suspended.until is ResumeWhen.RESUMED:
                 client.resume(suspended.subject)
-    return sum(record is not None and record.state.settled for record in records)
+    return sum(record is not None and record.state.good for record in records)

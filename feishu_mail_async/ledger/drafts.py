@@ -32,7 +32,7 @@ Note = tuple[OutcomeStatus, FeishuMailError]
 _draft: Final = schema.draft.c
 _KEY: Final = schema.draft.primary_key.columns
 _RECORD: Final = tuple(field.name for field in dataclasses.fields(Record))
-_KEPT: Final = tuple(state for state in DraftState if state.settled or state is DraftState.IN_FLIGHT)
+_KEPT: Final = tuple(state for state in DraftState if state.good or state is DraftState.IN_FLIGHT)
 """States that a note does not change: another process has sent the draft, or is sending it."""
 _LARGEST_CODE: Final = 2**31 - 1
 

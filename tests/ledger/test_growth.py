@@ -78,11 +78,11 @@ async def write(ledger: SqlLedger, drafts: list[tuple[str, str, bool, float]]) -
                     "mailbox_key": "me/alice",
                     "draft_id": name,
                     "state": state,
-                    "in_doubt": doubtful,
+                    "in_doubt": in_doubt,
                     "calls": 1,
                     "changed": time.time() - ago,
                 }
-                for name, state, doubtful, ago in drafts
+                for name, state, in_doubt, ago in drafts
             ],
         )
 
@@ -105,7 +105,7 @@ async def test_records_of_more_than_a_year_ago_go(processes: Fleet) -> None:
     states = ["sent", "already_sent", "failed", "skipped", "waiting"]
     gone = [(f"old-{state}", state, False, old) for state in states]
     kept = [(f"young-{state}", state, False, young) for state in states]
-    kept += [(f"doubtful-{state}", state, True, old) for state in ("unknown", "waiting", "skipped")]
+    kept += [(f"in_doubt-{state}", state, True, old) for state in ("unknown", "waiting", "skipped")]
     kept += [("in-flight", "in_flight", False, old)]
     await write(one.ledger, gone + kept)
     for number in range(3):

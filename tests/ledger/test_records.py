@@ -122,7 +122,7 @@ async def test_what_was_in_flight_is_asked_again(url: str, sandbox: Sandbox) -> 
 async def test_not_found_after_a_call_that_vanished_is_unknown(url: str, sandbox: Sandbox) -> None:
     gone = "of-a-process-that-died"
     await vanished(url, sandbox.base_url, gone, limit=BRIEF)
-    for _ in range(2):  # and it stays doubtful
+    for _ in range(2):  # and it stays in doubt
         async with open_client(sandbox, url, rate_limit=BRIEF) as client:
             with pytest.raises(OutcomeUnknown) as caught:
                 await client.send_draft(gone, user="alice")

@@ -127,8 +127,8 @@ async def test_settling_twice_is_settling_once(url: str) -> None:
         await one.settle(turn, refused("ConcurrentWrite"))
         [permit] = await rows(one.ledger, schema.permit)
         assert permit["ended"] == permit["taken"]  # no time passed in the first one
-        strikes = {(row["kind"], row["consecutive_refusals"]) for row in await rows(one.ledger, schema.lock)}
-        assert strikes == {("user", 1)}  # of the mailbox nothing is to be known
+        refusals = {(row["kind"], row["consecutive_refusals"]) for row in await rows(one.ledger, schema.lock)}
+        assert refusals == {("user", 1)}  # of the mailbox nothing is to be known
         again = await one.take(ask("d", "a"))
         assert again.granted is None
         [draft] = await rows(one.ledger, schema.draft)

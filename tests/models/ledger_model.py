@@ -44,7 +44,7 @@ class Call:
     lapses: float
     probe: bool
     pauses: int
-    doubtful: bool
+    in_doubt: bool
     ended: float | None = None
     gone: bool = False
     """It never left, or its turn was given back."""
@@ -63,7 +63,7 @@ class Note:
     """What is known of a draft."""
 
     sent: bool = False
-    doubtful: bool = False
+    in_doubt: bool = False
     turn: str | None = None
 
 
@@ -76,7 +76,7 @@ class Model:
     calls: list[Call] = field(default_factory=list)
     drafts: dict[str, Note] = field(default_factory=dict)
     shut_until: dict[tuple[str, str], float] = field(default_factory=dict)
-    strikes: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
     closed: dict[str, float] = field(default_factory=dict)
     last: float = -math.inf
     pause: float | None = None
@@ -145,7 +145,7 @@ class Model:
     def granted(self, one: Any) -> None:
         note = self.drafts[one.draft_id]
         lapses = self.now + TIMEOUT + self.limit.grace + SLACK
-        doubtful = note.doubtful or note.turn is not None
+        in_doubt = note.in_doubt or note.turn is not None
         call = Call(
             "",
             one.user,
@@ -155,10 +155,10 @@ class Model:
             lapses,
             self.pause is not None,
             self.pauses,
-            doubtful,
+            in_doubt,
         )
         self.calls.append(call)
-        note.doubtful = doubtful
+        note.in_doubt = in_doubt
         self.last = self.now
         if self.pause is not None:
             self.prober = call
@@ -187,12 +187,12 @@ class Model:
         elif answered:
             self.pause, self.smooth_until = None, self.now + self.limit.per
         if kind == "busy":
-            self.strikes[call.user] = self.strikes.get(call.user, 0) + 1
-            until = self.now + Waits().backoff(self.strikes[call.user])
+            self.refusals[call.user] = self.refusals.get(call.user, 0) + 1
+            until = self.now + Waits().backoff(self.refusals[call.user])
             lock = "user", call.user
             self.shut_until[lock] = max(self.shut_until.get(lock, -math.inf), until)
         elif kind in {"sent", "already"}:
-            self.strikes[call.user] = 0
+            self.refusals[call.user] = 0
         match kind:
             case "quota":
                 self.closed[f"user:{call.user}"] = self.now + HOUR
@@ -204,7 +204,7 @@ class Model:
         if note.turn == call.turn:
             note.turn = None
             note.sent = kind in {"sent", "already"}
-            note.doubtful = not note.sent and (call.doubtful or not judgement.conclusive)
+            note.in_doubt = not note.sent and (call.in_doubt or not judgement.conclusive)
 
     def unreachable(self, call: Call, taken: float) -> None:
         if self.unreachable_since is not None and call.pauses != self.pauses:

@@ -159,7 +159,7 @@ class World:
         self.model.held.add(stream)
         self._do(lambda: self.scheduler.hold(self.streams[stream]))
 
-    def resume(self, stream: str) -> None:
+    def unhold(self, stream: str) -> None:
         self.model.held.discard(stream)
         self._do(lambda: self.scheduler.unhold(self.streams[stream]))
 
@@ -187,7 +187,7 @@ class World:
         self._refused_were(expected, before)
         assert self.scheduler.refused_fingerprint(user) == (None if worked else f"mark of {user}")
 
-    def reopen(self, scope: str) -> None:
+    def resume(self, scope: str) -> None:
         self.model.closed.pop(scope, None)
         self._do(lambda: self.scheduler.resume(scope))
 
@@ -215,7 +215,7 @@ class World:
         self.run(min(later) - self.now if later else 0.0)
 
     def finish(self) -> None:
-        """End every call well, reopen and renew all: then every ask is granted or refused."""
+        """End every call well, resume and renew all: then every ask is granted or refused."""
         for user, lock in self.model.users.items():
             if lock.held:
                 self.renewed(user, worked=True)

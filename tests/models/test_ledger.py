@@ -99,7 +99,7 @@ class Processes(RuleBasedStateMachine):
             assert one is wanted[granted]
             call = self.model.calls[-1]
             call.turn = self.model.drafts[call.draft].turn = grant.turn
-            assert (grant.probe, grant.in_doubt) == (call.probe, call.doubtful)
+            assert (grant.probe, grant.in_doubt) == (call.probe, call.in_doubt)
             self.never_too_much(call, before)
             self.turns.append((call, self.turn(one, grant), who))
         assert [wanted.index(one) for one, _ in taken.recorded] == recorded

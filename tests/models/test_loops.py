@@ -113,7 +113,7 @@ class World:
         self.paused = -math.inf
         self.shut: dict[str, float] = {}
         self.suspended: set[str] = set()
-        self.strikes = Counter[str]()
+        self.refusals = Counter[str]()
 
     # -- the judge --
 
@@ -147,12 +147,12 @@ class World:
                 self.shut[name] = max(self.shut.get(name, -math.inf), flight.latest)
         if judgement is BUSY:
             name = f"user:{flight.user}"
-            self.strikes[name] += 1
+            self.refusals[name] += 1
             self.shut[name] = max(
-                self.shut.get(name, -math.inf), self.now + self.delays.backoff(self.strikes[name])
+                self.shut.get(name, -math.inf), self.now + self.delays.backoff(self.refusals[name])
             )
         if judgement is SENT:
-            self.strikes[f"user:{flight.user}"] = 0
+            self.refusals[f"user:{flight.user}"] = 0
         if judgement is PAUSE:
             self.paused = max(self.paused, self.now + 3.0)
         if judgement is SUSPEND:

@@ -162,7 +162,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(stream=st.sampled_from(["s1", "s2"]), run=st.booleans())
     def hold_or_resume(self, stream: str, run: bool) -> None:
         if stream in self.world.model.held:
-            self.world.resume(stream)
+            self.world.unhold(stream)
         else:
             self.world.hold(stream)
         self.then(run=run)
@@ -204,9 +204,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.model.closed)
     @rule(index=st.integers(0, 5), run=st.booleans())
-    def reopen(self, index: int, run: bool) -> None:
+    def resume(self, index: int, run: bool) -> None:
         scopes = list(self.world.model.closed)
-        self.world.reopen(scopes[index % len(scopes)])
+        self.world.resume(scopes[index % len(scopes)])
         self.then(run=run)
 
     @rule(limit=LIMITS, run=st.booleans())

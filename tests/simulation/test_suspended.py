@@ -224,7 +224,7 @@ async def test_a_missing_scope_closes_the_user_until_reopened() -> None:
         assert kinds(await outcomes(here.send_all("alice"))) == {"SendResult": 3}
 
 
-async def test_a_closure_does_not_call_uncertain_drafts_failed() -> None:
+async def test_a_suspension_does_not_call_drafts_in_doubt_failed() -> None:
     """One whose first reply was lost, and whose user is suspended before it can ask again, may have been sent."""
     async with stage(("alice",), 2, rate_limit=RateLimit(calls=1000, spacing=0.2, grace=0)) as here:
         here.sandbox.script(here.ids("alice")[0], Fault.reset_after())

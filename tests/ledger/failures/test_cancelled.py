@@ -200,7 +200,10 @@ async def test_a_call_in_flight_whose_caller_goes(url: str, sandbox: Sandbox) ->
     sent_once(sandbox, [draft])
 
 
-async def test_a_call_in_flight_that_is_broken_off(url: str, sandbox: Sandbox) -> None:
+async def test_a_call_in_flight_that_is_broken_off(
+    url: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feishu_mail_async._binding._LEAST_WRITING", 30.0)
     [draft] = drafts_of(sandbox, 1)[:1]
     sandbox.script(draft.draft_id, Fault.hang_after())
     client = open_client(sandbox, url)

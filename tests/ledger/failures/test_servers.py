@@ -243,8 +243,8 @@ async def test_a_commit_whose_answer_is_lost(
     await nothing_held(direct)
     records = {row["draft_id"]: (row["state"], row["calls"]) for row in await rows(direct, schema.draft)}
     assert records == {one.draft_id: ("sent", 1), two.draft_id: ("sent", 1)} | {broken.draft_id: ("failed", 2)}
-    strikes = [row["consecutive_refusals"] for row in await rows(direct, schema.lock) if row["kind"] == "user"]
-    assert strikes == [1]  # of the other user nothing is to be known
+    refusals = [row["consecutive_refusals"] for row in await rows(direct, schema.lock) if row["kind"] == "user"]
+    assert refusals == [1]  # of the other user nothing is to be known
     assert len(sandbox.ledger.sends) == 3
     await ledger.close()
     await direct.close()

@@ -217,7 +217,7 @@ async def test_a_login_without_any_token_is_none(scene: LoginScene) -> None:
 def test_a_code_that_is_a_text_is_read() -> None:
     refused = read_grant(Reply(400, b'{"code": "20073"}'))
     assert not isinstance(refused, TokenGrant)
-    assert refused.again
+    assert refused.login_needed
     assert refused.code == 20073
 
 

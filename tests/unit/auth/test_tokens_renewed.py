@@ -114,7 +114,7 @@ async def test_a_source_that_has_no_other_token() -> None:
         with pytest.raises(Suspended):
             await client.send_draft(ids[1], user="alice")
         assert len(source.told) == 1
-        # The new token opens the user again, with no `reopen`.
+        # The new token opens the user again, with no `resume`.
         source.sandbox.renew_token("alice")
         await client.send_draft(ids[1], user="alice")
 

@@ -64,7 +64,7 @@ def test_a_pause_holds_in_the_next_loop() -> None:
 
 
 def test_what_is_suspended_in_one_loop_is_suspended_in_the_next() -> None:
-    async def reopen() -> None:
+    async def resume() -> None:
         async with there.client() as client:
             [closed] = client.snapshot().suspended
             assert closed.subject == "user:alice"
@@ -78,7 +78,7 @@ def test_what_is_suspended_in_one_loop_is_suspended_in_the_next() -> None:
         with pytest.raises(Suspended):
             asyncio.run(send(there.client(), second))
         assert len(there.ledger.sends) == 1
-        asyncio.run(reopen())
+        asyncio.run(resume())
         asyncio.run(send(there.client(), second))
         there.check(1)
 

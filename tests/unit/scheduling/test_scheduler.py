@@ -81,7 +81,7 @@ def test_a_stream_that_is_held_holds_up_no_other_and_goes_on_when_resumed() -> N
         world.submit("B", "B", stream="s2")
         world.run(100.0)
         assert world.log == [4, 5]
-        world.resume("s1")
+        world.unhold("s1")
         world.run()
         assert world.log == [4, 5]  # their users' calls are in flight
         world.sent(world.flights[1])
@@ -90,7 +90,7 @@ def test_a_stream_that_is_held_holds_up_no_other_and_goes_on_when_resumed() -> N
         world.sent(world.flights[0])
         world.run(100.0)
         assert world.log == [4, 5, 2]
-        world.resume("s1")
+        world.unhold("s1")
         world.run()
         assert world.log == [4, 5, 2, 1]
         world.finish()

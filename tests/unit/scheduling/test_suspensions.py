@@ -19,7 +19,7 @@ def test_a_user_closed_by_a_token_is_known_by_its_mark_until_reopened(world: Wor
     assert world.scheduler.refused_fingerprint("A") == "mark of A"
     assert world.scheduler.refused_fingerprint("B") is None
     world.submit("A", "b")
-    world.reopen("user:A")
+    world.resume("user:A")
     assert world.scheduler.refused_fingerprint("A") is None
     world.submit("A", "b")
     world.run()
@@ -32,5 +32,5 @@ def test_a_closure_that_no_token_caused_has_no_mark(world: World, scope: Subject
         (flight,) = fly(world, ("A", "a"))
         world.settle(flight, fatal(scope, until))
         assert world.scheduler.refused_fingerprint("A") is None
-        world.reopen("user:A" if scope is Subject.USER else "mailbox:a")
+        world.resume("user:A" if scope is Subject.USER else "mailbox:a")
         world.run(20.0)
