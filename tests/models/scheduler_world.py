@@ -220,7 +220,7 @@ class World:
             if lock.held:
                 self.renewed(user, worked=True)
         for stream in list(self.model.held):
-            self.resume(stream)
+            self.unhold(stream)
         for _ in range(20 * len(self.askers) + 20):
             self.run()
             while self.flights:
