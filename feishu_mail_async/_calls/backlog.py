@@ -123,7 +123,11 @@ class Backlog:
         if self.stopping and (self._unreadable or entry.record is not UNREAD):
             self._intake.end_early(entry, self.given_up())
         else:
-            self._intake.admit(entry)
+            try:
+                self._intake.admit(entry)
+            except BaseException:
+                self.entries.pop(entry, None)  # else the run would wait for its outcome for ever
+                raise
 
     def reject(self, draft: Draft, error: FeishuMailError) -> None:
         """Add the outcome of a draft that cannot be started."""

@@ -149,7 +149,11 @@ class Intake:
                 if batch:
                     records = await self.records([entry.call for entry in batch])
                     async for entry in _breathing(batch):
-                        self._looked_up(entry, records.get(entry.call.key))
+                        try:
+                            self._looked_up(entry, records.get(entry.call.key))
+                        except BaseException as failed:
+                            self._fail(entry, NotSent(f"an internal error: {type(failed).__name__}"), failed)
+                            raise
                 await asyncio.sleep(0)
         except FeishuMailError as failed:
             # All that wait share the error: one time-out for a ledger that is away, and not one each.
@@ -235,11 +239,10 @@ class Intake:
                     self._offer(entry, self._refused(account))
                 else:
                     self._fail(entry, *_another(error))
-        except asyncio.CancelledError:
-            self._fail_all(waiting, _broken_off())
-            raise
         finally:
             del self._fetching[account]
+            if waiting:
+                self._fail_all(waiting, _broken_off())
 
     def _offer(self, entry: Entry, refused: str | None) -> None:
         """Start the job of an entry, or join the one under way.
@@ -305,8 +308,8 @@ class Intake:
     def end_early(self, entry: Entry, error: FeishuMailError) -> None:
         """End an entry without a job, and publish it."""
         told = early(forget_frames(error), entry.call.draft, entry.record)
+        entry.failed(told)  # first: a subscriber may stop its run, which ends what has no end yet
         self.tell_early(entry.call.draft, entry.call.key.user, told, entry.context)
-        entry.failed(told)
 
     def tell_early(self, draft: Draft | None, user: str, error: FeishuMailError, context: Context) -> None:
         """Publish the outcome of a draft that ended before it could wait for a turn.
@@ -351,7 +354,8 @@ class Intake:
             await asyncio.wait(self.tasks, timeout=None if until is None else until - loop.time())
         while self.tasks:
             await self.scheduler.sweep(each(self.tasks, lambda task: task.cancel())).ended()
-            await asyncio.wait(self.tasks)
+            if self.tasks:  # all of them may have ended within the sweep
+                await asyncio.wait(self.tasks)
 
     async def end_look_ups(self, timeout: float | None) -> None:  # noqa: ASYNC109 - that of the client's `close`
         """Let look-ups finish, for `timeout` seconds at most; then the ledger is given up."""
@@ -384,4 +388,4 @@ def _broken_off() -> NotSent:
 
 def _another(error: FeishuMailError) -> tuple[FeishuMailError, BaseException | None]:
     """Return a copy of an error for one of many that share it, and its cause."""
-    return type(error)(str(error)), error.__cause__
+    return copy.copy(error), error.__cause__

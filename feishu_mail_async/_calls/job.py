@@ -10,8 +10,7 @@ flight has to be finished and still counts.
 
 import asyncio
 import functools
-from collections.abc import Callable
-from typing import Concatenate, Final, ParamSpec
+from typing import Final
 
 from feishu_mail_async._api.protocol import CallEnd, Judgement, Reply, judge
 from feishu_mail_async._hub import log_takes_infos
@@ -34,30 +33,15 @@ from feishu_mail_async.events import AttemptStarted, DraftQueued, Event, TurnGra
 from .attempts import outage_over, renew, unanswered
 from .context import JobContext, Listener
 from .endings import client_closed
+from .guard import ends_if_it_fails
 from .progress import Progress, State
 from .reporting import About, attempt_ended, done, numbers, retry_planned
 from .retry import Repetition
 
 __all__ = ["Job"]
 
-P = ParamSpec("P")
-
 _BROKEN_OFF: Final = Failure(CallEnd.LOST, "the call was broken off")
 """The end of a call whose task was cancelled before an answer was there: it may have arrived."""
-
-
-def _ends_if_it_fails(step: Callable[Concatenate["Job", P], None]) -> Callable[Concatenate["Job", P], None]:
-    """Have a step of a job that is called back end the job if it fails; the loop's exception handler is told."""
-
-    @functools.wraps(step)
-    def guarded(job: "Job", /, *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            step(job, *args, **kwargs)
-        except Exception as error:
-            job.break_off(error)
-            raise
-
-    return guarded
 
 
 class Job(Progress):
@@ -137,9 +121,6 @@ class Job(Progress):
         if self.state is State.GRANTED:
             self._forget()  # its call will not be made: the same draft submitted now must start a job of its own
         elif self.state in {State.QUEUED, State.BACKING_OFF}:
-            self._home.scheduler.cancel(self._waiter)
-            if self._before_retry is not None:
-                self._before_retry.cancel()
             self._end(None, self._stopped())
 
     def give_up(self, error: FeishuMailError) -> None:
@@ -180,16 +161,18 @@ class Job(Progress):
         home, waited, reported = self._home, self._waited_enough(), self._reported()
         if turn.permit.in_doubt:
             self.tries.conclusive = False
+        self.state = State.GRANTED
         try:
             token = home.tokens.current(self.call.account)
-        except FeishuMailError as error:
+            may_go = functools.partial(self._may_go, turn)
+            exchange = home.transport.exchange(self.call.method, self.call.path, token, may_go=may_go)
+            task = start_task(exchange, "feishu-mail-call", context=self._context)
+        except BaseException as error:
             home.scheduler.give_back(turn)
-            self._end(None, self.final(error))
-            return
-        self.state = State.GRANTED
-        may_go = functools.partial(self._may_go, turn)
-        exchange = home.transport.exchange(self.call.method, self.call.path, token, may_go=may_go)
-        task = start_task(exchange, "feishu-mail-call", context=self._context)
+            self.break_off(error)
+            if isinstance(error, FeishuMailError):
+                return
+            raise
         task.add_done_callback(functools.partial(self._answered, turn, token), context=self._context)
         home.tasks.add(task)
         if reported:
@@ -231,7 +214,7 @@ class Job(Progress):
             home.scheduler.events.publish(event)
         return True
 
-    @_ends_if_it_fails
+    @ends_if_it_fails
     def _answered(self, turn: Turn, token: Hidden[str], task: "asyncio.Task[Reply | Failure]") -> None:
         """Settle the turn of a call that has ended, in whichever way."""
         home, reported = self._home, self._reported()
@@ -246,12 +229,18 @@ class Job(Progress):
             judgement = judge(answer, token.value, home.transport.base_url)
         else:
             judgement = unanswered(home, answer)
-        number = self.tries.calls + 1
+        number, renewing = self.tries.calls + 1, judgement.until is ResumeWhen.TOKEN
         self.tries.count(judgement)
-        if reported:
-            home.scheduler.events.publish(attempt_ended(home.time(), self._about, number, self._called, judgement))
-        written = home.scheduler.settle(turn, judgement, home.delays, renewing=judgement.until is ResumeWhen.TOKEN)
+        try:
+            if reported:
+                event = attempt_ended(home.time(), self._about, number, self._called, judgement)
+                home.scheduler.events.publish(event)
+        finally:
+            written = home.scheduler.settle(turn, judgement, home.delays, renewing=renewing)
         if broken is not None:
+            self.break_off(broken)
+            if isinstance(broken, KeyboardInterrupt | SystemExit):
+                return  # the loop has raised it already
             raise broken
         if task.cancelled():
             self._end(None, self._stopped())
@@ -265,18 +254,23 @@ class Job(Progress):
             done = functools.partial(self._on_record, token, judgement, written)
             on_record.add_done_callback(done, context=self._context)
 
-    @_ends_if_it_fails
+    @ends_if_it_fails
     def _on_record(
         self, token: Hidden[str], judgement: Judgement, written: asyncio.Task[None], done: asyncio.Future[None]
     ) -> None:
         self._home.tasks.discard(done)
-        error = None if done.cancelled() else done.exception()
+        failed = None if done.cancelled() else done.exception()
+        end = failed if isinstance(failed, FeishuMailError) else None
         if done.cancelled() and not written.cancelled() and judgement.error is not None:
-            self._end(None, self._stopped())
-        elif isinstance(error, FeishuMailError):
-            self._end(None, self.final(error))
-        else:
+            end = self._stopped()
+        if end is None:
             self._settled(token, judgement)
+            return
+        if judgement.until is ResumeWhen.TOKEN:
+            self._home.scheduler.renewed(
+                self.call.key.user
+            )  # the renewal for which the user is held does not come
+        self._end(None, self.final(end))
 
     def _settled(self, token: Hidden[str], judgement: Judgement) -> None:
         """End, or try again."""
@@ -292,11 +286,11 @@ class Job(Progress):
         elif judgement.verdict is Verdict.RETRY and not outage_over(self._home, judgement):
             self._back_off(judgement)
         else:
+            self._end(None, self.final(judgement.error))
             if isinstance(judgement.error, Misconfigured):
                 self._home.end_waiting(judgement.error)
-            self._end(None, self.final(judgement.error))
 
-    @_ends_if_it_fails
+    @ends_if_it_fails
     def _renewed(self, judgement: Judgement, renewal: "asyncio.Task[FeishuMailError | None]") -> None:
         """Try again with another token, or end with the reason why there is none."""
         self._home.tasks.discard(renewal)
@@ -326,7 +320,7 @@ class Job(Progress):
             event = retry_planned(home.time(), self._about, self.tries.calls, delay, judgement)
             home.scheduler.events.publish(event)
 
-    @_ends_if_it_fails
+    @ends_if_it_fails
     def _go_on(self) -> None:
         """Queue for another turn, if somebody wants it."""
         if self._wanted():
@@ -361,17 +355,23 @@ class Job(Progress):
             return self.final(client_closed())
         return self.final(NotSent(f"not sent: {self._reason}" if self.conclusive else self._reason))
 
-    def break_off(self, error: Exception) -> None:
-        """End after a mistake of this package: it leaves no caller waiting, and does not claim "not sent"."""
-        if self.state is not State.DONE:
+    def break_off(self, error: BaseException) -> None:
+        """End with what a step has raised; a mistake of this package must not claim that nothing was sent."""
+        if self.state is State.DONE:
+            return
+        if not isinstance(error, FeishuMailError):
             note_frames(error)
-            unknown = OutcomeUnknown(f"an internal error: {type(error).__name__}", draft=self.call.draft)
-            unknown.__cause__ = error
-            self._end(None, unknown)
+            cause, error = error, OutcomeUnknown(f"an internal error: {type(error).__name__}")
+            error.__cause__ = cause
+        self._end(None, self.final(error))
 
     def _end(self, success: Judgement | None, error: FeishuMailError | None) -> None:
         """End the job, once: record the outcome, publish it and notify the listeners."""
         home = self._home
+        if self._waiter.lane is not None:
+            home.scheduler.cancel(self._waiter)
+        if self._before_retry is not None:
+            self._before_retry.cancel()
         del self._waiter  # it holds the job, too: without this the two would stay until the garbage collector runs
         self._before_retry = None
         self.state = State.DONE
@@ -379,12 +379,12 @@ class Job(Progress):
         self.error = None if error is None else forget_frames(error)
         if self._asked is not None:
             self._waited_enough()
-        if error and self.call.draft and not isinstance(error, ClientClosed | RecordRefused):
-            # A draft that ended because its client was closed is left as the record has it: nothing new is known.
-            # A refused record cannot be written at all.
-            home.scheduler.store.note(self.call.key, error.status, error)
-        self._forget()
         try:
+            if error and self.call.draft and not isinstance(error, ClientClosed | RecordRefused):
+                # A draft that ended because its client was closed is left as the record has it: nothing new is
+                # known. A refused record cannot be written at all.
+                home.scheduler.store.note(self.call.key, error.status, error)
+            self._forget()
             if self._reported():
                 for event in done(home.time(), self._about, [one.call.draft for one in self.listeners], self):
                     self._tell(event)

@@ -90,15 +90,14 @@ class Dispatcher:
     def submit(self, waiter: Waiter) -> None:
         """Append a waiter to its lane; refuse it at once if its user, mailbox or app is suspended."""
         now = self._now()
-        if self.store.state.suspensions.entries:
-            key = self.store.suspended(waiter.user, waiter.mailbox, now)
-            self._tell_changes(now)
-            refusal = None if key is None else self._refusal(key, now)
-            if refusal is not None:
-                waiter.callbacks.refused(refusal)
-                return
         self._look_soon()
         self._lanes.add(waiter, now)
+        if self.store.state.suspensions.entries:
+            key = self.store.suspended(waiter.user, waiter.mailbox, now)
+            self._tell_changes(now)  # a subscriber may cancel the waiter
+            refusal = None if key is None else self._refusal(key, now)
+            if refusal is not None:
+                self.refuse(waiter, refusal)
 
     def cancel(self, waiter: Waiter) -> None:
         """Remove a waiter. Nothing happens if it does not wait."""

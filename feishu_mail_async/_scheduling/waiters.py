@@ -29,7 +29,7 @@ def mailbox_key(user: str, mailbox: str) -> str:
     return user.casefold() if "@" in user else f"{OWN}{user}"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class CallLock:
     """The lock of a user or a mailbox: at most one call holds it at a time.
 
@@ -66,7 +66,7 @@ class Stream(CallLock):
     __slots__ = ()
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Lane:
     """The queue of the waiters of one user, mailbox, priority and stream; see `lanes`.
 
@@ -106,7 +106,7 @@ class TurnCallbacks(Protocol):
         """End without a turn: the ledger's record says that the draft was sent."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Waiter:
     """One draft that waits for its turn.
 
@@ -136,7 +136,7 @@ class Waiter:
     lane: Lane | None = field(default=None, init=False)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Turn:
     """The permission to make one call. It must be passed to the scheduler's `settle` or `give_back`, once.
 
