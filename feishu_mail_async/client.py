@@ -230,7 +230,7 @@ class FeishuMailClient:
 
         Source: "获取草稿详情" (`GET …/user_mailboxes/:id/drafts/:id`), as the official SDK calls it.
         """
-        self._binding.intake(READ)
+        self._binding.intake(READ)  # bound, or refused, before the arguments are looked at
         asked = _draft(draft, mailbox, user)
         try:
             account = self._binding.account(asked)
@@ -256,7 +256,7 @@ class FeishuMailClient:
 
         Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
         """
-        self._binding.intake(LIST)
+        self._binding.intake(LIST)  # as above
         check_id("mailbox", mailbox)
         if user is not None:
             check_text("user", user)

@@ -8,6 +8,10 @@ Three questions decide what happens after an answer, and each row answers them: 
 fatal), the `subject` (the draft, user, mailbox or app that waits or is suspended) and `conclusive` (whether the
 answer settles if the attempt sent the mail).
 
+What follows from a row: RETRY of a draft means its own backoff (`_calls.retry`); of a user, a backoff of the user's
+calls; of the app, a pause of the endpoint (both in `_scheduling.state`). FATAL with `until` means a suspension
+(`_scheduling.suspensions`); without, the draft ends alone. How often: `RetryPolicy`.
+
 Sources: the endpoint's table of error codes ("发送草稿", 错误码) for the 17 codes of sending a draft; the
 platform's generic codes for those of the gateway, of tokens and of scopes; the OAuth endpoint's own for `OAUTH`.
 """

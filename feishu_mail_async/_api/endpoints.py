@@ -1,8 +1,9 @@
-"""The table of the API's endpoints, a row each. No other module has a path, a scope, a limit or a source.
+"""The client's table of endpoints, a row each: its code takes paths, scopes, limits and sources from nowhere else.
 
-A new endpoint is a row here, with a reader in `payloads`, and a short method of the client. Scheduler, ledger,
-login, events and telemetry read the row. The sandbox has tables of its own (`paths`, `judge`, `endpoints`), so
-that a mistake here is not repeated by the server that tests it; a test compares the two.
+To add one that reads: a row, listed in `ENDPOINTS` too; its reader in `payloads`; a method of the client over
+`Binding.ask`; scopes in the advice of `codes`, if they are new. Scheduler, ledger, login, events and telemetry
+read the row. The sandbox has tables of its own (`paths`, `judge`, `endpoints`), so that a mistake here is not
+repeated by the server that tests it; a test compares the two.
 """
 
 from collections.abc import Callable, Mapping

@@ -9,6 +9,8 @@ call that has ended: who waits, and who is suspended.
       |                                                       +------ refused, or no answer -----+  |
       +------ answered: then at the even pace for one `per` ----------------------------------------+
 
+A suspension of the app that time has ended begins such a pause of no length, too: one call probes.
+
 An answer to a call made before the pause must not end it: it says nothing about the server's state since. So each
 permit carries the number of pauses that there had been when it was granted.
 
@@ -33,7 +35,7 @@ from .suspensions import APP, SuspensionKey, Suspensions, reach_of, reaches, sub
 __all__ = ["Delays", "EndpointState", "Lock", "Pause", "Permit", "Settled"]
 
 _MOST_WINDOWS: Final = 4
-"""Windows of the limit that a pause lasts at most: the server forgets all calls after one, whatever it says."""
+"""Windows of the limit that a refusal for the rate may pause calls, at most; the server forgets all after one."""
 _LEAST_BOUND: Final = 60.0
 """Seconds that this bound is at least, because the server's window may be longer than the limit's."""
 _UNWATCHED: Final = 60.0
@@ -170,7 +172,7 @@ class EndpointState:
         self.unreachable_since: float | None = None
         self.unreachable_times = 0
         self.unreachable_lasted = 0.0
-        suspensions.probing.append(self._probe)
+        suspensions.probing.append(self._probe_first)
 
     # -- when the next call may go ---------------------------------------------------------------------
 
@@ -271,6 +273,7 @@ class EndpointState:
             self.pause.probe = None
 
     def _settle_pause(self, permit: Permit, judgement: Judgement, delays: Delays, now: float) -> float | None:
+        """Pause for what the server asks, within bounds, or one `per`; in an outage for `delays.outage`."""
         self.give_back(permit.turn)
         # Only the probe of this very pause can end it; a call without an answer leaves it to the next one.
         answered = judgement.end is CallEnd.ANSWERED and permit.probe and permit.pauses == self.pauses
@@ -324,7 +327,7 @@ class EndpointState:
         self.suspensions.lapse(keys, now)
         return self.suspensions.find(keys, now)
 
-    def _probe(self, now: float, key: SuspensionKey, reason: str) -> None:
+    def _probe_first(self, now: float, key: SuspensionKey, reason: str) -> None:
         if self.concerns(key):
             self.pause_calls(now, reason)
 

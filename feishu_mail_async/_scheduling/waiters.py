@@ -31,7 +31,10 @@ def mailbox_key(user: str, mailbox: str) -> str:
 
 @dataclass(slots=True, eq=False, repr=False)
 class CallLock:
-    """The lock of a user or a mailbox: at most one call holds it at a time.
+    """What can keep the waiters of a user, a mailbox or a run from going.
+
+    A call of a writing endpoint holds its user's and its mailbox's, alone. A call that only reads holds none, and
+    no call holds a run's (`Stream`).
 
     Attributes:
         key: the user's or the mailbox's key.
