@@ -26,8 +26,8 @@ loop reaches it through a *member* for each endpoint; queues and dispatchers sta
   calls of other loops are in flight, a waiting member checks those loops now and then.
 - Time. A store has one clock, that of the first loop. For ordinary loops that is `time.monotonic`, the same for
   all of them. A loop with another clock (a virtual one) gets an offset when it joins: the store's time continues
-  from its last value plus the time that has passed in the process. It never goes back; where the age of a call
-  cannot be known, the call counts as just ended.
+  from that of the process, or from the latest end of a call, if a virtual clock has been faster. It never goes
+  back; where the age of a call cannot be known, the call counts as just ended.
 """
 
 import itertools

@@ -83,6 +83,7 @@ class Scheduler(Dispatcher):
             if judgement.verdict is Verdict.RETRY and judgement.subject is Subject.USER:
                 seconds = user.backoff_until - now
                 self.events.publish(UserCooled(now - self._offset, user.key, seconds, user.consecutive_refusals))
+            # Most ends change nothing that has to be told: no pause is in force, nor was one.
             news = state.suspensions.changes != told.suspension_changes
             if news or state.pause is not None or told.paused_since is not None:
                 self._tell_changes(now)

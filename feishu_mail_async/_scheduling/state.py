@@ -177,7 +177,7 @@ class EndpointState:
     # -- when the next call may go ---------------------------------------------------------------------
 
     def not_before(self, now: float, *, urgent: bool = True) -> float:
-        """Return when to look at the earliest for the next dispatch; infinity while a call in flight decides.
+        """Return the earliest time to look for the next dispatch; infinity while that depends on a call in flight.
 
         Args:
             now: the time.

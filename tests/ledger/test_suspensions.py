@@ -20,7 +20,7 @@ from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.suspensions import SuspensionKey
 from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async.errors import FeishuMailError
-from feishu_mail_async.ledger import Record, open_ledger, schema
+from feishu_mail_async.ledger import Record, open_ledger, schema, turns
 from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN
@@ -296,4 +296,32 @@ async def test_calls_of_one_process_are_spaced_however_long_a_commit_takes(
     for user, timed in ("a", first), ("b", second):
         scheduler.submit(Waiter(user, f"me/{user}", Priority.NORMAL, timed))
     assert await second.granted_at - await first.granted_at >= 0.5
+    await ledger.close()
+
+
+async def test_a_database_is_asked_for_one_turn_at_a_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes while it is asked is offered to it the next time, and then the most urgent one goes first."""
+    take, under_way, most = turns.take, 0, 0
+
+    async def slow(*arguments: Any, **options: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.05)
+        try:
+            return await take(*arguments, **options)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(turns, "take", slow)
+    ledger = ledger_on(url)
+    scheduler = Scheduler(ledger.store("http://x", APP, FREE))
+    ranks = Priority.NORMAL, Priority.BULK, Priority.INTERACTIVE
+    timed = [Timed() for _ in ranks]
+    for user, (priority, one) in enumerate(zip(ranks, timed, strict=True)):
+        scheduler.submit(Waiter(str(user), str(user), priority, one))
+        await asyncio.sleep(0.01)
+    first, last, urgent = await asyncio.gather(*(one.granted_at for one in timed))
+    assert first < urgent < last
+    assert most == 1
     await ledger.close()

@@ -238,6 +238,7 @@ def test_a_long_pause_with_many_comings_and_goings_takes_no_memory() -> None:
         assert sum(sizes) <= 2_000
         assert len(scheduler._lanes.alarms) <= 2
         assert not scheduler._lanes.lanes
+        assert not scheduler._lanes.parked
         assert not scheduler._lanes.mailboxes
         assert len(scheduler._lanes.users) <= USERS_REMEMBERED
         assert not any(gate.lanes for gate in gates)

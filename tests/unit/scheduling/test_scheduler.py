@@ -268,6 +268,29 @@ class Wire:
         return Reply(500, b"") if self.calls == 1 else Reply(200, b'{"code": 0, "data": {}}')
 
 
+def test_of_those_who_come_in_one_pass_of_the_loop_the_most_urgent_goes_first(world: World) -> None:
+    for user, priority in ("A", Priority.BULK), ("B", Priority.NORMAL), ("C", Priority.INTERACTIVE):
+        world.submit(user, user, priority)
+    world.run()
+    assert world.log == [3, 2]
+
+
+def test_one_timer_is_set_for_those_who_wait_and_none_when_nobody_does(world: World) -> None:
+    for user in "AB":  # while these have their turns, the next look gets due
+        world.submit(user, user, reflex=world.sent)
+    late = world.submit("C", "c")
+    world.run(1.0)
+
+    def timers() -> int:
+        found: list[asyncio.TimerHandle] = getattr(world.loop, "_scheduled")  # noqa: B009 - unknown to typeshed
+        return sum(not timer.cancelled() for timer in found)
+
+    assert world.log == [1, 2]
+    assert timers() == 1
+    world.cancel(late)
+    assert timers() == 0
+
+
 @pytest.mark.parametrize("closing", [False, True])
 def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_stops_nothing(
     *, closing: bool
