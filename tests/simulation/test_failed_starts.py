@@ -11,15 +11,18 @@ from typing import Any, Final
 
 import pytest
 
-from feishu_mail_async import Draft, FeishuMailClient, NotSent, Priority
+from feishu_mail_async import Draft, FeishuMailClient, NotSent, OutcomeUnknown, Priority
+from feishu_mail_async._calls.intake import check_stack
+from feishu_mail_async._tasks import start_task
 from feishu_mail_async.events import DraftQueued, Event
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.ledgers import client_of
 from tests.helpers.samples import PACKAGE
-from tests.helpers.scenes import FREE
+from tests.helpers.scenes import FREE, drain
 from tests.helpers.tasks import our_tasks, settle
 
 USER: Final = "alice"
+CALLS: Final = "feishu_mail_async._calls"
 _SEARCHED: Final = 200
 """Depths tried below the one at which nothing can be called any more."""
 
@@ -196,3 +199,80 @@ async def test_at_every_call(waiting: int) -> None:
         await settle()
         assert number > 20
         assert max(sandbox.ledger.sent.values()) == 1
+
+
+# --- what the package itself starts ------------------------------------------------------------------------
+
+
+def broken(step: Callable[..., Any], error: Exception, only: str = "") -> Callable[..., Any]:
+    """A step that fails the first time, or the first time that it is to start the task of that name."""
+    left = [error]
+
+    def stepping(*arguments: Any, **more: Any) -> Any:
+        if left and (not only or only in arguments):
+            for one in arguments:
+                if isinstance(one, Coroutine):
+                    one.close()
+            raise left.pop()
+        return step(*arguments, **more)
+
+    return stepping
+
+
+async def results(client: FeishuMailClient, drafts: list[Draft]) -> list[Any]:
+    sends = asyncio.gather(*(client.send_draft(draft) for draft in drafts), return_exceptions=True)
+    return await asyncio.wait_for(sends, 60)
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_call_whose_task_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(2) as (_, client, drafts):
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        error = MemoryError()
+        monkeypatch.setattr(f"{CALLS}.job.start_task", broken(start_task, error, "feishu-mail-call"))
+        [ended] = await results(client, drafts[:1])
+        assert isinstance(ended, OutcomeUnknown)
+        assert told == [error]
+        await nothing_is_left(client)
+        await asyncio.wait_for(client.send_draft(drafts[1]), 60)
+
+
+async def test_a_fetch_whose_task_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For a draft that was looked up in a ledger, among others."""
+    async with scene(4) as (sandbox, _, drafts):
+
+        async def source(user: str | None) -> str:
+            return sandbox.tokens[user or USER]
+
+        async with client_of(
+            sandbox, f"sqlite:///{tmp_path / 'mail.db'}", tokens=source, rate_limit=FREE
+        ) as client:
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            start = broken(start_task, MemoryError(), "feishu-mail-prepare")
+            monkeypatch.setattr(f"{CALLS}.intake.start_task", start)
+            ended = await results(client, drafts[:3])
+            # Those whose records were not read yet may have been sent earlier.
+            assert isinstance(ended[0], NotSent)
+            assert {type(one) for one in ended} <= {NotSent, OutcomeUnknown}
+            await nothing_is_left(client)
+            await asyncio.wait_for(client.send_draft(drafts[3]), 60)
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize(("name", "step"), [("start_task", start_task), ("check_stack", check_stack)])
+async def test_a_run_that_cannot_submit_what_it_has_read(
+    name: str, step: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends, and says why."""
+    async with scene(3) as (sandbox, _, drafts):
+
+        async def source(user: str | None) -> str:
+            return sandbox.tokens[user or USER]
+
+        async with client_of(sandbox, None, tokens=source, rate_limit=FREE) as client:
+            monkeypatch.setattr(f"{CALLS}.intake.{name}", broken(step, RecursionError("no room")))
+            with pytest.raises(RecursionError, match="no room"):
+                await asyncio.wait_for(drain(client.send_drafts(drafts[:2])), 60)
+            await nothing_is_left(client)
+            await asyncio.wait_for(client.send_draft(drafts[2]), 60)
