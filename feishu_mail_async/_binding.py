@@ -8,6 +8,7 @@ another loop nor a forked child can use it.
 """
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -232,6 +233,9 @@ class Binding:
         self._closed = True
         if self._origin.elsewhere:
             return
+        if self._loop is not None and self._loop.is_closed():
+            await self._let_go()
+            return
         try:
             await carry_through(self._close(timeout), "feishu-mail-close")
         except asyncio.CancelledError:
@@ -259,6 +263,15 @@ class Binding:
             await self._transport.close()
             self._unsubscribe()
             await asyncio.sleep(0)  # a dispatcher without waiters ends in this step, and not as a pending task
+
+    async def _let_go(self) -> None:
+        """Release what can be released once the client's loop has ended: nothing that waits there ends any more."""
+        client = self._client()
+        if self._engine is not None and client is not None:
+            self._engine.clients.discard(client)
+        self._unsubscribe()
+        with contextlib.suppress(RuntimeError):  # of connections, whose loop is closed
+            await self._transport.close()
 
     async def _end_calls(self, timeout: float | None) -> None:  # noqa: ASYNC109
         """Let calls in flight finish, and all that is on its way to a call end."""
