@@ -265,7 +265,7 @@ class Binding:
             await asyncio.sleep(0)  # a dispatcher without waiters ends in this step, and not as a pending task
 
     async def _let_go(self) -> None:
-        """Release what can be released once the client's loop has ended: nothing that waits there ends any more."""
+        """Release what can be released once the client's loop has ended: what waits there ends no more."""
         client = self._client()
         if self._engine is not None and client is not None:
             self._engine.clients.discard(client)

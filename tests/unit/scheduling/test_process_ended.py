@@ -67,6 +67,20 @@ def test_a_loop_that_stops_in_the_midst_of_a_call_keeps_nothing_for_ever(close: 
         assert there.ledger.refusals == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_client_whose_loop_has_ended_is_closed_in_another() -> None:
+    """The garbage collector does so, too, when it ends a task whose loop is closed."""
+    with litter(), server() as there, loops(1) as [stopped]:
+        [draft] = there.sandbox.add_drafts("alice", 1)
+        there.sandbox.script(draft, Fault.delay(0, 30))
+        client = there.client()
+        stopped.begin(send(client, draft))
+        there.wait_for(1)
+        stopped.stop()
+        stopped.loop.close()
+        asyncio.run(client.close())
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_child_inherits_what_was_used_up_and_hears_of_no_call_under_way() -> None:
