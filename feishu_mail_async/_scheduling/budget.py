@@ -20,6 +20,8 @@ __all__ = ["Budget", "Spacing"]
 
 _LONGEST: Final = 2.0**20
 """Seconds of spacing that are kept at most: twelve days."""
+_TICKS: Final = 2**20
+"""Parts of a second by which spacing is counted: their sums are exact, so nothing goes a rounding error early."""
 
 
 class Budget:
@@ -106,12 +108,13 @@ class Spacing(AsyncLimiter):
         """
         if seconds <= 0.0:
             return now
-        self._now, seconds = now, min(seconds, _LONGEST)
+        self._now = math.floor(now * _TICKS) / _TICKS
+        seconds = math.ceil(min(seconds, _LONGEST) * _TICKS) / _TICKS
         if self.has_capacity(seconds):
             return now
-        return now + (self._level + seconds - _LONGEST)
+        return self._now + (self._level + seconds - _LONGEST)
 
     def take(self, now: float) -> None:
         """Fill the bucket for a dispatch at this moment."""
         # Not earlier, as in a wait for a permit: it would leak meanwhile, and the next dispatch follow at once.
-        self._level, self._last_check = _LONGEST, now
+        self._level, self._last_check = _LONGEST, math.ceil(now * _TICKS) / _TICKS

@@ -23,9 +23,6 @@ HOUR: Final = 3600.0
 
 Lane = tuple[str, str, Priority, str | None]
 
-_ROUNDING: Final = 1e-9
-"""Seconds by which aiolimiter's arithmetic may be off."""
-
 
 @dataclass(eq=False, slots=True)
 class Want:
@@ -205,7 +202,7 @@ class Model:
         assert want in self.waiting, f"{want} was granted a turn, and does not wait"
         assert self.locks_open(want) <= now, f"{want}: its user or mailbox is locked until {self.locks_open(want)}"
         assert self.permit_for(want, now) <= now, f"{want}: no permit before {self.permit_for(want, now)}"
-        assert self.spaced(now) <= now + _ROUNDING, f"{want}: {now} is too soon after the dispatch at {self.last}"
+        assert self.spaced(now) <= now, f"{want}: {now} is too soon after the dispatch at {self.last}"
         assert self.paused() <= now, f"{want}: paused until {self.paused()}"
         heads = self.heads()
         assert want in heads, f"{want} overtook its own lane"
