@@ -190,8 +190,7 @@ class Job(Progress):
 
     def _waited_enough(self) -> float:
         """Note that the wait for a turn is over; return its length in seconds."""
-        waited = 0.0 if self._asked is None else self._home.time() - self._asked
-        self._asked = None
+        waited, self._asked = 0.0 if self._asked is None else self._home.time() - self._asked, None
         self.waited += waited
         return waited
 
@@ -200,13 +199,14 @@ class Job(Progress):
     def _may_go(self, turn: Turn) -> bool:
         """Return whether the call may be made, in the first step of its task; from then on it is in flight.
 
-        Not if nobody wants it any more. Nor if the process has stood still (a suspended laptop, SIGSTOP): the
-        lease in the ledger may end before the call does, and another process would make a call for the same user.
+        Not if nobody wants it, nor if the process has stood still (a suspended laptop, SIGSTOP): the lease in the
+        ledger may end before the call does, and another process would make a call for the same user.
         """
-        home = self._home
-        self._called = home.time()
-        reported = self._reported()
-        if self._called > turn.permit.good_until or not self._wanted():
+        home, reported, self._called = self._home, self._reported(), self._home.time()
+        if not self._wanted():
+            self.stop()
+            return False
+        if self._called > turn.permit.good_until:
             return False
         self.state = State.IN_FLIGHT
         if reported:
