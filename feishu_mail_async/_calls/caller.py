@@ -17,7 +17,7 @@ __all__ = ["request"]
 
 
 class _Caller:
-    """The entry of a coroutine that waits in `Intake.request`."""
+    """The entry of a coroutine that waits in `request`."""
 
     stream = None
 

@@ -267,9 +267,7 @@ class Job(Progress):
             self._settled(token, judgement)
             return
         if judgement.until is ResumeWhen.TOKEN:
-            self._home.scheduler.renewed(
-                self.call.key.user
-            )  # the renewal for which the user is held does not come
+            self._home.scheduler.renewed(self.call.key.user)  # the user is held for a renewal that does not come
         self._end(None, self.final(end))
 
     def _settled(self, token: Hidden[str], judgement: Judgement) -> None:

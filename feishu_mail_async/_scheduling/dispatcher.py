@@ -80,11 +80,6 @@ class Dispatcher:
         self._sweeping = 0  # sweeps of waiters that share no lock; meanwhile no turn is granted
         self._condemned: list[Condemned] = []
 
-    @property
-    def idle(self) -> bool:
-        """True if there are no waiters, so that the next one may go at once."""
-        return not self._lanes.lanes
-
     # -- waiters ---------------------------------------------------------------------------------------
 
     def submit(self, waiter: Waiter) -> None:
