@@ -152,7 +152,7 @@ class Intake:
                         try:
                             self._looked_up(entry, records.get(entry.call.key))
                         except BaseException as failed:
-                            self._fail(entry, NotSent(f"an internal error: {type(failed).__name__}"), failed)
+                            self._break_off(entry, failed)
                             raise
                 await asyncio.sleep(0)
         except FeishuMailError as failed:
@@ -258,7 +258,7 @@ class Intake:
         except FeishuMailError as error:
             self._fail(entry, error)
         except BaseException as error:
-            self._fail(entry, NotSent(f"an internal error: {type(error).__name__}"), error)
+            self._break_off(entry, error)
             raise
 
     def _resume_for(self, account: Account, refused: str) -> None:
@@ -299,9 +299,16 @@ class Intake:
                 error.__cause__ = cause
             self.end_early(entry, error)
 
+    def _break_off(self, entry: Entry, error: BaseException) -> None:
+        """End an entry with what a step has raised: a mistake of this package."""
+        self._fail(entry, NotSent(f"an internal error: {type(error).__name__}"), error)
+
     def _fail_all(self, entries: Iterable[Entry], error: FeishuMailError) -> None:
         def fail(entry: Entry) -> None:
-            self._fail(entry, *((entry.given_up(), None) if self._unreadable else _another(error)))
+            if self._unreadable:
+                self._fail(entry, entry.given_up())
+            else:
+                self._fail(entry, *_another(error))
 
         self.scheduler.sweep(each(entries, fail), self._nobody)
 
