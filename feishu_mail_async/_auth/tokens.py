@@ -99,8 +99,7 @@ class Tokens(ABC):
         Raises:
             UnknownUser: there is no such user; it lists those that are known.
         """
-        account = self._accounts.get(user)
-        return account if account is not None else self._new_account(user)
+        return self._accounts.get(user) or self._new_account(user)
 
     def _new_account(self, user: str | None) -> Account:
         account = Account(user, self._unnamed if user is None else user, self._fresh_until)
@@ -165,18 +164,19 @@ def tokens_of(source: UserTokens, *, lasting: bool = False) -> Tokens:
         for user, token in source.items():
             check_token(token, label(check_text("tokens: a user's name", user)))
         return _FixedTokens(source, _UNNAMED)  # type: ignore[arg-type]  # str keys serve where str | None may be asked
+    fetch: Callable[[str | None], Awaitable[str]]
     if isinstance(source, TokenSource):
-        check_takes_user(source.token, "token")
-        unnamed = _UNNAMED if lasting else f"(token source {number_of(source)})"
-        return _FetchedTokens(source.token, source.refused, "token", unnamed)
-    if callable(source):
-        check_takes_user(source, "the callable")
-        unnamed = _UNNAMED if lasting else f"(token source {number_of(source)})"
-        return _FetchedTokens(source, None, "the callable", unnamed)
-    raise TypeError(
-        f"tokens: give a string, a mapping of users to tokens, an async callable or a TokenSource, "
-        f"not {type(source).__name__}"
-    )
+        fetch, refused, name = source.token, source.refused, "token"
+    elif callable(source):
+        fetch, refused, name = source, None, "the callable"
+    else:
+        raise TypeError(
+            f"tokens: give a string, a mapping of users to tokens, an async callable or a TokenSource, "
+            f"not {type(source).__name__}"
+        )
+    check_takes_user(fetch, name)
+    unnamed = _UNNAMED if lasting else f"(token source {number_of(source)})"
+    return _FetchedTokens(fetch, refused, name, unnamed)
 
 
 class _FixedTokens(Tokens):
@@ -188,8 +188,7 @@ class _FixedTokens(Tokens):
 
     def account(self, user: str | None) -> Account:
         user = user if user in self._given else self._meant(user)
-        account = self._accounts.get(user)
-        return account if account is not None else self._new_account(user)
+        return self._accounts.get(user) or self._new_account(user)
 
     def _meant(self, user: str | None) -> str:
         """Return the only user, if none was named."""
