@@ -24,9 +24,10 @@ from collections.abc import (
 )
 from contextvars import copy_context
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from feishu_mail_async._forks import NOT_THIS_CLIENT, Origin
+from feishu_mail_async._scheduling.sweeps import SLICE
 from feishu_mail_async._tasks import start_task
 from feishu_mail_async.errors import ClientClosed, UnknownUser
 from feishu_mail_async.model import Draft, Priority
@@ -40,9 +41,6 @@ __all__ = ["BulkRun", "DraftSource"]
 
 DraftSource = Iterable[str | Draft] | AsyncIterable[str | Draft]
 """The input of `send_drafts`."""
-
-_BREATH: Final = 50
-"""Items handled in one step before the event loop runs its other tasks."""
 
 
 class BulkRun:
@@ -111,7 +109,7 @@ class BulkRun:
         self._begin()
         self._fetched += 1
         # With outcomes at hand nothing below suspends, and a fast consumer would block the loop.
-        if self._fetched % _BREATH == 0:
+        if self._fetched % SLICE == 0:
             await asyncio.sleep(0)
         backlog = self._backlog
         while not backlog.outcomes:
@@ -236,7 +234,7 @@ class BulkRun:
         else:
             backlog.admit(call)
             backlog.changed()
-        if number % _BREATH == 0:
+        if number % SLICE == 0:
             await asyncio.sleep(0)
         if not backlog.stopping:
             await backlog.room.wait()

@@ -29,7 +29,7 @@ from feishu_mail_async._auth.tokens import Account, Tokens, fingerprint
 from feishu_mail_async._scheduling.record import UNREAD, DraftKey, Record
 from feishu_mail_async._scheduling.scheduler import Scheduler
 from feishu_mail_async._scheduling.store import of
-from feishu_mail_async._scheduling.sweeps import Sweep, each
+from feishu_mail_async._scheduling.sweeps import SLICE, Sweep, each
 from feishu_mail_async._secrecy import forget_frames
 from feishu_mail_async._tasks import start_task
 from feishu_mail_async._transport import Transport
@@ -47,9 +47,6 @@ __all__ = ["Entry", "Intake", "check_stack"]
 
 _LOOKED_UP: Final = 200
 """Drafts per query of the ledger."""
-
-_BREATH: Final = 50
-"""Entries handled in one step before the event loop runs its other tasks."""
 
 _ROOM: Final = 64
 """Stack frames that must be free: more than any step of this package takes, logging included."""
@@ -385,7 +382,7 @@ async def _breathing(entries: deque[Entry]) -> AsyncIterator[Entry]:
         if not entries:
             return
         yield entries.popleft()
-        if number % _BREATH == 0:
+        if number % SLICE == 0:
             await asyncio.sleep(0)
 
 

@@ -15,7 +15,7 @@ __all__ = ["SLICE", "Condemned", "Sweep", "Sweeper", "drain", "each"]
 T = TypeVar("T")
 
 SLICE: Final = 50
-"""Steps of sweeps that are taken in one pass of the loop."""
+"""Steps of work on many items that are taken in one pass of the loop, before its other tasks have their chance."""
 _MOST_PLACES: Final = 50
 """Lanes, locks and waiters that a sweep passes over in one step."""
 
