@@ -150,12 +150,9 @@ class MemoryStore:
             settled = state.settle(turn.permit, judgement, delays, now, user, mailbox, renewing=renewing)
             if len(store.members) > 1:
                 told = store.listeners(self)
-        for gate, lock in (turn.user, user), (turn.mailbox, mailbox):
-            gate.open_at, gate.backoff_until, gate.consecutive_refusals = (
-                lock.open_at,
-                lock.backoff_until,
-                lock.consecutive_refusals,
-            )
+        for mine, lock in (turn.user, user), (turn.mailbox, mailbox):
+            mine.open_at, mine.backoff_until = lock.open_at, lock.backoff_until
+            mine.consecutive_refusals = lock.consecutive_refusals
         if told:
             _tell(told)
         return settled

@@ -4,13 +4,13 @@ import asyncio
 import itertools
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feishu_mail_async._scheduling.waiters import Turn
+from feishu_mail_async._scheduling.waiters import CallLock, Turn
 from feishu_mail_async.ledger.clock import HostClock, Reading
 from feishu_mail_async.model import RateLimit
 from tests.helpers.ledgers import Clock, Process, ask, ledger_on, timed_ledger
@@ -107,13 +107,7 @@ def test_a_window_never_opens_early_over_restarts(
                 continue
             assert true - sent >= limit.per
             sent = true
-            await here.settle(Turn(_gate(one.user), _gate(one.mailbox), one, taken.granted[1]))
+            await here.settle(Turn(CallLock(one.user), CallLock(one.mailbox), one, taken.granted[1]))
         await here.ledger.close()
 
     asyncio.run(main())
-
-
-def _gate(key: str) -> Any:
-    from feishu_mail_async._scheduling.waiters import CallLock  # noqa: PLC0415
-
-    return CallLock(key)

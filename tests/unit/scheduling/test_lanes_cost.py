@@ -231,7 +231,7 @@ def test_a_long_pause_with_many_comings_and_goings_takes_no_memory() -> None:
                     scheduler.move(ask, Priority.INTERACTIVE, None)
                 for ask in asks:
                     scheduler.cancel(ask)
-        gates = [*scheduler._lanes.users.values(), *scheduler._lanes.mailboxes.values()]
+        locks = [*scheduler._lanes.users.values(), *scheduler._lanes.mailboxes.values()]
         heaps = [scheduler._lanes.ready, *scheduler._lanes.parked.values()]
         sizes = [len(heap._records) + len(heap._old) for heap in heaps]
         assert max(sizes) <= 64
@@ -241,7 +241,7 @@ def test_a_long_pause_with_many_comings_and_goings_takes_no_memory() -> None:
         assert not scheduler._lanes.parked
         assert not scheduler._lanes.mailboxes
         assert len(scheduler._lanes.users) <= USERS_REMEMBERED
-        assert not any(gate.lanes for gate in gates)
+        assert not any(lock.lanes for lock in locks)
     finally:
         crowd.end()
 
