@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._clock import monotonic
-from feishu_mail_async.model import Priority, RateLimit
+from feishu_mail_async.model import RateLimit
 
 from .state import EndpointState, Permit
 from .store import SLACK
@@ -253,7 +253,7 @@ class ProcessStore:
     def allows(self, state: EndpointState, waiter: Waiter, now: float) -> bool:
         """Return whether a call could be made now if the locks of its user and mailbox are free."""
         suspensions = self.suspensions
-        return state.not_before(now, urgent=waiter.priority is Priority.INTERACTIVE) <= now and (
+        return state.may_go(waiter.priority, now) and (
             not suspensions.entries or suspensions.find(state.keys_of(waiter.user, waiter.mailbox), now) is None
         )
 

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._api.protocol import CallEnd, Judgement
 from feishu_mail_async.codes import Subject, Verdict
-from feishu_mail_async.model import RateLimit
+from feishu_mail_async.model import Priority, RateLimit
 
 from .budget import Budget, Spacing
 from .suspensions import APP, SuspensionKey, Suspensions, reach_of, reaches, subjects
@@ -194,6 +194,10 @@ class EndpointState:
             spacing = max(spacing, limit.per / limit.calls)
         at = max(self.spacing.ready_at(now, spacing), self.last + spacing)
         return min(at, self.smooth_until) if even else at  # the even pace may end first
+
+    def may_go(self, priority: Priority, now: float) -> bool:
+        """Return whether a call of this priority may be dispatched now."""
+        return self.not_before(now, urgent=priority is Priority.INTERACTIVE) <= now
 
     def at_rest(self, now: float) -> bool:
         """Return whether there is nothing to remember: no call counts, and nothing is paused."""

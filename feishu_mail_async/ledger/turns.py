@@ -22,7 +22,6 @@ from feishu_mail_async._scheduling.record import DraftKey, Record
 from feishu_mail_async._scheduling.state import Delays, Permit, Settled
 from feishu_mail_async._scheduling.store import SLACK, Offer, Shut
 from feishu_mail_async._scheduling.waiters import Turn, Waiter
-from feishu_mail_async.model import Priority
 
 from . import drafts, schema
 from .rows import LockRow, PermitRow
@@ -46,8 +45,6 @@ async def take(transaction: Transaction, waiters: Sequence[Waiter], holder: str)
         pair for one in waiters for pair in transaction.lock_keys(one.user, one.mailbox)
     )
     offer = Offer()
-    may_go = state.not_before(now) <= now
-    reserved = state.budget.free(now) <= state.budget.limit.reserve
     for waiter in waiters:
         key = _key(waiter)
         record = None if key is None else records.get(key)
@@ -64,8 +61,7 @@ async def take(transaction: Transaction, waiters: Sequence[Waiter], holder: str)
             if (until := lock.free_at(now)) > now
         ]
         offer.shut += shut
-        urgent = waiter.priority is Priority.INTERACTIVE
-        if not shut and may_go and offer.granted is None and (urgent or not reserved):
+        if not shut and offer.granted is None and state.may_go(waiter.priority, now):
             offer.granted = waiter, await _grant(transaction, waiter, pair, record, holder)
     return offer
 
