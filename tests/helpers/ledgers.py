@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import math
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,19 @@ def home_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'mail.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@contextlib.asynccontextmanager
+async def locked(file: str | Path) -> AsyncIterator[None]:
+    """Another program is in the midst of a transaction on a SQLite file."""
+    other = sqlite3.connect(file, isolation_level=None, timeout=30, check_same_thread=False)
+    with contextlib.closing(other):
+        # Not in the loop's thread: a transaction under way needs the loop for its end.
+        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            other.execute("ROLLBACK")
 
 
 class Clock:

@@ -1,8 +1,6 @@
 """No record read is not the same as no record: an earlier call may have sent the draft."""
 
 import asyncio
-import contextlib
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -24,7 +22,7 @@ from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.events import DraftDone, Event
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.sandbox import Sandbox
-from tests.helpers.ledgers import client_of, ledger_on
+from tests.helpers.ledgers import client_of, ledger_on, locked
 from tests.helpers.scenes import FREE
 
 USER: Final = "alice"
@@ -54,18 +52,6 @@ async def drafts(sandbox: Sandbox, ledger: SqlLedger) -> list[Draft]:
 
 def open_client(sandbox: Sandbox, ledger: SqlLedger) -> FeishuMailClient:
     return client_of(sandbox, ledger, rate_limit=FREE)
-
-
-@contextlib.asynccontextmanager
-async def locked(ledger: SqlLedger) -> AsyncIterator[None]:
-    """Another program keeps the file locked."""
-    other = sqlite3.connect(ledger.where, isolation_level=None, timeout=30, check_same_thread=False)
-    with contextlib.closing(other):
-        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            other.execute("ROLLBACK")
 
 
 def ends_of(client: FeishuMailClient) -> list[DraftDone]:
@@ -99,7 +85,7 @@ def claims_nothing(error: BaseException | None, cause: type[FeishuMailError]) ->
 async def test_a_deadline(deadline: float, sandbox: Sandbox, ledger: SqlLedger, drafts: list[Draft]) -> None:
     async with open_client(sandbox, ledger) as client:
         told = ends_of(client)
-        async with locked(ledger):
+        async with locked(ledger.where):
             for draft in drafts:
                 with pytest.raises(OutcomeUnknown) as caught:
                     await client.send_draft(draft, deadline=deadline)
@@ -120,7 +106,7 @@ async def test_a_deadline_without_a_ledger(sandbox: Sandbox) -> None:
 async def test_a_caller_that_is_cancelled(sandbox: Sandbox, ledger: SqlLedger, drafts: list[Draft]) -> None:
     async with open_client(sandbox, ledger) as client:
         told = ends_of(client)
-        async with locked(ledger):
+        async with locked(ledger.where):
             task = asyncio.create_task(client.send_draft(drafts[0]))
             await asyncio.sleep(0.05)
             task.cancel()
@@ -134,7 +120,7 @@ async def test_a_ledger_that_fails(sandbox: Sandbox, ledger: SqlLedger, drafts: 
     impatient = ledger_on(f"sqlite:///{ledger.where}", patience=0.2)
     async with open_client(sandbox, impatient) as client:
         told = ends_of(client)
-        async with locked(ledger):
+        async with locked(ledger.where):
             with pytest.raises(OutcomeUnknown) as caught:
                 await client.send_draft(drafts[0])
             run = client.send_drafts(drafts)
@@ -155,7 +141,7 @@ async def test_a_client_that_is_closed(
 ) -> None:
     """The caller hears of that, and not of a cancellation, which is nobody's."""
     client = client_of(sandbox, f"sqlite:///{ledger.where}" if own else ledger, rate_limit=FREE)
-    async with locked(ledger):
+    async with locked(ledger.where):
         send = asyncio.create_task(client.send_draft(drafts[0]))
         run = client.send_drafts(drafts)
         reading = asyncio.create_task(all_of(run))
@@ -176,7 +162,7 @@ async def test_a_client_that_is_closed_without_haste(
 ) -> None:
     """It waits for the record, and then says what that says."""
     client = open_client(sandbox, ledger)
-    async with locked(ledger):
+    async with locked(ledger.where):
         sends = [asyncio.create_task(client.send_draft(draft)) for draft in drafts[:2]]
         reading = asyncio.create_task(all_of(client.send_drafts(drafts)))
         await asyncio.sleep(0.05)
@@ -198,7 +184,7 @@ async def test_a_run_that_is_stopped(
     wanted = [*others, *(Draft(f"more{n}", user=USER) for n in range(500)), sent]
     async with open_client(sandbox, ledger) as client:
         run = client.send_drafts(wanted, read_ahead=read_ahead)
-        async with locked(ledger):
+        async with locked(ledger.where):
             reading = asyncio.create_task(all_of(run))
             await asyncio.sleep(0.05)
             run.stop()
@@ -217,7 +203,7 @@ async def test_a_run_that_is_stopped_while_the_ledger_fails(
     """It is not waited for again and again."""
     impatient = ledger_on(f"sqlite:///{ledger.where}", patience=1.0)
     wanted = [*drafts, *(Draft(f"more{n}", user=USER) for n in range(2000))]
-    async with open_client(sandbox, impatient) as client, locked(ledger):
+    async with open_client(sandbox, impatient) as client, locked(ledger.where):
         run = client.send_drafts(wanted, read_ahead=10)
         reading = asyncio.create_task(all_of(run))
         await asyncio.sleep(0.05)
@@ -229,7 +215,7 @@ async def test_a_run_that_is_stopped_while_the_ledger_fails(
 
 
 async def test_a_run_that_is_left(sandbox: Sandbox, ledger: SqlLedger, drafts: list[Draft]) -> None:
-    async with open_client(sandbox, ledger) as client, locked(ledger):
+    async with open_client(sandbox, ledger) as client, locked(ledger.where):
         told = ends_of(client)
         async with client.send_drafts(drafts):
             await asyncio.sleep(0.05)

@@ -5,7 +5,7 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from feishu_mail_async import LedgerError, OutcomeUnknown, Priority, RateLimit
 from feishu_mail_async.ledger import schema
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from tests.helpers.ledger_clients import USERS, drafts_of, open_client, outcomes, refused_at_once, sent_once
-from tests.helpers.ledgers import apps_of, ledger_on, nothing_held, until
+from tests.helpers.ledgers import apps_of, ledger_on, locked, nothing_held, until
 
 
 @contextlib.contextmanager
@@ -95,19 +95,6 @@ async def test_a_full_disk(file: Path, sandbox: Sandbox, caplog: pytest.LogCaptu
 
 
 # --- a file that is locked --------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def locked(file: Path) -> AsyncIterator[None]:
-    """Another program is in the midst of a transaction."""
-    other = sqlite3.connect(file, isolation_level=None, timeout=30, check_same_thread=False)
-    with contextlib.closing(other):
-        # Not in the loop's thread: a transaction under way needs the loop for its end.
-        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            other.execute("ROLLBACK")
 
 
 async def test_a_file_that_is_locked_for_a_while(file: Path, sandbox: Sandbox) -> None:
