@@ -16,7 +16,7 @@ from . import drafts
 from .pruning import Pruner
 from .session import Session, subjects_of
 
-__all__ = ["Found", "Records", "refusal"]
+__all__ = ["Found", "Records", "log_lost", "refusal"]
 
 Found = Mapping[DraftKey, Record | RecordRefused]
 """The records of drafts that have one, and the errors of those that can have none."""
@@ -83,7 +83,7 @@ class Records:
             some = dict(itertools.islice(self._notes.items(), _NOTED))
             try:
                 for (key, _), refused in await self._session.apart(list(some.items()), self._write):
-                    _log.error("%s; what became of draft %s is not on record", refused, key.draft_id)
+                    log_lost(refused, key.draft_id)
             except LedgerError as failed:
                 _log.error("%s; %d outcomes are not on record", failed, len(self._notes))
                 self._notes.clear()
@@ -97,8 +97,15 @@ class Records:
 
 
 def refusal(draft_id: str | None, error: RecordRefused) -> RecordRefused:
-    """Return the error for a draft whose values the database refuses."""
-    why = f"draft {draft_id}: not sent, because no record of it can be made: {error}"
-    refused = RecordRefused(f"{why}; check its id, mailbox and user")
+    """Return the error for a draft, or a call that sends none, whose values the database refuses."""
+    what, values = ("the call: not made", "") if draft_id is None else (f"draft {draft_id}: not sent", "id, ")
+    why = f"{what}, because no record of it can be made: {error}"
+    refused = RecordRefused(f"{why}; check its {values}mailbox and user")
     refused.__cause__ = error.__cause__
     return refused
+
+
+def log_lost(error: FeishuMailError, draft_id: str | None) -> None:
+    """Log that the end of a draft, or of a call that sends none, is not on record."""
+    what = "the end of a call" if draft_id is None else f"what became of draft {draft_id}"
+    _log.error("%s; %s is not on record", error, what)

@@ -33,7 +33,7 @@ from feishu_mail_async.model import OutcomeStatus, RateLimit
 
 from . import drafts, turns
 from .pruning import Pruner
-from .records import Found, Records, refusal
+from .records import Found, Records, log_lost, refusal
 from .session import Session, subjects_of
 from .transaction import Transaction
 
@@ -124,11 +124,11 @@ class SqlStore:
             try:
                 (settled, locks), shift = await self.session.transact(settle, names)
             except RecordRefused as error:
-                _log.error("%s; what became of draft %s is not on record", error, turn.waiter.draft_id)
+                log_lost(error, turn.waiter.draft_id)
                 recording = False  # permit and locks have to come back all the same: others wait for them
                 (settled, locks), shift = await self.session.transact(settle, names)
         except LedgerError as error:
-            _log.error("%s; what became of draft %s is not on record", error, turn.waiter.draft_id)
+            log_lost(error, turn.waiter.draft_id)
             return self.state.settle(
                 turn.permit, judgement, delays, now, turn.user, turn.mailbox, renewing=renewing
             )

@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import random
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,30 @@ async def test_a_success_is_told_though_it_cannot_be_written(
     await nothing_held(ledger)
     await ledger.close()
     sent_once(sandbox, [one, two])
+
+
+async def test_the_end_of_a_read_that_cannot_be_written_names_no_draft(
+    file: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = ledger_on(f"sqlite:///{file}", patience=0.3)
+    draft = drafts_of(sandbox, 1)[0]
+    called = asyncio.Event()
+
+    def slow(_: random.Random) -> tuple[float, float]:
+        called.set()
+        return 0.4, 0.0
+
+    async with open_client(sandbox, ledger) as client:
+        expected = await client.read_draft(draft)
+        sandbox.latency = slow
+        reading = asyncio.create_task(client.read_draft(draft))
+        await called.wait()
+        async with locked(file):
+            assert await reading == expected
+    [told] = [one for one in caplog.messages if "not on record" in one]
+    assert told.endswith("; the end of a call is not on record")
+    assert "None" not in told
+    await ledger.close()
 
 
 async def test_a_file_of_garbage(file: Path, sandbox: Sandbox) -> None:
