@@ -1,13 +1,13 @@
 """One budget for the process, whatever becomes of its loops: stopped, forked, with other clocks, ever new ones."""
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
@@ -31,23 +31,31 @@ from feishu_mail_async.testing import forget_calls
 from tests.helpers.clock import run_virtual
 from tests.helpers.loops import LoopThread, loops, send, server
 
+NO_WARNINGS: Final = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
+
 # --- loops that end ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
+@pytest.fixture
 def litter() -> Iterator[None]:
-    """What a loop leaves behind that was closed in the midst of its work is none of our warnings."""
+    """What a loop leaves behind that was closed in the midst of its work is none of our warnings.
+
+    A fixture, because what the test's own frame holds can be collected only when that is gone.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
         gc.collect()
 
 
+@NO_WARNINGS
+@pytest.mark.usefixtures("litter")
 @pytest.mark.parametrize("close", [True, False])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_a_loop_that_stops_in_the_midst_of_a_call_keeps_nothing_for_ever(close: bool) -> None:
     quick = RateLimit(calls=2, per=1.0, spacing=0.0, grace=0.5)
-    with litter(), server(limit=quick, lock_until_answered=False) as there, loops(1) as [stopped]:
+    with server(limit=quick, lock_until_answered=False) as there, loops(1) as [stopped]:
         first, second, third = there.sandbox.add_drafts("alice", 3)
         there.sandbox.script(first, Fault.delay(0, 30))
         stopped.begin(send(there.client(rate_limit=quick, attempt_timeout=0.5), first))
@@ -67,10 +75,11 @@ def test_a_loop_that_stops_in_the_midst_of_a_call_keeps_nothing_for_ever(close: 
         assert there.ledger.refusals == 0
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@NO_WARNINGS
+@pytest.mark.usefixtures("litter")
 def test_a_client_whose_loop_has_ended_is_closed_in_another() -> None:
     """The garbage collector does so, too, when it ends a task whose loop is closed."""
-    with litter(), server() as there, loops(1) as [stopped]:
+    with server() as there, loops(1) as [stopped]:
         [draft] = there.sandbox.add_drafts("alice", 1)
         there.sandbox.script(draft, Fault.delay(0, 30))
         client = there.client()
