@@ -13,8 +13,6 @@ from tests.helpers.canary import TOKEN, holds
 from tests.helpers.raw_server import RawServer, always, raw_server
 from tests.helpers.scenes import FREE, ONCE
 
-PROXIES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"]
-
 
 @asynccontextmanager
 async def talking_to(

@@ -17,3 +17,11 @@ async def scene() -> AsyncIterator[LoginScene]:
         scene = LoginScene(sandbox)
         yield scene
         await scene.tokens.close()
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine's own environment says."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

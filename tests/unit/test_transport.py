@@ -20,18 +20,10 @@ from feishu_mail_async import (
 )
 from tests.helpers.canary import TOKEN, holds
 from tests.helpers.clock import now
-from tests.helpers.exchanges import PROXIES, one_error, talking_to
+from tests.helpers.exchanges import one_error, talking_to
 from tests.helpers.raw_server import SENT, always, http, raw_server
 
-pytestmark = pytest.mark.looptime(start=0)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine's own environment says."""
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+pytestmark = [pytest.mark.looptime(start=0), pytest.mark.usefixtures("no_proxies")]
 
 
 # -- what is asked -----------------------------------------------------------------------------------------

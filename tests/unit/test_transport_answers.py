@@ -19,19 +19,11 @@ from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN
 from tests.helpers.clock import now
-from tests.helpers.exchanges import PROXIES, closed_port, one_error, talking_to
+from tests.helpers.exchanges import closed_port, one_error, talking_to
 from tests.helpers.raw_server import SENT, RawServer, Request, http, raw_server
 from tests.helpers.scenes import ONCE
 
-pytestmark = pytest.mark.looptime(start=0)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine's own environment says."""
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+pytestmark = [pytest.mark.looptime(start=0), pytest.mark.usefixtures("no_proxies")]
 
 
 # -- how much is read --------------------------------------------------------------------------------------

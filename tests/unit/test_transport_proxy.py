@@ -11,19 +11,11 @@ import pytest
 
 from feishu_mail_async import FeishuMailClient, FeishuMailError, NotSent, TransportError
 from tests.helpers.canary import TOKEN, holds
-from tests.helpers.exchanges import PROXIES, closed_port, one_error, talking_to
+from tests.helpers.exchanges import closed_port, one_error, talking_to
 from tests.helpers.raw_server import SENT, RawServer, always, raw_server
 from tests.helpers.scenes import ONCE
 
-pytestmark = pytest.mark.looptime(start=0)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine's own environment says."""
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+pytestmark = [pytest.mark.looptime(start=0), pytest.mark.usefixtures("no_proxies")]
 
 
 FEISHU_PORT = "open.feishu.cn:443"

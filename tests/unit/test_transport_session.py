@@ -10,19 +10,11 @@ import pytest
 
 from feishu_mail_async import ClientClosed, FeishuMailClient, OutcomeUnknown
 from tests.helpers.canary import TOKEN
-from tests.helpers.exchanges import PROXIES, talking_to
+from tests.helpers.exchanges import talking_to
 from tests.helpers.raw_server import SENT, Request, always, http, raw_server
 from tests.helpers.scenes import ONCE
 
-pytestmark = pytest.mark.looptime(start=0)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine's own environment says."""
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+pytestmark = [pytest.mark.looptime(start=0), pytest.mark.usefixtures("no_proxies")]
 
 
 async def never(*_: Any, **__: Any) -> Any:
