@@ -1,5 +1,6 @@
 """A login over the sandbox's token endpoint: a store, and tokens that renew themselves over it."""
 
+import asyncio
 from collections import Counter
 from typing import Any, Final
 
@@ -22,6 +23,17 @@ def stored(issued: dict[str, Any]) -> StoredToken:
         issued.get("refresh_token"),
         scope=issued["scope"],
     )
+
+
+class FailingTokens(MemoryTokens):
+    """A store that fails to save while it is broken."""
+
+    broken = False
+
+    async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
+        if self.broken:
+            raise OSError("no space left")
+        return await super().save(user, token, lease)
 
 
 class LoginScene:
@@ -48,6 +60,13 @@ class LoginScene:
         token = stored(self.sandbox.issue_tokens(user, **scopes))
         await self.store.save(user, token)
         return token
+
+    async def expire_over(self, store: TokenStore) -> None:
+        """Go on over another store, in which alice logs in and her token expires."""
+        self.store = store
+        self.tokens = self.another()
+        await self.log_in()
+        await asyncio.sleep(HOUR)
 
     @property
     def refreshes(self) -> Counter[str]:

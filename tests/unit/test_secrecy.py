@@ -22,14 +22,14 @@ from feishu_mail_async import (
     RetryPolicy,
     open_ledger,
 )
-from feishu_mail_async._auth.store import MemoryTokens, StoredToken
+from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Transport
 from feishu_mail_async.events import AttemptEnded, DraftDone, Event
 from feishu_mail_async.oauth import TOKEN_PATH, Login
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN, frames_holding, holds
-from tests.helpers.login_scene import HOUR, LoginScene
+from tests.helpers.login_scene import HOUR, FailingTokens, LoginScene
 from tests.helpers.raw_server import raw_server
 from tests.helpers.scenes import ONCE
 from tests.helpers.tasks import settle
@@ -280,22 +280,9 @@ async def test_refreshing(scene: LoginScene, scripted: str | Fault) -> None:
         expect_clean(scene.sandbox, await failure(client.send_draft("d1", user="alice")))
 
 
-class Failing(MemoryTokens):
-    """A store that fails to save."""
-
-    broken = False
-
-    async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
-        if self.broken:
-            raise OSError("no space left")
-        return await super().save(user, token, lease)
-
-
 async def test_a_store_that_fails(scene: LoginScene) -> None:
-    scene.store = store = Failing()
-    scene.tokens = scene.another()
-    await scene.log_in()
-    await asyncio.sleep(HOUR)
+    store = FailingTokens()
+    await scene.expire_over(store)
     store.broken = True
     expect_clean(scene.sandbox, await failure(scene.tokens.token("alice")))
     store.broken = False

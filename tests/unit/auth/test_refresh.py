@@ -19,12 +19,11 @@ from feishu_mail_async import (
     Suspended,
     UnknownUser,
 )
-from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async.codes import OAUTH
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN, chain, holds
 from tests.helpers.clock import now, run_virtual
-from tests.helpers.login_scene import HOUR, MARGIN, USERS, LoginScene
+from tests.helpers.login_scene import HOUR, MARGIN, USERS, FailingTokens, LoginScene
 
 pytestmark = pytest.mark.looptime(start=0)
 
@@ -193,27 +192,14 @@ async def test_whoever_gives_up_breaks_nothing_off(scene: LoginScene) -> None:
     assert scene.refreshes == {"alice": 1}
 
 
-class Failing(MemoryTokens):
-    """A store that cannot be written for a while."""
-
-    broken = False
-
-    async def save(self, user: str, token: StoredToken, lease: str | None = None) -> bool:
-        if self.broken:
-            raise OSError("no space left")
-        return await super().save(user, token, lease)
-
-
 async def test_tokens_that_could_not_be_saved_are_not_lost(scene: LoginScene) -> None:
-    scene.store = Failing()
-    scene.tokens = scene.another()
-    await scene.log_in()
-    await asyncio.sleep(HOUR)
-    scene.store.broken = True
+    store = FailingTokens()
+    await scene.expire_over(store)
+    store.broken = True
     for _ in range(3):
         with pytest.raises(OSError, match="no space left"):
             await scene.tokens.token("alice")
-    scene.store.broken = False
+    store.broken = False
     assert await scene.works(await scene.tokens.token("alice"))
     assert scene.refreshes == {"alice": 1}
 
