@@ -314,8 +314,8 @@ async def test_the_whole_app_waits_as_long_as_it_is_told(fault: Fault) -> None:
         assert times[1] - times[0] >= 17
 
 
-@pytest.mark.parametrize("reset", [None, "", "nan", "-5", "soon"])
-async def test_without_a_usable_hint_it_waits_a_window(reset: str | None) -> None:
+async def wait_after(reset: str | None) -> float:
+    """Seconds from a refusal for the rate, with this hint, to the next call."""
     one = draft("d1")
     async with real() as stage:
         assert isinstance(stage, Real)
@@ -323,16 +323,14 @@ async def test_without_a_usable_hint_it_waits_a_window(reset: str | None) -> Non
         stage.sandbox.script("d1", Fault.frequency(429, reset))
         await stage.client.send_draft(one)
         times = [arrival.time for arrival in stage.sandbox.ledger.arrivals]
-        assert 60 <= times[1] - times[0] < 61
+        return times[1] - times[0]
+
+
+@pytest.mark.parametrize("reset", [None, "", "nan", "-5", "soon"])
+async def test_without_a_usable_hint_it_waits_a_window(reset: str | None) -> None:
+    assert 60 <= await wait_after(reset) < 61
 
 
 @pytest.mark.parametrize("reset", ["1e12", "3600", "inf"])
 async def test_an_absurd_hint_is_a_few_windows_at_most(reset: str) -> None:
-    one = draft("d1")
-    async with real() as stage:
-        assert isinstance(stage, Real)
-        stage.script(one)
-        stage.sandbox.script("d1", Fault.frequency(429, reset))
-        await stage.client.send_draft(one)
-        times = [arrival.time for arrival in stage.sandbox.ledger.arrivals]
-        assert 60 <= times[1] - times[0] < 241
+    assert 60 <= await wait_after(reset) < 241

@@ -1,8 +1,9 @@
 """A BulkRun at the pace of its consumer: a slow one holds back nobody else, a quick one leaves the loop free."""
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 import pytest
@@ -191,29 +192,36 @@ async def test_two_consumers_when_the_input_fails() -> None:
     await play(act, 10)
 
 
+@contextlib.contextmanager
+def ticking() -> Iterator[Callable[[], int]]:
+    """Meanwhile, how often another task has had its chance."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticker = asyncio.create_task(tick())
+    try:
+        yield lambda: ticks
+    finally:
+        ticker.cancel()
+
+
 async def test_a_consumer_that_never_waits_leaves_the_loop_to_others() -> None:
     async def act(stage: Scene) -> None:
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
-                await asyncio.sleep(0)
-
-        ticker = asyncio.create_task(tick())
-        try:
+        with ticking() as ticks:
             run = stage.client.send_drafts(stage.drafts)
             run.stop()
             first = await anext(run)
             await settle(1000)
             assert run.summary.total == 5000  # all are there: the consumer has nothing to wait for
-            at = [ticks]
+            at = [ticks()]
             async for outcome in run:
                 assert outcome.status is first.status is SKIPPED
-                at.append(ticks)
-        finally:
-            ticker.cancel()
+                at.append(ticks())
         assert len(at) == 5000
         gaps = Counter(at)
         assert max(gaps.values()) <= 100, "outcomes fetched while nothing else had its chance"
@@ -224,24 +232,16 @@ async def test_a_consumer_that_never_waits_leaves_the_loop_to_others() -> None:
 async def test_reading_a_long_list_leaves_the_loop_to_others() -> None:
     async def act(stage: Scene) -> None:
         read: list[int] = []
-        ticks = 0
 
         def reading() -> Iterator[Draft]:
             for draft in stage.drafts:
-                read.append(ticks)
+                read.append(ticks())
                 yield draft
 
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
-                await asyncio.sleep(0)
-
-        ticker = asyncio.create_task(tick())
-        async with stage.client.send_drafts(reading()):
-            while len(read) < 3000:  # noqa: ASYNC110 - what is measured is who else has a chance
-                await asyncio.sleep(0)
-            ticker.cancel()
+        with ticking() as ticks:
+            async with stage.client.send_drafts(reading()):
+                while len(read) < 3000:  # noqa: ASYNC110 - what is measured is who else has a chance
+                    await asyncio.sleep(0)
         assert max(Counter(read).values()) <= 100
 
     await play(act, 3000, limit=RateLimit(calls=1))

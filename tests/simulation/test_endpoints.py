@@ -128,12 +128,11 @@ class Callers:
 
 @contextlib.asynccontextmanager
 async def server(**settings: Any) -> AsyncIterator[tuple[Sandbox, Transport]]:
-    async with Sandbox(users=USERS, **settings) as sandbox:
-        transport = Transport(sandbox.base_url, 30.0, None)
-        try:
-            yield sandbox, transport
-        finally:
-            await transport.close()
+    async with (
+        Sandbox(users=USERS, **settings) as sandbox,
+        Transport(sandbox.base_url, 30.0, None) as transport,
+    ):
+        yield sandbox, transport
 
 
 def nothing_refused(sandbox: Sandbox) -> None:
@@ -245,7 +244,7 @@ async def test_endpoints_of_several_processes(home: str, request: pytest.Fixture
 
 
 async def test_three_processes_that_list_thousands_of_drafts(tmp_path: Path) -> None:
-    async with server(latency=0.01) as (sandbox, _):
+    async with Sandbox(users=USERS, latency=0.01) as sandbox:
         sandbox.add_drafts("user0", 1_300)
         token, ledgers = sandbox.token("user0"), [ledger_on(f"sqlite:///{tmp_path / 'mail.db'}") for _ in range(3)]
         clients = [
@@ -272,7 +271,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 
 async def test_a_token_that_listing_was_refused_stops_sends(kept: dict[str, Any]) -> None:
-    async with server() as (sandbox, _):
+    async with Sandbox(users=USERS) as sandbox:
         draft_id, token = sandbox.add_draft("user0"), sandbox.token("user0")
         sandbox.expire_token("user0")
         async with FeishuMailClient(token, base_url=sandbox.base_url, **kept) as client:
@@ -286,7 +285,7 @@ async def test_a_token_that_listing_was_refused_stops_sends(kept: dict[str, Any]
 
 
 async def test_a_scope_that_listing_lacks_does_not_stop_sends(kept: dict[str, Any]) -> None:
-    async with server() as (sandbox, _):
+    async with Sandbox(users=USERS) as sandbox:
         draft_id = sandbox.add_draft("user0")
         token = sandbox.renew_token("user0", scopes=[SEND.scope])
         async with FeishuMailClient(token, base_url=sandbox.base_url, **kept) as client:
@@ -301,7 +300,7 @@ async def test_a_scope_that_listing_lacks_does_not_stop_sends(kept: dict[str, An
 
 
 async def test_a_pause_of_listing_does_not_pause_sends(kept: dict[str, Any]) -> None:
-    async with server(latency=0.0) as (sandbox, _):
+    async with Sandbox(users=USERS, latency=0.0) as sandbox:
         draft_id = sandbox.add_draft("user0")
         async with (
             aiohttp.ClientSession() as stranger,
@@ -328,7 +327,7 @@ async def collected(drafts: AsyncIterator[Any]) -> list[Any]:
 
 @pytest.mark.looptime(start=0)
 async def test_the_first_call_of_each_endpoint_probes_when_an_hour_has_passed(tmp_path: Path) -> None:
-    async with server(latency=0.1) as (sandbox, _):
+    async with Sandbox(users=USERS, latency=0.1) as sandbox:
         drafts = [Draft(draft_id, user=user) for user in USERS for draft_id in sandbox.add_drafts(user, 1)]
         sandbox.script(drafts[0].draft_id, Fault.code("AppQuotaSpent"))
         async with FeishuMailClient(sandbox.tokens, base_url=sandbox.base_url) as client:

@@ -1,26 +1,12 @@
 """Each endpoint has a budget of its own, which can be given and changed."""
 
-import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from feishu_mail_async import FeishuMailClient, RateLimit
-from feishu_mail_async._transport import Transport
 from feishu_mail_async.sandbox import Sandbox
-
-USERS: Final = tuple(f"user{number}" for number in range(12))
-
-
-@contextlib.asynccontextmanager
-async def server(**settings: Any) -> AsyncIterator[tuple[Sandbox, Transport]]:
-    async with Sandbox(users=USERS, **settings) as sandbox:
-        transport = Transport(sandbox.base_url, 30.0, None)
-        try:
-            yield sandbox, transport
-        finally:
-            await transport.close()
 
 
 async def collected(drafts: AsyncIterator[Any]) -> list[Any]:
@@ -37,14 +23,14 @@ async def listed(sandbox: Sandbox, **settings: Any) -> list[float]:
 
 @pytest.mark.looptime(start=0)
 async def test_a_limit_of_another_endpoint() -> None:
-    async with server(latency=0.0) as (sandbox, _):
+    async with Sandbox(users=["user0"], latency=0.0) as sandbox:
         first, *_, last = await listed(sandbox, limits={"list": RateLimit(calls=1, per=10.0, margin=0.0)})
         assert last - first >= 30
 
 
 @pytest.mark.looptime(start=0)
 async def test_a_limit_of_another_endpoint_that_is_changed() -> None:
-    async with server(latency=0.0) as (sandbox, _):
+    async with Sandbox(users=["user0"], latency=0.0) as sandbox:
         client = FeishuMailClient(sandbox.token("user0"), base_url=sandbox.base_url)
         async with client:
             client.set_rate_limit(RateLimit(calls=1, per=10.0, margin=0.0), "list")

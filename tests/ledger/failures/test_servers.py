@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN, holds
 from tests.helpers.ledger_clients import QUICK, USERS, drafts_of, open_client, outcomes, refused_at_once, sent_once
 from tests.helpers.ledgers import APP, ledger_on, nothing_held, rows
-from tests.helpers.postgres import DATABASE_PASSWORD, PostgresServer
+from tests.helpers.postgres import DATABASE_PASSWORD, PostgresServer, run_server
 from tests.helpers.raw_server import always, http, raw_server
 from tests.helpers.scenes import FREE, ONCE
 
@@ -27,12 +26,8 @@ from tests.helpers.scenes import FREE, ONCE
 @pytest.fixture(scope="module")
 def shaky() -> Iterator[PostgresServer]:
     """A server that tests may stop: each leaves it running."""
-    with tempfile.TemporaryDirectory(prefix="feishu-pg-", ignore_cleanup_errors=True) as directory:
-        server = PostgresServer(Path(directory))
-        try:
-            yield server
-        finally:
-            server.stop()
+    with run_server() as server:
+        yield server
 
 
 @pytest.fixture
