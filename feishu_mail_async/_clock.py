@@ -1,8 +1,14 @@
-"""Clocks that are not an event loop's. All other code counts by the loop's clock."""
+"""The clocks. All code counts by the loop's, except where there is no loop, or where processes share a time."""
 
+import asyncio
 import time
 
-__all__ = ["monotonic", "wall_clock"]
+__all__ = ["loop_time", "monotonic", "wall_clock"]
+
+
+def loop_time() -> float:
+    """Return the running loop's time, in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 def monotonic() -> float:

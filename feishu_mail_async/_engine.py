@@ -12,6 +12,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from ._api.endpoints import ENDPOINTS, SEND
+from ._clock import loop_time
 from ._hub import EventHub
 from ._scheduling.memory import memory_store
 from ._scheduling.notices import Notices
@@ -48,7 +49,7 @@ class Engine:
 
     def token_changed(self, user: str) -> None:
         """Publish that a user has another token."""
-        self.events.publish(TokenRefreshed(asyncio.get_running_loop().time(), user))
+        self.events.publish(TokenRefreshed(loop_time(), user))
 
     def at_rest(self) -> bool:
         """Return whether nothing would be lost if it were forgotten."""

@@ -5,10 +5,11 @@ process has refreshed meanwhile, and saves the new tokens before using them. No 
 server is asked.
 """
 
-import asyncio
 import uuid
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
+
+from feishu_mail_async._clock import loop_time
 
 __all__ = ["MemoryTokens", "StoredToken", "TokenStore"]
 
@@ -111,7 +112,7 @@ class MemoryTokens:
 
     async def lease(self, user: str, seconds: float) -> str | None:
         """See `TokenStore`."""
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         # A user who has logged out has nothing to refresh.
         if user not in self._tokens or self._leases.get(user, _NOBODY)[1] > now:
             return None

@@ -11,6 +11,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from feishu_mail_async._checks import check_text
+from feishu_mail_async._clock import loop_time
 from feishu_mail_async._secrecy import Hidden, forget_frames
 from feishu_mail_async._tasks import being_cancelled, outcome_of
 from feishu_mail_async.errors import ClientClosed, LoginRequired, NotSent, UnknownUser
@@ -258,12 +259,12 @@ class _FetchedTokens(Tokens):
         """
         if account.token is None:
             raise NotSent(f"tokens: there is none for {label(account.user)}")
-        if account.fresh_until <= asyncio.get_running_loop().time():
+        if account.fresh_until <= loop_time():
             self._flights.begin(account, lambda: self._ask(account))
         return account.token
 
     async def ready(self, account: Account) -> None:
-        if account.fresh_until <= asyncio.get_running_loop().time():
+        if account.fresh_until <= loop_time():
             await self._shared(self._flights.begin(account, lambda: self._ask(account)))
 
     async def renew(self, account: Account, refused: Hidden[str]) -> bool:
@@ -325,7 +326,7 @@ class _FetchedTokens(Tokens):
 
     def _keep(self, account: Account, token: str) -> Hidden[str]:
         before, account.token = account.token, Hidden(good_token(token, account.user))
-        account.fresh_until = asyncio.get_running_loop().time() + _FRESH
+        account.fresh_until = loop_time() + _FRESH
         if before is not None and before.value != token:
             self.on_change(account.key)
         return account.token

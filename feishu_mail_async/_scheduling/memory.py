@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from feishu_mail_async._api.endpoints import SEND, Endpoint
 from feishu_mail_async._api.protocol import Judgement
+from feishu_mail_async._clock import loop_time
 from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import FeishuMailError, RecordRefused
 from feishu_mail_async.model import OutcomeStatus, RateLimit
@@ -201,7 +202,7 @@ class MemoryStore:
     async def written(self) -> None:
         """Advance the store's time; there is nothing else to write."""
         with mutex:
-            self._store.latest = max(self._store.latest, asyncio.get_running_loop().time() + self.offset)
+            self._store.latest = max(self._store.latest, loop_time() + self.offset)
 
 
 def _tell(members: Iterable[Member]) -> None:

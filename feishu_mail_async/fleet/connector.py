@@ -19,11 +19,12 @@ from procrastinate.manager import JobManager
 from procrastinate.utils import utcnow
 from psycopg_pool import AsyncConnectionPool
 
+from feishu_mail_async._clock import loop_time
 from feishu_mail_async.ledger.errors import is_transient, must_reconnect, reason
 
 from .jobs import CONNECTION, conninfo
 
-__all__ = ["PAUSE", "Connector", "Jobs", "loop_time"]
+__all__ = ["PAUSE", "Connector", "Jobs"]
 
 T = TypeVar("T")
 
@@ -37,11 +38,6 @@ _FAREWELL_AT_ONCE: Final = 2.0
 """The time that a worker which stops at once takes to put jobs back, in seconds."""
 _FREE: Final = 5.0
 """The time-out for a free connection, in seconds."""
-
-
-def loop_time() -> float:
-    """Return the time of the running loop's clock, in seconds."""
-    return asyncio.get_running_loop().time()
 
 
 class Connector(procrastinate.PsycopgConnector):

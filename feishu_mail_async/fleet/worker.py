@@ -14,12 +14,13 @@ from procrastinate.jobs import Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker
 
+from feishu_mail_async._clock import loop_time
 from feishu_mail_async.client import FeishuMailClient
 from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError, OutcomeUnknown, RecordRefused
 from feishu_mail_async.model import Draft, Priority, RateLimit
 from feishu_mail_async.outcomes import Outcome
 
-from .connector import PAUSE, Connector, Jobs, loop_time
+from .connector import PAUSE, Connector, Jobs
 from .heartbeats import Heartbeats
 from .jobs import TASK, Queue, QueueTrouble, read_draft, said
 

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from feishu_mail_async._clock import wall_clock
+from feishu_mail_async._clock import loop_time, wall_clock
 from feishu_mail_async._scheduling.record import DraftState
 from feishu_mail_async._scheduling.suspensions import APP
 from feishu_mail_async.errors import LedgerError
 
 from . import schema
-from .session import Session, loop_time
+from .session import Session
 from .transaction import Transaction
 
 __all__ = ["Pruner"]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async._api.endpoints import Endpoint
+from feishu_mail_async._clock import loop_time
 from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async._scheduling.state import EndpointState
 from feishu_mail_async._scheduling.suspensions import Suspensions, subjects
@@ -27,7 +28,7 @@ from .replica import refresh
 from .rows import budget_of, state_of, suspensions_of
 from .transaction import Transaction
 
-__all__ = ["Session", "loop_time", "subjects_of"]
+__all__ = ["Session", "subjects_of"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -210,8 +211,3 @@ async def _nothing(_: Transaction) -> None:
 def subjects_of(wanted: Iterable[Waiter | DraftKey]) -> set[str]:
     """Return the subjects of these calls or drafts; none of them may be suspended."""
     return {name for one in wanted for name in subjects(one.user, one.mailbox)}
-
-
-def loop_time() -> float:
-    """Return the running loop's time."""
-    return asyncio.get_running_loop().time()

@@ -1,6 +1,5 @@
 """The display of a run of drafts: a bar and the reason for waiting, with outcomes in lines above it."""
 
-import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from feishu_mail_async._api.protocol import CallEnd
 from feishu_mail_async._causes import root_cause
+from feishu_mail_async._clock import loop_time
 from feishu_mail_async._scheduling.snapshot import Snapshot
 from feishu_mail_async.errors import Suspended
 from feishu_mail_async.events import AttemptEnded, Event
@@ -88,7 +88,7 @@ class Board:
         self._live = Live(console=place, auto_refresh=False, transient=True) if place and not lines else None
 
     def __enter__(self) -> Self:
-        self._printed = _now()
+        self._printed = loop_time()
         if self._live is not None:
             self._live.start()
         return self
@@ -173,24 +173,24 @@ class Board:
         self._rest = self._reckon(snapshot, unfinished, wait)
         if self._live is not None:
             self._live.update(self._picture(self._waits(wait)), refresh=True)
-        elif self._follows and _now() - self._printed >= _MINUTE:
+        elif self._follows and loop_time() - self._printed >= _MINUTE:
             self._progress(self._waits(wait) if self._stop is not None else "")
 
     def _reckon(self, snapshot: Snapshot, unfinished: int, wait: Wait | None) -> str:
         """Return the rate and the time left, in words."""
-        rate = f"{count(self._pace.last_minute(_now()), 'call')} in the last minute"
+        rate = f"{count(self._pace.last_minute(loop_time()), 'call')} in the last minute"
         if self._ending:
             return f"{rate}, stopping"
         if wait is not None and wait.kind == "unreachable":
             return rate
-        left = self._pace.left(snapshot, max(0, unfinished - snapshot.in_flight), _now())
+        left = self._pace.left(snapshot, max(0, unfinished - snapshot.in_flight), loop_time())
         return f"{rate}, about {span(max(1, left))} left"
 
     def _waits(self, wait: Wait | None) -> str:
         if wait is None:
             return ""
         if self._stop is not None and wait.kind == "unreachable":
-            return f"nothing reachable for {span(_now() - self._stop[1])}: {wait.text}"
+            return f"nothing reachable for {span(loop_time() - self._stop[1])}: {wait.text}"
         return wait.text
 
     def _note_wait(self, wait: Wait | None) -> None:
@@ -207,15 +207,15 @@ class Board:
             name, since = self._stop
             self._stop = None
             if not self._ending:
-                self.note(f"note: {_STOPS[name].format(span(_now() - since))}")
+                self.note(f"note: {_STOPS[name].format(span(loop_time() - since))}")
         if kind is not None and wait is not None and self._stop is None:
-            self._stop = kind, _now()
+            self._stop = kind, loop_time()
             if self._live is None:
                 patience = " (waiting as long as it takes; Ctrl-C stops)" if kind == "unreachable" else ""
                 self.note(f"note: {wait.text}{patience}")
 
     def _progress(self, waits: str = "") -> None:
-        self._printed = _now()
+        self._printed = loop_time()
         done = f"{self.tally.total} of {count(self._total, 'draft')}"
         told = [part for part in (self.tally.counts, self._rest, waits) if part]
         self.note(f"progress: {done}: {'; '.join(told)}")
@@ -239,7 +239,3 @@ class Board:
         told = [Text(f"{text}, {number} skipped") for text, number in self._skipped.values()]
         more = len(told) - _MOST_SUSPENDED
         return told[-_MOST_SUSPENDED:] + ([Text(f"and {more} more that are suspended")] if more > 0 else [])
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
