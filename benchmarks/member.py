@@ -22,7 +22,7 @@ from feishu_mail_async.ledger.opening import open_stores
 from feishu_mail_async.model import RetryPolicy
 
 APP: Final = "cli_benchmark"
-SENT: Final = Judgement(Verdict.SENT, data={"message_id": "m", "thread_id": "t"}, log_id="log")
+SENT: Final = Judgement(Verdict.DONE, data={"message_id": "m", "thread_id": "t"}, log_id="log")
 DELAYS: Final = PolicyDelays(RetryPolicy())
 _LEAST: Final = 3
 """Turns that are measured at least, however slow the machine is."""

@@ -46,8 +46,8 @@ ENGLISH: Final = Language(
     "advice",
     ("code", "error class", "what the client does", "what you can do"),
     {
-        Verdict.SENT: "the draft is `sent`",
-        Verdict.ALREADY_SENT: "the draft is `already_sent`",
+        Verdict.DONE: "the draft is `sent`",
+        Verdict.ALREADY_DONE: "the draft is `already_sent`",
         Verdict.FATAL: "the draft ends",
     },
     {
@@ -69,8 +69,8 @@ CHINESE: Final = Language(
     "advice_zh",
     ("错误码", "异常类", "客户端的处理", "排查建议"),
     {
-        Verdict.SENT: "草稿状态为 `sent`",
-        Verdict.ALREADY_SENT: "草稿状态为 `already_sent`",
+        Verdict.DONE: "草稿状态为 `sent`",
+        Verdict.ALREADY_DONE: "草稿状态为 `already_sent`",
         Verdict.FATAL: "该草稿就此结束",
     },
     {

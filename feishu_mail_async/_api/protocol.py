@@ -199,7 +199,7 @@ class Judgement(NamedTuple):
     @property
     def sent(self) -> bool:
         """True if the mail went out, by this call or an earlier one."""
-        return self.verdict in {Verdict.SENT, Verdict.ALREADY_SENT}
+        return self.verdict in {Verdict.DONE, Verdict.ALREADY_DONE}
 
     def failure(self) -> FeishuMailError:
         """Return the error of a call that has not succeeded."""
@@ -249,10 +249,10 @@ def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Jud
     if isinstance(code, bool) or not isinstance(code, int):
         return _not_the_api(reply, log_id, base_url)
     row = CODES.get(code) or lookup(code, reply.status)
-    if row.verdict is Verdict.SENT:
+    if row.verdict is Verdict.DONE:
         return _sent(body.get("data"), code, reply.status, log_id)
-    if row.verdict is Verdict.ALREADY_SENT:
-        return Judgement(Verdict.ALREADY_SENT, code=code, http_status=reply.status, log_id=log_id)
+    if row.verdict is Verdict.ALREADY_DONE:
+        return Judgement(Verdict.ALREADY_DONE, code=code, http_status=reply.status, log_id=log_id)
     return _refused(row, code, reply, log_id, _text(body.get("msg"), _LONGEST_MESSAGE) or "")
 
 
@@ -305,7 +305,7 @@ def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
     fields = data if isinstance(data, dict) else {}
     disabled = fields.get("automation_send_disable")
     if disabled is None or disabled is False:
-        return Judgement(Verdict.SENT, data=fields, code=code, http_status=status, log_id=log_id)
+        return Judgement(Verdict.DONE, data=fields, code=code, http_status=status, log_id=log_id)
     told = disabled if isinstance(disabled, dict) else {}
     reason = _text(told.get("reason"), _LONGEST_MESSAGE) or ""
     return Judgement(

@@ -186,7 +186,7 @@ class Job(Progress):
     def recorded(self, record: Record) -> None:
         """End without a call: the draft is on record as sent."""
         data = {"message_id": record.message_id, "thread_id": record.thread_id}
-        self._end(Judgement(Verdict.ALREADY_SENT, data=data, log_id=record.log_id), None)
+        self._end(Judgement(Verdict.ALREADY_DONE, data=data, log_id=record.log_id), None)
 
     def _waited_enough(self) -> float:
         """Note that the wait for a turn is over; return its length in seconds."""

@@ -67,7 +67,7 @@ class Progress:
         success = self.success
         if success is None:
             raise self.error_for(draft)
-        already = success.verdict is Verdict.ALREADY_SENT
+        already = success.verdict is Verdict.ALREADY_DONE
         message_id, thread_id = success.text("message_id"), success.text("thread_id")
         return SendResult(draft, message_id, thread_id, already, self.tries.calls, success.log_id)
 

@@ -68,7 +68,7 @@ async def end_call(transaction: Transaction, turn: Turn, judgement: Judgement, *
     in_doubt = not judgement.sent and (turn.permit.in_doubt or not judgement.conclusive)
     values: dict[str, Any] = {"turn": None, "in_doubt": in_doubt, "log_id": judgement.log_id}
     if judgement.sent:
-        state = DraftState.SENT if judgement.verdict is Verdict.SENT else DraftState.ALREADY_SENT
+        state = DraftState.SENT if judgement.verdict is Verdict.DONE else DraftState.ALREADY_SENT
         values |= {name: judgement.text(name) for name in ("message_id", "thread_id")}
         values |= {"code": None, "error": None}
     elif judgement.verdict is Verdict.FATAL and not renewing:

@@ -17,4 +17,4 @@ def throttled(scope: Subject, pause: float | None = None, end: CallEnd = CallEnd
     return Judgement(Verdict.RETRY, end, subject=scope, pause=pause, error=ERROR)
 
 
-SENT: Final = Judgement(Verdict.SENT)
+SENT: Final = Judgement(Verdict.DONE)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Final
 
-from feishu_mail_async import codes
+from feishu_mail_async import events
 
-PACKAGE: Final = Path(codes.__file__).parent
+PACKAGE: Final = Path(events.__file__).parent
 SAMPLES: Final = Path(__file__).parents[1] / "samples"
 
 

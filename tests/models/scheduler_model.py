@@ -274,7 +274,7 @@ class Model:
             user.consecutive_refusals += 1
             user.cooling = now + self.delays.backoff(user.consecutive_refusals)
             user.opens = max(user.opens, user.cooling)
-        elif verdict in {Verdict.SENT, Verdict.ALREADY_SENT}:
+        elif verdict in {Verdict.DONE, Verdict.ALREADY_DONE}:
             user.consecutive_refusals = 0
         if verdict is Verdict.FATAL and judgement.until is not None and not renewing:
             name = {Subject.USER: f"user:{want.user}", Subject.MAILBOX: f"mailbox:{want.mailbox}"}.get(

@@ -172,7 +172,7 @@ class World:
         self._refused_were(expected, before)
 
     def sent(self, flight: Flight) -> None:
-        self.settle(flight, Judgement(Verdict.SENT))
+        self.settle(flight, Judgement(Verdict.DONE))
 
     def give_back(self, flight: Flight) -> None:
         self.flights.remove(flight)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import asyncio
 
 LIMIT: Final = RateLimit(calls=4, per=8.0, spacing=0.25, grace=2.0, margin=0.5)
-SENT: Final = Judgement(Verdict.SENT)
+SENT: Final = Judgement(Verdict.DONE)
 LOST: Final = Judgement(Verdict.RETRY, CallEnd.LOST, conclusive=False)
 NEVER_LEFT: Final = Judgement(Verdict.RETRY, CallEnd.NEVER_LEFT)
 BUSY: Final = Judgement(Verdict.RETRY, subject=Subject.USER)

@@ -54,7 +54,7 @@ PAUSES: Final = st.sampled_from([None, 0.0, 0.5, 4.0, 20.0])
 OUTAGES: Final = st.sampled_from([math.inf, math.inf, 0.0, 2.0, 16.0])
 STREAMS: Final = st.sampled_from([None, None, None, "s1", "s2"])
 JUDGEMENTS: Final = st.one_of(
-    st.sampled_from([SENT, SENT, Judgement(Verdict.ALREADY_SENT)]),
+    st.sampled_from([SENT, SENT, Judgement(Verdict.ALREADY_DONE)]),
     st.just(throttled(Subject.USER)),
     st.builds(throttled, st.just(Subject.APP), PAUSES),
     st.just(throttled(Subject.DRAFT)),

@@ -63,7 +63,7 @@ async def test_a_draft_is_queued_has_its_turn_is_sent_and_done() -> None:
         assert done.draft is not None
         assert done.draft.tag == "mine"
         assert (granted.attempt, granted.waited, granted.probe) == (1, 0.0, False)
-        assert (ended.attempt, ended.end, ended.verdict) == (1, CallEnd.ANSWERED, codes.Verdict.SENT)
+        assert (ended.attempt, ended.end, ended.verdict) == (1, CallEnd.ANSWERED, codes.Verdict.DONE)
         assert (ended.code, ended.http_status, ended.log_id) == (0, 200, sandbox.ledger.sends[0].log_id)
         assert ended.seconds == pytest.approx(0.1, abs=0.01)
         assert ended.error is None

@@ -13,6 +13,7 @@ from feishu_mail_async import (
     ApiError,
     AppQuotaSpent,
     Attachment,
+    AttachmentBlocked,
     AutomatedSendDisabled,
     BadReply,
     BulkRun,
@@ -28,6 +29,7 @@ from feishu_mail_async import (
     FeishuMailClient,
     FeishuMailError,
     FrequencyLimited,
+    InlineImageRejected,
     InvalidRequest,
     InvalidToken,
     Ledger,
@@ -37,7 +39,10 @@ from feishu_mail_async import (
     MailboxNotFound,
     MailThrottled,
     MemoryTokens,
+    MessageMalformed,
+    MessageTooLarge,
     Misconfigured,
+    NotScheduled,
     NotSent,
     Outcome,
     OutcomeStatus,
@@ -279,8 +284,12 @@ async def every_error(client: FeishuMailClient) -> str:
         assert_type(error.code, int)
     except (SenderCheckFailed, ReceiverCheckFailed, DraftNotFound) as error:
         assert_type(error.msg, str)
+    except (MessageTooLarge, MessageMalformed, AttachmentBlocked, InlineImageRejected) as error:
+        assert_type(error.msg, str)
     except DraftRejected as error:
         assert_type(error.http_status, int)
+    except NotScheduled as error:
+        assert_type(error.code, int)
     except (PermissionDenied, MailboxNotFound, ScopeMissing, InvalidToken) as error:
         assert_type(error.advice, str)
     except AccessDenied as error:

@@ -11,7 +11,7 @@ from feishu_mail_async.codes import CODES, OAUTH, ResumeWhen, Subject, Verdict, 
 from tests.helpers.samples import PACKAGE, sample
 
 # Invariants 7 and 8, spelled out: who waits or is suspended, whether the answer settles it, what resumes it.
-SENT, ALREADY, RETRY, FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY, Verdict.FATAL
+SENT, ALREADY, RETRY, FATAL = Verdict.DONE, Verdict.ALREADY_DONE, Verdict.RETRY, Verdict.FATAL
 DRAFT, USER, MAILBOX, APP = Subject.DRAFT, Subject.USER, Subject.MAILBOX, Subject.APP
 HOUR, TOKEN, REOPEN = ResumeWhen.HOUR, ResumeWhen.TOKEN, ResumeWhen.RESUMED
 MEANING = {
@@ -33,6 +33,12 @@ MEANING = {
     1236010: (RETRY, USER, True, None),
     1236013: (FATAL, APP, True, HOUR),
     1236019: (RETRY, DRAFT, False, None),
+    1236001: (FATAL, DRAFT, True, None),
+    1236002: (FATAL, DRAFT, True, None),
+    1236020: (FATAL, DRAFT, True, None),
+    1236021: (FATAL, DRAFT, True, None),
+    1234051: (FATAL, DRAFT, True, None),
+    1235000: (RETRY, DRAFT, False, None),
     99991400: (RETRY, APP, True, None),
     99991403: (FATAL, APP, True, HOUR),
     99991661: (FATAL, USER, True, TOKEN),
@@ -71,7 +77,16 @@ CLASSES = {
     1236010: ("MailThrottled", "Throttled"),
     99991400: ("FrequencyLimited", "Throttled"),
     1236019: ("ServerError", "ApiError"),
+    1236001: ("MessageTooLarge", "DraftRejected"),
+    1236002: ("MessageMalformed", "DraftRejected"),
+    1236020: ("AttachmentBlocked", "DraftRejected"),
+    1236021: ("InlineImageRejected", "DraftRejected"),
+    1234051: ("NotScheduled", "ApiError"),
+    1235000: ("ServerError", "ApiError"),
 }
+
+OF_OTHER_ENDPOINTS = {1236001, 1236002, 1236020, 1236021, 1234051, 1235000}
+"""Codes that the page of sending drafts does not have."""
 
 
 class Row(NamedTuple):
@@ -100,7 +115,7 @@ def test_the_table_agrees_with_the_document(row: Row) -> None:
 
 def test_no_code_of_the_endpoint_is_ours_alone() -> None:
     of_the_endpoint = {number for number in CODES if 1234000 <= number < 1237000}
-    assert of_the_endpoint == {row.code for row in document()}
+    assert of_the_endpoint - OF_OTHER_ENDPOINTS == {row.code for row in document()}
 
 
 def test_what_each_code_means() -> None:
@@ -193,7 +208,7 @@ def test_the_tables_cannot_be_changed() -> None:
         CODES[0].advice = "another"  # type: ignore[misc]
 
 
-A_CODE = re.compile(r"(?<!\d)(1234\d{3}|1236\d{3}|9999\d{4}|200\d\d)(?!\d)")
+A_CODE = re.compile(r"(?<!\d)(123[456]\d{3}|9999\d{4}|200\d\d)(?!\d)")
 
 
 def test_no_code_number_stands_anywhere_else() -> None:
@@ -202,7 +217,7 @@ def test_no_code_number_stands_anywhere_else() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{place}: {match}"
         for path in files
-        if path != PACKAGE / "codes.py"
+        if PACKAGE / "codes" not in path.parents
         for place, line in enumerate(path.read_text(encoding="utf-8").replace("_", "").splitlines(), 1)
         for match in A_CODE.findall(line)
     ]

@@ -44,7 +44,7 @@ class Meant:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-SENT, ALREADY, RETRY, FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY, Verdict.FATAL
+SENT, ALREADY, RETRY, FATAL = Verdict.DONE, Verdict.ALREADY_DONE, Verdict.RETRY, Verdict.FATAL
 REAL = ("TUlHc1NoWFhJMXgyUi9VZTNVL3h6UnlkRUdzPQ==", "tfuh9N4WnzU6jdDw=")
 UNREADABLE = Meant(200, RETRY, BadReply, conclusive=False)
 LINK = "https://mail.feishu.cn/mail/drafts/268dce11-85f7-427d-8756-6be3abc850fd"

@@ -131,7 +131,7 @@ class Turns:
         return loop.time()
 
     def granted(self, turn: Turn) -> None:
-        self.scheduler.settle(turn, Judgement(Verdict.SENT), PolicyDelays(RetryPolicy()))
+        self.scheduler.settle(turn, Judgement(Verdict.DONE), PolicyDelays(RetryPolicy()))
         self.done.set_result(None)
 
     def refused(self, error: FeishuMailError) -> None:

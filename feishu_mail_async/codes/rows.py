@@ -1,114 +1,24 @@
-"""The table of all answer codes that the platform gives.
+"""The rows of the table `CODES`.
 
-Exceptions, retries, the scheduler, the sandbox and the documentation read this table; no code number stands
-anywhere else in the package. A reply is classified by the code in its body, never by its HTTP status: a 429 alone
-means seven different things here.
-
-Three questions decide what happens after an answer, and each row answers them: the `verdict` (done, retry or
-fatal), the `subject` (the draft, user, mailbox or app that waits or is suspended) and `conclusive` (whether the
-answer settles if the attempt sent the mail).
-
-What follows from a row: RETRY of a draft means its own backoff (`_calls.retry`); of a user, a backoff of the user's
-calls; of the app, a pause of the endpoint (both in `_scheduling.state`). FATAL with `until` means a suspension
-(`_scheduling.suspensions`); without, the draft ends alone. How often: `RetryPolicy`.
-
-Sources: the endpoint's table of error codes ("发送草稿", 错误码) for the 17 codes of sending a draft; the
-platform's generic codes for those of the gateway, of tokens and of scopes; the OAuth endpoint's own for `OAUTH`.
+Sources: the table of error codes of "发送草稿" for the 17 codes of sending a draft; "取消定时发送" for 1234051 and
+1235000; the SDK and the command line of the platform for the others of its own; its generic codes for those of the
+gateway, of tokens and of scopes.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
-from types import MappingProxyType
 from typing import Final
 
-__all__ = [
-    "CODES",
-    "OAUTH",
-    "Code",
-    "Reach",
-    "ResumeWhen",
-    "Subject",
-    "Verdict",
-    "lookup",
-    "named",
-]
+from .meanings import Code, Reach, ResumeWhen, Subject, Verdict
 
+__all__ = ["ROWS"]
 
-class Verdict(StrEnum):
-    """The meaning of a reply for the draft that was sent."""
-
-    SENT = "sent"
-    ALREADY_SENT = "already sent"
-    RETRY = "retry"
-    FATAL = "fatal"
-
-
-class Subject(StrEnum):
-    """The draft, user, mailbox or app concerned: it waits after a RETRY, and is suspended after a FATAL."""
-
-    DRAFT = "draft"
-    USER = "user"
-    MAILBOX = "mailbox"
-    APP = "app"
-
-
-class Reach(StrEnum):
-    """The endpoints for which a suspension holds."""
-
-    ENDPOINT = "this endpoint"
-    SCOPE = "endpoints of the same OAuth scope"
-    ALL = "all endpoints"
-
-
-class ResumeWhen(StrEnum):
-    """The condition that ends a suspension after a FATAL verdict."""
-
-    HOUR = "an hour, then one probe"
-    TOKEN = "the token changes"  # noqa: S105 - a condition, not a secret
-    RESUMED = "resumed by the caller"
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """A row of the table.
-
-    Attributes:
-        number: the `code` of the reply's body.
-        name: a name of its own, which the sandbox and the tests use.
-        error: the name of the exception class in `errors`; empty where the draft was sent.
-        http_status: the HTTP status the platform sends with it.
-        message: the English message the platform sends with it.
-        verdict: the meaning for the draft.
-        subject: the draft, user, mailbox or app concerned.
-        conclusive: true if this answer settles whether the attempt sent the mail; false only for server errors.
-        until: the condition that ends the suspension, where a FATAL verdict suspends more than its draft.
-        reach: the endpoints for which that suspension holds.
-        advice: the remedy, in English.
-        advice_zh: the remedy, in Chinese.
-    """
-
-    number: int
-    name: str
-    error: str
-    http_status: int
-    message: str
-    verdict: Verdict
-    subject: Subject
-    conclusive: bool
-    advice: str
-    advice_zh: str
-    until: ResumeWhen | None = None
-    reach: Reach = Reach.ALL
-
-
-_SENT, _ALREADY, _RETRY, _FATAL = Verdict.SENT, Verdict.ALREADY_SENT, Verdict.RETRY, Verdict.FATAL
+_DONE, _ALREADY, _RETRY, _FATAL = Verdict.DONE, Verdict.ALREADY_DONE, Verdict.RETRY, Verdict.FATAL
 _DRAFT, _USER, _MAILBOX, _APP = Subject.DRAFT, Subject.USER, Subject.MAILBOX, Subject.APP
 
-_ROWS: Final = (
+ROWS: Final = (
     Code(
-        0, "Success", "", 200, "success", _SENT, _DRAFT, True,
-        "Sent; nothing to do.",
-        "已发送，无需处理。",
+        0, "Success", "", 200, "success", _DONE, _DRAFT, True,
+        "Done; nothing to do.",
+        "已完成，无需处理。",
     ),
     # The endpoint's own table.
     Code(
@@ -210,6 +120,40 @@ _ROWS: Final = (
         "The server failed. Send the draft again later: if it went out after all, that says so.",
         "服务内部错误，请稍后重试；若邮件其实已发出，重试会返回“已发送”。",
     ),
+    # The codes of other endpoints, of which sending has none.
+    Code(
+        1236001, "MessageTooLarge", "MessageTooLarge", 400, "the size of the mail exceeds the limit",
+        _FATAL, _DRAFT, True,
+        "Make the message smaller: the whole of it may have 37.5 MB, attachments as they are encoded included.",
+        "邮件大小超过限制（整封邮件含编码后的附件上限为 37.5 MB），请减小邮件后重试。",
+    ),
+    Code(
+        1236002, "MessageMalformed", "MessageMalformed", 400, "the mail content is invalid", _FATAL, _DRAFT, True,
+        "The server cannot read the message as MIME. Pass an EmailMessage, which is written the way it reads them.",
+        "服务端无法解析该邮件的 MIME 内容，请传入 EmailMessage，由客户端按要求的格式生成。",
+    ),
+    Code(
+        1236020, "AttachmentBlocked", "AttachmentBlocked", 400, "the attachment type is not allowed",
+        _FATAL, _DRAFT, True,
+        "Take the attachment out, or pack it: files of its extension are not accepted.",
+        "附件的扩展名不被允许，请移除该附件或打包后重试。",
+    ),
+    Code(
+        1236021, "InlineImageRejected", "InlineImageRejected", 400, "the inline image type is not allowed",
+        _FATAL, _DRAFT, True,
+        "Use JPEG, PNG, GIF or WebP for images within the text; the content has to match, too.",
+        "正文内嵌图片仅支持 JPEG、PNG、GIF、WebP，且内容须与类型一致。",
+    ),
+    Code(
+        1234051, "NotScheduled", "NotScheduled", 400, "the message is not in scheduled state", _FATAL, _DRAFT, True,
+        "There is nothing to cancel: the mail went out already, was cancelled before, or was never scheduled.",
+        "该邮件不处于定时发送状态：可能已发出、已取消，或从未设置定时发送。",
+    ),
+    Code(
+        1235000, "ServiceFailed", "ServerError", 500, "internal error", _RETRY, _DRAFT, False,
+        "The server failed. Repeat the call later.",
+        "服务内部错误，请稍后重试。",
+    ),
     # The gateway's.
     Code(
         99991400, "FrequencyLimited", "FrequencyLimited", 429, "request trigger frequency limit", _RETRY, _APP, True,
@@ -275,101 +219,3 @@ _ROWS: Final = (
         Reach.SCOPE,
     ),
 )  # fmt: skip
-
-CODES: Final = MappingProxyType({row.number: row for row in _ROWS})
-"""Code number -> row."""
-
-_NAMED: Final = MappingProxyType({row.name: row for row in _ROWS})
-
-
-def named(name: str) -> Code:
-    """Return the row of that name.
-
-    Args:
-        name: the row's `name`.
-
-    Raises:
-        KeyError: there is none.
-    """
-    return _NAMED[name]
-
-
-def lookup(number: int, http_status: int, message: str = "") -> Code:
-    """Return the row for an answer, also for a code that the table does not know.
-
-    Args:
-        number: the `code` of the body.
-        http_status: the reply's HTTP status. It decides only for a code that the table does not know: 429 slows
-            the user down, 5xx is the server's failure, anything else ends the draft alone.
-        message: the `msg` of the body, kept in a row made up for an unknown code.
-    """
-    row = CODES.get(number)
-    if row is not None:
-        return row
-    # A 4xx refuses before anything is done, so an unknown one is taken as proof that nothing was sent; 5xx is not.
-    verdict, subject, conclusive = _FATAL, _DRAFT, True
-    advice = "The platform's list of error codes may explain it; otherwise ask support, with the log id."
-    advice_zh = "请查阅开放平台通用错误码，或携带 log id 联系技术支持。"
-    if http_status == 429:  # noqa: PLR2004 - HTTP's own number
-        verdict, subject = _RETRY, _USER
-    elif http_status >= 500:  # noqa: PLR2004
-        verdict, conclusive = _RETRY, False
-    return Code(
-        number,
-        f"Code{number}",
-        "ApiError",
-        http_status,
-        message,
-        verdict,
-        subject,
-        conclusive,
-        advice,
-        advice_zh,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class OAuthCode:
-    """A row of the token endpoint's codes, which are numbered apart from the API's.
-
-    Attributes:
-        number: the `code` of the answer's body.
-        name: a name of its own.
-        http_status: the HTTP status sent with it.
-        error: the `error` of the body (RFC 6749, section 5.2).
-        description: the meaning, in English.
-        verdict: RETRY if asking once more may help, else FATAL.
-    """
-
-    number: int
-    name: str
-    http_status: int
-    error: str
-    description: str
-    verdict: Verdict
-
-
-_OAUTH_ROWS: Final = (
-    OAuthCode(20002, "ClientSecretWrong", 400, "invalid_client", "the client secret is invalid", _FATAL),
-    OAuthCode(
-        20003, "AuthorizationCodeNotFound", 400, "invalid_grant", "the authorization code is unknown", _FATAL
-    ),
-    OAuthCode(
-        20004, "AuthorizationCodeExpired", 400, "invalid_grant", "the authorization code has expired", _FATAL
-    ),
-    OAuthCode(20026, "RefreshTokenMalformed", 400, "invalid_grant", "the refresh token is invalid", _FATAL),
-    OAuthCode(20037, "RefreshTokenExpired", 400, "invalid_grant", "the refresh token has expired", _FATAL),
-    OAuthCode(20049, "PkceFailed", 400, "invalid_grant", "the code verifier does not match", _FATAL),
-    OAuthCode(20050, "Unexpected", 500, "server_error", "an unexpected server error occurred", _RETRY),
-    OAuthCode(20064, "RefreshTokenRevoked", 400, "invalid_grant", "the refresh token was revoked", _FATAL),
-    OAuthCode(
-        20065, "AuthorizationCodeUsed", 400, "invalid_grant", "the authorization code was used before", _FATAL
-    ),
-    OAuthCode(20071, "RedirectMismatch", 400, "invalid_grant", "the redirect_uri does not match", _FATAL),
-    OAuthCode(20072, "Unavailable", 503, "temporarily_unavailable", "the server is unavailable", _RETRY),
-    OAuthCode(20073, "RefreshTokenUsed", 400, "invalid_grant", "the refresh token was used before", _FATAL),
-    OAuthCode(20074, "RefreshDisabled", 400, "invalid_grant", "refreshing is not enabled for the app", _FATAL),
-)
-
-OAUTH: Final = MappingProxyType({row.name: row for row in _OAUTH_ROWS})
-"""Name -> row of the token endpoint's codes."""
