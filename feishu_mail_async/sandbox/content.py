@@ -1,43 +1,62 @@
 """A stored mail as the API shows it when a draft is read."""
 
 import base64
-from email.message import EmailMessage
 from typing import Any, Final
 
-__all__ = ["show_message"]
+from .messages import Mail, Party
+from .world import StoredDraft
+
+__all__ = ["show_message", "show_party"]
 
 _DRAFT: Final = 3
 """The `message_state` of a draft."""
+_NORMAL: Final = 1
+"""The `attachment_type` of a file within the mail."""
 
 
-def show_message(message: EmailMessage | None, *, bodies: bool = True) -> dict[str, Any]:
+def show_message(draft: StoredDraft, created: float, *, bodies: bool = True) -> dict[str, Any]:
     """Return the fields of a draft's `message`; those that a mail lacks are left out.
 
     Args:
-        message: the mail.
-        bodies: whether the bodies are among them.
+        draft: the draft.
+        created: its creation, in seconds of Unix time.
+        bodies: whether the bodies are among the fields.
     """
-    shown: dict[str, Any] = {"message_state": _DRAFT}
-    if message is None:
-        return shown
-    shown["subject"] = str(message["subject"] or "")
-    for name in ("to", "cc", "bcc"):
-        shown[name] = _parties(message, name)
-    if sender := _parties(message, "from"):
-        shown["head_from"] = sender[0]
-    for kind, name in ("plain", "body_plain_text"), ("html", "body_html"):
-        body = message.get_body((kind,))
+    shown: dict[str, Any] = {
+        "message_state": _DRAFT,
+        "message_id": draft.message_id,
+        "smtp_message_id": draft.smtp_message_id,
+        "internal_date": int(created * 1000),
+    }
+    return shown if draft.mail is None else shown | _show(draft.mail, bodies)
+
+
+def _show(mail: Mail, bodies: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"subject": mail.subject}
+    for name, parties in ("to", mail.to), ("cc", mail.cc), ("bcc", mail.bcc):
+        shown[name] = [show_party(party) for party in parties]
+    if mail.sender is not None:
+        shown["head_from"] = show_party(mail.sender)
+    for name, body in ("body_plain_text", mail.text), ("body_html", mail.html):
         if body is not None and bodies:
-            shown[name] = base64.urlsafe_b64encode(str(body.get_content()).encode()).decode()
+            shown[name] = base64.urlsafe_b64encode(body.encode()).decode()
     shown["attachments"] = [
-        {"id": f"attachment{number}", "filename": part.get_filename() or "", "is_inline": False}
-        for number, part in enumerate(message.iter_attachments(), 1)
+        {
+            "id": f"attachment{number}",
+            "filename": file.name,
+            "attachment_type": _NORMAL,
+            "is_inline": file.cid is not None,
+            "cid": file.cid or "",
+        }
+        for number, file in enumerate(mail.files, 1)
     ]
     return shown
 
 
-def _parties(message: EmailMessage, name: str) -> list[dict[str, str]]:
-    header = message[name]
-    if header is None:
-        return []
-    return [{"mail_address": one.addr_spec, "name": one.display_name} for one in header.addresses]
+def show_party(party: Party) -> dict[str, str]:
+    """Return a sender or recipient as the API shows it.
+
+    Args:
+        party: the sender or recipient.
+    """
+    return {"mail_address": party.address, "name": party.name}

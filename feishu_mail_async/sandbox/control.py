@@ -13,7 +13,7 @@ CONTROL: Final = "/_sandbox/"
 
 
 def control(stage: Stage, method: str, path: str, body: bytes) -> Reply:
-    """Answer a call of a control endpoint: GET ledger (the call log); POST users, drafts, script.
+    """Answer a call of a control endpoint: GET ledger (the call log), or one of the POSTs that set the stage.
 
     Args:
         stage: the stage to read or set.
@@ -28,7 +28,7 @@ def control(stage: Stage, method: str, path: str, body: bytes) -> Reply:
     if (method, name) == ("GET", "ledger"):
         return json_reply(200, stage.ledger.as_json())
     if method != "POST" or name not in _POSTS:
-        return json_reply(404, {"error": "GET ledger; POST users, drafts, script"})
+        return json_reply(404, {"error": f"GET ledger; POST {', '.join(_POSTS)}"})
     try:
         value = json.loads(body)
         if not isinstance(value, dict):
@@ -57,11 +57,33 @@ def _drafts(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
     return {"ids": stage.add_drafts(_text(body, "user"), count, mailbox=_text(body, "mailbox", "me"))}
 
 
-def _script(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
+def _faults(body: dict[str, Any]) -> list[Fault]:
     faults = body.get("faults")
     if not isinstance(faults, list) or not all(isinstance(fault, dict) for fault in faults):
         raise ValueError('faults: give a list of objects such as {"kind": "code", "name": "ConcurrentWrite"}')
-    stage.script(_text(body, "draft_id"), *[Fault.from_json(fault) for fault in faults])
+    return [Fault.from_json(fault) for fault in faults]
+
+
+def _script(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
+    stage.script(_text(body, "draft_id"), *_faults(body))
+    return {}
+
+
+def _script_calls(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
+    stage.script_calls(_text(body, "endpoint"), *_faults(body))
+    return {}
+
+
+def _delivery(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
+    status = body.get("status")
+    if not isinstance(status, int):
+        raise ValueError("status: give a number from 0 to 6")  # noqa: TRY004 - one way out for all that is wrong
+    stage.set_delivery(_text(body, "draft_id"), _text(body, "address"), status)
+    return {}
+
+
+def _recall(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
+    stage.set_recall(_text(body, "draft_id"), _text(body, "address"), _text(body, "reason"))
     return {}
 
 
@@ -69,4 +91,7 @@ _POSTS: Final[dict[str, Callable[[Stage, dict[str, Any]], dict[str, Any]]]] = {
     "users": _users,
     "drafts": _drafts,
     "script": _script,
+    "script_calls": _script_calls,
+    "delivery": _delivery,
+    "recall": _recall,
 }

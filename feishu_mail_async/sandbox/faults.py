@@ -1,6 +1,7 @@
 """Scripted faults: prepared answers, and connections that break.
 
-In each of them, `accepted` says whether the mail goes out although the answer does not say so.
+In each of them, `accepted` says whether the call has its effect although the answer does not say so: a mail that
+is to be sent goes out, a draft that is to be created is there, and so on.
 """
 
 import json
@@ -97,7 +98,7 @@ class Fault:
 
     Attributes:
         kind: the effect on the call.
-        accepted: True if the mail goes out all the same (never a second time).
+        accepted: True if the call has its effect all the same (a mail never goes out a second time).
         reply: the scripted answer; None if the answer is not scripted.
         size: the size of a huge answer, in bytes.
         declared: True if a huge answer has a Content-Length.
@@ -131,7 +132,7 @@ class Fault:
         Args:
             name: the code's name in the table of codes.
             msg: another message than the table's.
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         return cls._answer(refusal(codes.named(name), msg=msg), accepted)
 
@@ -142,7 +143,7 @@ class Fault:
         Args:
             number: the code.
             http_status: the HTTP status.
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         body = {"code": number, "msg": "a code of tomorrow", "data": {}}
         return cls._answer(json_reply(http_status, body, number), accepted)
@@ -154,7 +155,7 @@ class Fault:
         Args:
             status: the HTTP status; some older APIs send 400.
             reset: the text of the header x-ogw-ratelimit-reset, valid or not; None for no header.
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         headers = () if reset is None else ((RESET_HEADER, reset),)
         return cls._answer(refusal(codes.named("FrequencyLimited"), *headers, http_status=status), accepted)
@@ -205,7 +206,7 @@ class Fault:
 
         Args:
             status: the HTTP status.
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         title = f"{status} {HTTPStatus(status).phrase}"
         page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
@@ -226,7 +227,7 @@ class Fault:
         """Answer with HTTP 200 and truncated JSON.
 
         Args:
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         return cls._answer(Reply(_OK, b'{"code": 0, "msg": "succ'), accepted)
 
@@ -235,7 +236,7 @@ class Fault:
         """Answer with HTTP 200 and no body.
 
         Args:
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         return cls._answer(Reply(_OK, b""), accepted)
 
@@ -244,7 +245,7 @@ class Fault:
         """Answer with HTTP 200 and the body `null`.
 
         Args:
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         return cls._answer(Reply(_OK, b"null"), accepted)
 
@@ -253,7 +254,7 @@ class Fault:
         """Answer with HTTP 200 and a JSON array.
 
         Args:
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         return cls._answer(Reply(_OK, b"[]"), accepted)
 
@@ -262,7 +263,7 @@ class Fault:
         """Answer with HTTP 200 and the right fields, all of them null.
 
         Args:
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         return cls._answer(Reply(_OK, b'{"code": null, "msg": null, "data": null}'), accepted)
 
@@ -273,28 +274,28 @@ class Fault:
         Args:
             size: the body's size, in bytes.
             declared: True to send a Content-Length; otherwise the body comes in chunks.
-            accepted: True if the mail goes out.
+            accepted: True if the call has its effect.
         """
         return cls(Kind.HUGE, accepted, size=size, declared=declared)
 
     @classmethod
     def reset_before(cls) -> Self:
-        """Reset the connection; nothing is sent."""
+        """Reset the connection; the call has no effect."""
         return cls(Kind.RESET)
 
     @classmethod
     def reset_after(cls) -> Self:
-        """Send the mail, then reset the connection."""
+        """Let the call have its effect, then reset the connection."""
         return cls(Kind.RESET, accepted=True)
 
     @classmethod
     def hang_before(cls) -> Self:
-        """Never answer; nothing is sent."""
+        """Never answer; the call has no effect."""
         return cls(Kind.HANG)
 
     @classmethod
     def hang_after(cls) -> Self:
-        """Send the mail, then never answer."""
+        """Let the call have its effect, then never answer."""
         return cls(Kind.HANG, accepted=True)
 
     @classmethod

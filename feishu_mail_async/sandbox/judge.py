@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Final
 from feishu_mail_async import codes
 
 from .calllog import SEND, Arrival, CallLog
-from .endpoints import Case, Effect, Endpoints, now
+from .case import Case, Effect, now
+from .endpoints import SUBMITTING, Endpoints
 from .faults import LIMIT_HEADER, RESET_HEADER, Fault, Kind, Reply, refusal
+from .messages import Mail, read_submission
 from .oauth import OAuth
 from .paths import Call
 from .window import RateWindow, Window, make_window
@@ -29,11 +31,29 @@ _SCOPES: Final = {
     "list": READ,
     "read": READ,
     "create": MODIFY,
+    "update": MODIFY,
     "delete": MODIFY,
+    "mails": READ,
+    "delivery": READ,
+    "recall": MODIFY,
+    "recall_progress": READ,
 }
-_WRITES: Final = frozenset({SEND, "cancel", "create", "delete"})
-# Calls a second, from the platform's pages of these endpoints; that of "cancel" is not documented.
-_SIBLING_LIMITS: Final = {"list": 10, "read": 10, "create": 5, "delete": 5}
+_WRITES: Final = frozenset({SEND, "cancel", "create", "update", "delete", "recall"})
+# (calls, seconds), from the platform's pages of these endpoints; those of "update" and "mails" are not documented.
+_SIBLING_LIMITS: Final = {
+    "list": (10, 1.0),
+    "read": (10, 1.0),
+    "create": (5, 1.0),
+    "update": (5, 1.0),
+    "delete": (5, 1.0),
+    "cancel": (5, 1.0),
+    "mails": (10, 1.0),
+    "delivery": (10, 1.0),
+    "recall": (10, 1.0),
+    "recall_progress": (20, 60.0),
+}
+_LARGE: Final = 1024 * 1024
+"""Bytes from which on a body is not read between two steps of the loop: it takes some 30 milliseconds."""
 
 _AS_USUAL: Final = frozenset({Kind.DELAY, Kind.NORMAL, Kind.GRANT})
 
@@ -53,6 +73,8 @@ class Plan:
 
     Attributes:
         log_id: the answer's `X-Tt-Logid`.
+        call: the endpoint and ids read from the request line.
+        time: the arrival, in seconds of the loop's clock.
         reply: the answer.
         fault: the fault of this call; None if nothing goes wrong.
         user: the user's name; None until the token has been checked.
@@ -61,9 +83,13 @@ class Plan:
         effect: the change to make when the call has been processed; None if there is none.
         accepted: True if the call passed the rate limit.
         paused: True if a pause refused it, not the window.
+        undecided: the call, if its body is too large to be read at once: `decide` has to be called with the mail
+            in it. Until then there is no answer and no effect.
     """
 
     log_id: str
+    call: Call
+    time: float
     reply: Reply
     fault: Fault | None
     mailbox: str
@@ -72,6 +98,7 @@ class Plan:
     effect: Effect | None = None
     accepted: bool = False
     paused: bool = False
+    undecided: Case | None = None
 
 
 class Judge:
@@ -98,11 +125,12 @@ class Judge:
         self._ledger = ledger
         self._endpoints = endpoints
         self._limits: dict[str, tuple[RateWindow, int]] = {
-            name: (make_window(Window.SLIDING, limit, 1.0), limit) for name, limit in _SIBLING_LIMITS.items()
+            name: (make_window(Window.SLIDING, most, per), most) for name, (most, per) in _SIBLING_LIMITS.items()
         }
         self._limits[SEND] = (window, calls)
         self._locks: set[str] = set()
         self._scripts: dict[str, deque[Fault]] = {}
+        self._call_scripts: dict[str, deque[Fault]] = {}
         self.on_call: Callable[[Arrival], Fault | None] | None = None
         self.paused_until = -math.inf
 
@@ -115,6 +143,20 @@ class Judge:
         """
         self._scripts.setdefault(draft_id, deque()).extend(faults)
 
+    def script_calls(self, endpoint: str, *faults: Fault) -> None:
+        """Queue faults for the next calls of an endpoint.
+
+        Args:
+            endpoint: the endpoint's name.
+            *faults: the faults, one for each call.
+
+        Raises:
+            ValueError: there is no such endpoint.
+        """
+        if endpoint not in _SCOPES:
+            raise ValueError(f"endpoint: give one of {', '.join(_SCOPES)}, not {endpoint!r}")
+        self._call_scripts.setdefault(endpoint, deque()).extend(faults)
+
     def claim_delay(self, call: Call) -> Fault | None:
         """Return the scripted delay of a call that sets out, and use it up; None if none is due.
 
@@ -123,8 +165,13 @@ class Judge:
         Args:
             call: the call.
         """
-        script = self._scripts.get(call.draft_id or "") if call.endpoint == SEND else None
+        script = self._script_of(call)
         return script.popleft() if script and script[0].kind is Kind.DELAY else None
+
+    def _script_of(self, call: Call) -> deque[Fault] | None:
+        """Return the script for a call: that of the draft it sends, else that of its endpoint."""
+        script = self._scripts.get(call.draft_id or "") if call.endpoint == SEND else None
+        return script or self._call_scripts.get(call.endpoint)
 
     def release(self, plan: Plan) -> None:
         """Release the call's locks. Idempotent.
@@ -145,6 +192,8 @@ class Judge:
     ) -> Plan:
         """Decide about a call that arrives now, take its locks, and record it in the call log.
 
+        Only a large message is not judged here, because that takes a while: then the plan is `undecided`.
+
         Args:
             call: the endpoint and ids read from the request line.
             authorization: the Authorization header.
@@ -155,37 +204,43 @@ class Judge:
         Returns:
             the decision. Its locks are held until `release`.
         """
-        time = now()
-        plan = Plan(log_id, _NOTHING, delay, call.mailbox)
-        case = None
+        plan = Plan(log_id, call, now(), _NOTHING, delay, call.mailbox)
         try:
             # First of all, so that calls with a bad token count against the limit too: the strictest reading.
-            self._limit(call, time)
+            self._limit(call, plan.time)
             plan.accepted = True
-            case = self._identify(call, authorization, body, time, plan)
+            case = self._identify(call, authorization, body, plan)
             if call.endpoint in _WRITES:
                 self._lock(case, plan)
-            plan.reply, plan.effect = self._endpoints.carry_out(case)
         except _RefusedError as error:
             plan.reply, plan.paused = error.reply, error.paused
-        arrival = Arrival(
-            time=time,
-            endpoint=call.endpoint,
-            user=plan.user,
-            mailbox=plan.mailbox,
-            draft_id=call.draft_id,
-            code=plan.reply.code,
-            http_status=plan.reply.status,
-            scripted=False,
-            accepted=plan.accepted,
-            log_id=log_id,
-        )
-        # A send that holds locks has passed every check: only then may a fault replace answer and effect.
-        if call.endpoint == SEND and plan.locks:
-            assert case is not None
-            arrival = self._disturb(case, arrival, plan)
-        self._ledger.record(arrival, paused=plan.paused)
+            self._ledger.record(_arrival(plan), paused=plan.paused)
+            return plan
+        # The call has passed every check: only now may a fault replace answer and effect.
+        script = self._script_of(call)
+        if plan.fault is None and script:
+            plan.fault = script.popleft()
+        plan.undecided = case
+        if call.endpoint not in SUBMITTING:
+            self.decide(plan, None)
+        elif len(body) < _LARGE:
+            self.decide(plan, read_submission(body))
         return plan
+
+    def decide(self, plan: Plan, submitted: Mail | codes.Code | None) -> None:
+        """Decide about the answer and the effect of a call that is undecided, and record it in the call log.
+
+        Args:
+            plan: the decision so far.
+            submitted: what `read_submission` made of the body; None if the endpoint takes no message.
+        """
+        assert plan.undecided is not None
+        case, plan.undecided = replace(plan.undecided, submitted=submitted), None
+        plan.reply, plan.effect = self._endpoints.carry_out(case)
+        arrival = self._disturb(case, _arrival(plan), plan)
+        if plan.effect is not None:
+            self._endpoints.begin(case)
+        self._ledger.record(arrival)
 
     def _limit(self, call: Call, time: float) -> None:
         if call.endpoint not in self._limits:
@@ -197,8 +252,8 @@ class Judge:
         if wait is not None:
             raise _limited(calls, wait)
 
-    def _identify(self, call: Call, authorization: str | None, body: bytes, time: float, plan: Plan) -> Case:
-        grant = self._oauth.check(authorization, time)
+    def _identify(self, call: Call, authorization: str | None, body: bytes, plan: Plan) -> Case:
+        grant = self._oauth.check(authorization, plan.time)
         if isinstance(grant, codes.Code):
             raise _RefusedError(grant)
         user = self._world.users[grant.user]
@@ -215,7 +270,7 @@ class Judge:
             raise _RefusedError(codes.named("MailboxNotFound"))
         if user.name not in mailbox.members:
             raise _RefusedError(codes.named("PermissionDenied"))
-        return Case(call, body, time, user, mailbox)
+        return Case(call, body, plan.time, user, mailbox)
 
     def _lock(self, case: Case, plan: Plan) -> None:
         locks = (f"user:{case.user.name}", f"mailbox:{case.mailbox.address.casefold()}")
@@ -226,16 +281,12 @@ class Judge:
 
     def _disturb(self, case: Case, arrival: Arrival, plan: Plan) -> Arrival:
         """Let the fault that is due, if any, replace the answer and the effect."""
-        if plan.fault is None:
-            script = self._scripts.get(case.call.draft_id or "")
-            if script:
-                plan.fault = script.popleft()
-            elif self.on_call is not None:
-                plan.fault = self.on_call(arrival)
+        if plan.fault is None and self.on_call is not None:
+            plan.fault = self.on_call(arrival)
         fault = plan.fault
         if fault is None or fault.kind in _AS_USUAL:
             return arrival
-        plan.effect = self._endpoints.sending(case) if fault.accepted else None
+        plan.effect = (plan.effect or self._endpoints.forced(case)) if fault.accepted else None
         if fault.reply is not None:
             plan.reply = fault.reply
             return replace(arrival, scripted=True, code=fault.reply.code, http_status=fault.reply.status)
@@ -245,6 +296,22 @@ class Judge:
 _OK: Final = 200
 _NOTHING: Final = Reply(500, b"")
 """The answer of a plan before anything is decided; it is never sent."""
+
+
+def _arrival(plan: Plan) -> Arrival:
+    return Arrival(
+        time=plan.time,
+        endpoint=plan.call.endpoint,
+        user=plan.user,
+        mailbox=plan.mailbox,
+        draft_id=plan.call.draft_id,
+        message_id=plan.call.message_id,
+        code=plan.reply.code,
+        http_status=plan.reply.status,
+        scripted=False,
+        accepted=plan.accepted,
+        log_id=plan.log_id,
+    )
 
 
 def _limited(calls: int, wait: float, *, paused: bool = False) -> _RefusedError:

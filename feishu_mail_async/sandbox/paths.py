@@ -13,6 +13,22 @@ from feishu_mail_async._checks import check_text
 __all__ = ["Call", "read_call"]
 
 _PREFIX: Final = "/open-apis/mail/v1/user_mailboxes/"
+_ROUTES: Final = {
+    ("POST", "drafts/*/send"): "send",
+    ("GET", "drafts"): "list",
+    ("POST", "drafts"): "create",
+    ("GET", "drafts/*"): "read",
+    ("PUT", "drafts/*"): "update",
+    ("DELETE", "drafts/*"): "delete",
+    ("POST", "messages/*/cancel_scheduled_send"): "cancel",
+    ("GET", "messages"): "mails",
+    ("GET", "messages/*/send_status"): "delivery",
+    ("POST", "messages/*/recall"): "recall",
+    ("GET", "messages/*/recall"): "recall_progress",
+}
+"""Method and path below the mailbox, with a star for the id -> endpoint."""
+_ID: Final = 1
+"""The place of the id in that path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +39,15 @@ class Call:
         endpoint: the same names as `Arrival.endpoint`.
         mailbox: the mailbox segment, decoded once.
         draft_id: the draft segment, decoded once; None if the endpoint has none.
+        message_id: the message segment, decoded once; None if the endpoint has none.
         query: the query, not decoded.
-        readable: True if both segments are valid ids.
+        readable: True if all segments are valid ids.
     """
 
     endpoint: str
     mailbox: str
     draft_id: str | None
+    message_id: str | None
     query: str
     readable: bool
 
@@ -44,25 +62,24 @@ def read_call(method: str, target: str) -> Call | None:
     path, _, query = target.partition("?")
     if not path.startswith(_PREFIX):
         return None
-    draft: str | None = None
-    match method, path[len(_PREFIX) :].split("/"):
-        case "POST", [mailbox, "drafts", draft, "send"]:
-            endpoint = "send"
-        case "POST", [mailbox, "drafts", draft, "cancel_scheduled_send"]:
-            endpoint = "cancel"
-        case "GET", [mailbox, "drafts"]:
-            endpoint = "list"
-        case "POST", [mailbox, "drafts"]:
-            endpoint = "create"
-        case "GET", [mailbox, "drafts", draft]:
-            endpoint = "read"
-        case "DELETE", [mailbox, "drafts", draft]:
-            endpoint = "delete"
-        case _:
-            return None
+    mailbox, *segments = path[len(_PREFIX) :].split("/")
+    named = segments[_ID] if len(segments) > _ID else None
+    if named is not None:
+        segments[_ID] = "*"
+    endpoint = _ROUTES.get((method, "/".join(segments)))
+    if endpoint is None:
+        return None
     address, fine = _decode(mailbox)
-    draft_id, draft_fine = (None, True) if draft is None else _decode(draft)
-    return Call(endpoint, address, draft_id, query, fine and draft_fine)
+    item, item_fine = (None, True) if named is None else _decode(named)
+    of_draft = segments[0] == "drafts"
+    return Call(
+        endpoint,
+        address,
+        draft_id=item if of_draft else None,
+        message_id=None if of_draft else item,
+        query=query,
+        readable=fine and item_fine,
+    )
 
 
 def _decode(segment: str) -> tuple[str, bool]:

@@ -16,10 +16,11 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
+from .case import now
 from .control import CONTROL, control
-from .endpoints import now
 from .faults import Fault, Kind, Reply, json_reply
 from .guard import TOKEN_HEADER, Guard
+from .messages import read_submission
 from .oauth import read_form, refuse
 from .paths import Call, read_call
 from .stage import Stage
@@ -314,6 +315,9 @@ class Sandbox(Stage):
         authorization = request.headers.get("Authorization")
         plan = self._judge.judge(call, authorization=authorization, body=body, log_id=self._log_id(), delay=delay)
         try:
+            if plan.undecided is not None:
+                # With the locks, as on the real server: it reads a large message while it has the call.
+                self._judge.decide(plan, await asyncio.to_thread(read_submission, body))
             if plan.locks:
                 await pass_time(self.processing)
             # Before the way back: an answer that is lost does not undo its effect.

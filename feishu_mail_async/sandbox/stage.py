@@ -2,12 +2,16 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from email.message import EmailMessage
 from typing import Any
 
 from .calllog import Arrival, CallLog
-from .endpoints import Endpoints, now
+from .case import now
+from .endpoints import Endpoints
 from .faults import Fault
 from .judge import Judge
+from .knobs import Knobs
+from .messages import read_mail
 from .oauth import OAuth, refuse
 from .window import Window, make_window
 from .world import ALL_SCOPES, World
@@ -15,7 +19,7 @@ from .world import ALL_SCOPES, World
 __all__ = ["Stage"]
 
 
-class Stage:
+class Stage(Knobs):
     """The state behind the server, and its setters for tests.
 
     Methods that take a user or the address of a mailbox raise ValueError if there is no such user or mailbox.
@@ -52,11 +56,12 @@ class Stage:
         auto_approve: bool,
         seed: int,
     ) -> None:
+        super().__init__()
         self._tokens: dict[str, str] = {}
         self._token_script: deque[str | Fault] = deque()
         self.ledger = CallLog(per)
         self._world = World(seed, daily_quota)
-        self._endpoints = Endpoints(self._world, self.ledger)
+        self._endpoints = Endpoints(self._world, self.ledger, self)
         self._oauth = OAuth(self._world, client_id, client_secret, expires_in, self.ledger.refreshes, auto_approve)
         self._judge = Judge(
             world=self._world,
@@ -71,8 +76,10 @@ class Stage:
 
     @property
     def on_call(self) -> Callable[[Arrival], Fault | None] | None:
-        """A function called with every send that is about to be carried out and has no scripted fault.
+        """A function called with every call that is about to be carried out and has no scripted fault.
 
+        `Arrival.endpoint` says which endpoint's it is, and `code` what the answer would be. A call is carried out
+        if it has passed the rate limit, its token, its mailbox and the locks.
         The fault that it returns is applied as if it had been scripted (with a delay, only the way back, because
         the call has arrived already); None lets the call pass.
         """
@@ -193,30 +200,85 @@ class Stage:
         """
         self._oauth.revoke(self._world.user(user).name)
 
-    def add_draft(self, user: str, draft_id: str | None = None, mailbox: str = "me") -> str:
+    def add_draft(
+        self,
+        user: str,
+        draft_id: str | None = None,
+        mailbox: str = "me",
+        *,
+        message: EmailMessage | None = None,
+    ) -> str:
         """Add a draft to a mailbox, and return its id.
 
         Args:
             user: the user whose mailbox "me" is.
             draft_id: an id to use instead of a new one; any text, unique in the sandbox.
             mailbox: "me", or the address of a mailbox that the user may use (not checked here).
+            message: the mail in it (not judged here); without one it has neither recipients nor content.
 
         Raises:
             ValueError: the id is taken.
         """
         owner = self._world.user(user)
         box = self._world.mailbox(owner.address if mailbox == "me" else mailbox)
-        return self._world.add_draft(box, draft_id).draft_id
+        mail = None if message is None else read_mail(message)
+        return self._world.add_draft(box, draft_id, mail, keeps_message_id=self.keeps_message_ids).draft_id
 
-    def add_drafts(self, user: str, count: int, *, mailbox: str = "me") -> list[str]:
+    def add_drafts(
+        self, user: str, count: int, *, mailbox: str = "me", message: EmailMessage | None = None
+    ) -> list[str]:
         """Add several drafts to a mailbox, and return their ids.
 
         Args:
             user: the user whose mailbox "me" is.
             count: the number of drafts.
             mailbox: "me", or the address of a mailbox that the user may use (not checked here).
+            message: the mail in each of them; see `add_draft`.
         """
-        return [self.add_draft(user, mailbox=mailbox) for _ in range(count)]
+        return [self.add_draft(user, mailbox=mailbox, message=message) for _ in range(count)]
+
+    def message_id(self, draft_id: str) -> str:
+        """Return the id of a draft's mail, by which delivery and recall are asked for.
+
+        Args:
+            draft_id: the draft's id.
+
+        Raises:
+            ValueError: there is no such draft.
+        """
+        return self._world.draft(draft_id).message_id
+
+    def set_delivery(self, draft_id: str, address: str, status: int) -> None:
+        """Set the delivery status for one recipient, from now on. Before the mail has gone out it stays 0.
+
+        Args:
+            draft_id: the id of the mail's draft.
+            address: the recipient's address, in any case.
+            status: 0 unknown, 1 delivering, 2 failed and retrying, 3 bounced, 4 delivered, 5 awaiting approval,
+                6 approval refused.
+
+        Raises:
+            ValueError: there is no such draft, or the status is another number.
+        """
+        if status not in range(7):
+            raise ValueError(f"status: give a number from 0 to 6, not {status!r}")
+        self._world.draft(draft_id).delivery[address.casefold()] = (status, now())
+
+    def set_recall(self, draft_id: str, address: str, reason: str | None) -> None:
+        """Let the recall of a mail fail for one recipient.
+
+        Args:
+            draft_id: the id of the mail's draft.
+            address: the recipient's address, in any case.
+            reason: the `fail_reason`; None to let it succeed again.
+
+        Raises:
+            ValueError: there is no such draft.
+        """
+        failures = self._world.draft(draft_id).recall_failures
+        failures.pop(address.casefold(), None)
+        if reason is not None:
+            failures[address.casefold()] = reason
 
     def share_mailbox(self, address: str, *users: str) -> None:
         """Let users use a mailbox, which is created if there is none at this address.
@@ -288,6 +350,20 @@ class Stage:
             *faults: the faults, in order.
         """
         self._judge.script(draft_id, *faults)
+
+    def script_calls(self, endpoint: str, *faults: Fault) -> None:
+        """Queue faults for the next calls of an endpoint, whatever they name, one for each call.
+
+        As with `script`, whose faults come first for a send.
+
+        Args:
+            endpoint: a name as in `Arrival.endpoint`.
+            *faults: the faults, in order.
+
+        Raises:
+            ValueError: there is no such endpoint.
+        """
+        self._judge.script_calls(endpoint, *faults)
 
     def script_token(self, *faults: str | Fault) -> None:
         """Queue faults for the next calls of the token endpoint, one for each call.

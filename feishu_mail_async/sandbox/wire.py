@@ -13,7 +13,8 @@ from .faults import JSON, Fault, Reply
 
 __all__ = ["make_request", "pass_time", "reset", "respond", "stream"]
 
-_LARGEST_BODY: Final = 64 * 1024 * 1024
+_LARGEST_BODY: Final = 256 * 1024 * 1024
+"""The largest body that is read at all, in bytes: far above a message's own limit, which has a code of its own."""
 _CHUNK: Final = 64 * 1024
 _LINGER_NOT: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 """The value of SO_LINGER that makes closing reset the connection: on, zero seconds. Windows has shorter fields."""

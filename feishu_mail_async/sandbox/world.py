@@ -2,11 +2,11 @@
 
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.message import EmailMessage
-from itertools import islice
 from typing import Final
+
+from .messages import Mail
 
 __all__ = [
     "ALL_SCOPES",
@@ -74,28 +74,55 @@ class User:
 
 @dataclass(slots=True)
 class StoredDraft:
-    """A draft in a mailbox.
+    """A draft in a mailbox, and the mail that becomes of it. Times are in seconds of the loop's clock.
 
     Attributes:
         draft_id: its id, unique in the sandbox.
+        message_id: the id of its mail, which it has from the beginning on; unique in the sandbox, too.
         mailbox: the address of its mailbox.
-        message: the mail; None if it was put there without one.
-        sent: True if the mail has gone out.
-        scheduled: True if the mail is scheduled and not yet sent.
+        mail: the mail; None if it was put there without one.
+        smtp_message_id: the Message-ID with which the mail goes out.
+        created: the time of its creation; 0 if a test has put it there.
+        due: the time at which a scheduled mail goes out; None if it is not scheduled.
+        sent_at: the time at which the mail went out; None if it has not.
         deleted: True if the draft was deleted.
+        recalled_at: the time of its recall; None if it was not recalled.
+        delivery: address without case -> the delivery status set by a test, and the time of setting it.
+        recall_failures: address without case -> the reason for which a recall fails.
     """
 
     draft_id: str
+    message_id: str
     mailbox: str
-    message: EmailMessage | None = None
-    sent: bool = False
-    scheduled: bool = False
+    mail: Mail | None = None
+    smtp_message_id: str = ""
+    created: float = 0.0
+    due: float | None = None
+    sent_at: float | None = None
     deleted: bool = False
+    recalled_at: float | None = None
+    delivery: dict[str, tuple[int, float]] = field(default_factory=dict)
+    recall_failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scheduled(self) -> bool:
+        """True if the mail is scheduled and has not gone out."""
+        return self.due is not None
 
     @property
     def listed(self) -> bool:
         """True if it still counts as a draft: neither sent nor scheduled nor deleted."""
-        return not (self.sent or self.scheduled or self.deleted)
+        return self.sent_at is None and self.due is None and not self.deleted
+
+    def replace(self, mail: Mail | None, *, keeps_message_id: bool) -> None:
+        """Put another mail in the place of the draft's.
+
+        Args:
+            mail: the mail.
+            keeps_message_id: whether the mail keeps the Message-ID of its EML.
+        """
+        own = mail.smtp_id if mail is not None and keeps_message_id else None
+        self.mail, self.smtp_message_id = mail, own or f"<{self.message_id}@sandbox>"
 
 
 @dataclass(slots=True)
@@ -117,21 +144,23 @@ class Mailbox:
     automation: tuple[str, str] | None = None
     drafts: list[StoredDraft] = field(default_factory=list)
 
-    def page(self, start: int, size: int) -> tuple[list[str], int | None]:
-        """Return a page of draft ids, and the position of the next page (None at the end).
+    def page(
+        self, start: int, size: int, belongs: Callable[[StoredDraft], bool]
+    ) -> tuple[list[StoredDraft], int | None]:
+        """Return a page of the drafts and mails of one kind, and the position of the next page (None at the end).
 
         Args:
             start: the position to begin at.
-            size: the largest number of ids.
+            size: the largest number of drafts.
+            belongs: returns whether a draft is of that kind.
         """
-        found = list(islice(self._listed_from(start), size + 1))
-        ids = [draft.draft_id for _, draft in found[:size]]
-        return ids, found[size][0] if len(found) > size else None
-
-    def _listed_from(self, start: int) -> Iterator[tuple[int, StoredDraft]]:
+        found: list[StoredDraft] = []
         for place in range(start, len(self.drafts)):
-            if self.drafts[place].listed:
-                yield place, self.drafts[place]
+            if belongs(self.drafts[place]):
+                if len(found) == size:
+                    return found, place
+                found.append(self.drafts[place])
+        return found, None
 
 
 class World:
@@ -144,14 +173,16 @@ class World:
 
     def __init__(self, seed: int, daily_quota: int | None) -> None:
         self._random = random.Random(f"ids of {seed}")
+        self._message_random = random.Random(f"ids of the mails of {seed}")
         self._daily_quota = daily_quota
         self.users: dict[str, User] = {}
         self.mailboxes: dict[str, Mailbox] = {}
         self.drafts: dict[str, StoredDraft] = {}
+        self._messages: dict[str, StoredDraft] = {}
 
     def new_id(self) -> str:
         """Return a new id that looks like the API's: a random UUID."""
-        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+        return _uuid(self._random)
 
     def add_user(self, name: str, address: str | None) -> User:
         """Add a user with a mailbox of their own.
@@ -219,33 +250,97 @@ class World:
         return self.mailboxes[address.casefold()]
 
     def add_draft(
-        self, mailbox: Mailbox, draft_id: str | None, message: EmailMessage | None = None
+        self, mailbox: Mailbox, draft_id: str | None, mail: Mail | None = None, *, keeps_message_id: bool = True
     ) -> StoredDraft:
         """Add a draft to a mailbox.
 
         Args:
             mailbox: the mailbox.
             draft_id: the id; None for a new one.
-            message: the mail.
+            mail: the mail.
+            keeps_message_id: whether the mail keeps the Message-ID of its EML.
 
         Raises:
             ValueError: the id is taken.
         """
-        draft_id = draft_id or self.new_id()
-        if draft_id in self.drafts:
-            raise ValueError(f"draft_id: {draft_id!r} is there already")
-        draft = self.drafts[draft_id] = StoredDraft(draft_id, mailbox.address, message)
-        mailbox.drafts.append(draft)
+        draft = self.make_draft(mailbox, mail, draft_id=draft_id, keeps_message_id=keeps_message_id)
+        self.put_draft(mailbox, draft)
         return draft
 
-    def find_draft(self, mailbox: Mailbox, draft_id: str) -> StoredDraft | None:
+    def make_draft(
+        self,
+        mailbox: Mailbox,
+        mail: Mail | None,
+        *,
+        draft_id: str | None = None,
+        created: float = 0.0,
+        keeps_message_id: bool = True,
+    ) -> StoredDraft:
+        """Return a new draft, which is not in its mailbox yet.
+
+        Args:
+            mailbox: the mailbox.
+            mail: the mail.
+            draft_id: the id; None for a new one.
+            created: the time of its creation, in seconds of the loop's clock.
+            keeps_message_id: whether the mail keeps the Message-ID of its EML.
+        """
+        draft = StoredDraft(
+            draft_id or self.new_id(), _uuid(self._message_random), mailbox.address, created=created
+        )
+        draft.replace(mail, keeps_message_id=keeps_message_id)
+        return draft
+
+    def put_draft(self, mailbox: Mailbox, draft: StoredDraft) -> None:
+        """Put a new draft into its mailbox.
+
+        Args:
+            mailbox: the mailbox.
+            draft: the draft.
+
+        Raises:
+            ValueError: the id is taken.
+        """
+        if draft.draft_id in self.drafts:
+            raise ValueError(f"draft_id: {draft.draft_id!r} is there already")
+        self.drafts[draft.draft_id] = self._messages[draft.message_id] = draft
+        mailbox.drafts.append(draft)
+
+    def draft(self, draft_id: str) -> StoredDraft:
+        """Return the draft of that id, sent, deleted or not.
+
+        Args:
+            draft_id: the draft's id.
+
+        Raises:
+            ValueError: there is no such draft.
+        """
+        if draft_id not in self.drafts:
+            raise ValueError(f"draft_id: there is no draft {draft_id!r}")
+        return self.drafts[draft_id]
+
+    def find_draft(self, mailbox: Mailbox, draft_id: str | None) -> StoredDraft | None:
         """Return a draft, sent or not; None if it is not in this mailbox or was deleted.
 
         Args:
             mailbox: the mailbox.
             draft_id: the draft's id.
         """
-        draft = self.drafts.get(draft_id)
-        if draft is None or draft.deleted or draft.mailbox != mailbox.address:
-            return None
-        return draft
+        return _within(mailbox, self.drafts.get(draft_id or ""))
+
+    def find_message(self, mailbox: Mailbox, message_id: str | None) -> StoredDraft | None:
+        """Return the draft whose mail has that id, sent or not; None if it is not in this mailbox or was deleted.
+
+        Args:
+            mailbox: the mailbox.
+            message_id: the mail's id.
+        """
+        return _within(mailbox, self._messages.get(message_id or ""))
+
+
+def _within(mailbox: Mailbox, draft: StoredDraft | None) -> StoredDraft | None:
+    return None if draft is None or draft.deleted or draft.mailbox != mailbox.address else draft
+
+
+def _uuid(drawn: random.Random) -> str:
+    return str(uuid.UUID(int=drawn.getrandbits(128), version=4))

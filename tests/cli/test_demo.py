@@ -102,7 +102,7 @@ def test_demo() -> None:
 
 
 def call(draft_id: str, at: float = 0.0) -> Arrival:
-    return Arrival(at, "send", "bob", "me", draft_id, 0, 200, scripted=False, accepted=True, log_id="")
+    return Arrival(at, "send", "bob", "me", draft_id, None, 0, 200, scripted=False, accepted=True, log_id="")
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import itertools
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from feishu_mail_async import BulkRun, Draft, FeishuMailClient, Outcome, RateLimit, RetryPolicy, SendResult
-from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
+from feishu_mail_async.sandbox import Fault, Sandbox
 from feishu_mail_async.sandbox.server import Latency
 from tests.models.bulk_model import check_true
 
@@ -75,13 +74,8 @@ class Scene:
         return [asyncio.create_task(self.client.send_draft(draft)) for draft in turns]
 
     def script_calls(self, *faults: Fault) -> None:
-        """Let these happen to the next calls, whichever drafts they are for."""
-        left = deque(faults)
-
-        def next_fault(_: Arrival) -> Fault | None:
-            return left.popleft() if left else None
-
-        self.sandbox.on_call = next_fault
+        """Let these happen to the next sends, whichever drafts they are for."""
+        self.sandbox.script_calls("send", *faults)
 
     @property
     def calls(self) -> int:

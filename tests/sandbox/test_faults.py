@@ -1,12 +1,16 @@
 """Faults: scripted, drawn, and out of the net."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 import pytest
 
-from feishu_mail_async.sandbox import Arrival, Fault
+from feishu_mail_async.sandbox import Arrival, CallLog, Fault
 from tests.helpers.callers import number, running
+from tests.helpers.clock import now
+from tests.helpers.letters import letter, raw_of
 
 pytestmark = pytest.mark.looptime
 
@@ -139,6 +143,128 @@ async def test_faults_may_be_drawn_by_a_function() -> None:
         assert (await caller.send(draft)).code == 0
         assert [call.code for call in seen] == [0, 0]
         assert [call.scripted for call in sandbox.ledger.sends] == [True, False]
+
+
+# --- of all endpoints ------------------------------------------------------------------------------------
+
+
+def path_of(endpoint: str, draft: str, message_id: str) -> tuple[str, str, dict[str, Any]]:
+    raw = {"json": {"raw": raw_of(letter("New"))}}
+    return {
+        "create": ("POST", "drafts", raw),
+        "update": ("PUT", f"drafts/{draft}", raw),
+        "delete": ("DELETE", f"drafts/{draft}", {}),
+        "send": ("POST", f"drafts/{draft}/send", {}),
+        "cancel": ("POST", f"messages/{message_id}/cancel_scheduled_send", {}),
+        "recall": ("POST", f"messages/{message_id}/recall", {}),
+    }[endpoint]
+
+
+def effects(ledger: CallLog, endpoint: str) -> Mapping[str, Any]:
+    if endpoint == "create":
+        return ledger.created
+    return {
+        "update": ledger.updated,
+        "delete": ledger.deleted,
+        "send": ledger.sent,
+        "cancel": ledger.cancelled,
+        "recall": ledger.recalled,
+    }[endpoint]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("endpoint", ["create", "update", "delete", "send", "cancel", "recall"])
+async def test_a_write_whose_reply_is_lost_may_have_had_its_effect(endpoint: str, accepted: bool) -> None:
+    async with running() as (sandbox, caller):
+        draft = sandbox.add_draft("alice", message=letter())
+        if endpoint == "cancel":
+            await caller.send(draft, json={"send_time": str(int(sandbox.unix_time()) + 1000)})
+        if endpoint == "recall":
+            await caller.send(draft)
+            await asyncio.sleep(10)
+        done = effects(sandbox.ledger, endpoint)
+        method, path, body = path_of(endpoint, draft, sandbox.message_id(draft))
+        sandbox.script_calls(
+            endpoint,
+            # No reset: aiohttp repeats a PUT or a DELETE by itself when the connection breaks.
+            Fault.hang_after() if accepted else Fault.hang_before(),
+            Fault.code("InternalError", accepted=accepted),
+        )
+        with pytest.raises(TimeoutError):
+            await caller.mail(method, path, patience=30.0, **body)
+        assert len(done) == accepted
+        assert (await caller.mail(method, path, **body)).status == 500
+        # A new draft each time, and everything else once.
+        assert len(done) == (2 if endpoint == "create" else 1) * accepted
+        scripted = [call.endpoint for call in sandbox.ledger.arrivals if call.scripted]
+        assert scripted == [endpoint] * 2
+        if not accepted:
+            assert (await caller.mail(method, path, **body)).code == 0
+            assert len(done) == 1
+
+
+@pytest.mark.parametrize("path", ["drafts", "drafts/x", "messages?folder_id=SENT", "messages/y/send_status"])
+async def test_reads_may_be_scripted_too(path: str) -> None:
+    async with running() as (sandbox, caller):
+        path = path.replace("x", sandbox.add_draft("alice", "x")).replace("y", sandbox.message_id("x"))
+        endpoint = {"drafts": "list", "drafts/x": "read", "messages?folder_id=SENT": "mails"}.get(path, "delivery")
+        sandbox.script_calls(endpoint, Fault.gateway(503), Fault.delay(7.0, 8.0))
+        before = now()
+        assert (await caller.mail("GET", path)).status == 503
+        assert (await caller.mail("GET", path)).code == 0
+        assert now() - before >= 15.0
+        assert [call.scripted for call in sandbox.ledger.arrivals] == [True, False]
+
+
+async def test_the_script_of_a_draft_comes_before_that_of_all_sends() -> None:
+    async with running() as (sandbox, caller):
+        first, second = sandbox.add_drafts("alice", 2)
+        sandbox.script_calls("send", Fault.gateway(503))
+        sandbox.script(first, Fault.gateway(502))
+        assert (await caller.send(first)).status == 502
+        assert (await caller.send(second)).status == 503
+        assert (await caller.send(second)).code == 0
+        with pytest.raises(ValueError, match="recall_progress"):
+            sandbox.script_calls("sending", Fault.gateway())
+
+
+async def test_a_scheduled_send_that_is_accepted_without_saying_so_is_scheduled() -> None:
+    async with running() as (sandbox, caller):
+        draft, wrong = sandbox.add_drafts("alice", 2)
+        sandbox.script_calls("send", *[Fault.gateway(accepted=True)] * 3)
+        at = {"send_time": str(int(sandbox.unix_time()) + 1000)}
+        assert (await caller.send(draft, json=at)).status == 502
+        # What is refused does not happen now instead, and not twice.
+        assert (await caller.send(draft)).status == 502
+        assert (await caller.send(wrong, json={"send_time": "1"})).status == 502
+        assert (sandbox.ledger.scheduled, sandbox.ledger.sent) == ({draft: 1}, {})
+        await asyncio.sleep(1001)
+        assert sandbox.ledger.sent == {draft: 1}
+
+
+async def test_a_function_hears_of_every_call_that_is_carried_out() -> None:
+    async with running() as (sandbox, caller):
+        seen: list[tuple[str, str | None, str | None]] = []
+        sandbox.on_call = lambda call: seen.append((call.endpoint, call.draft_id, call.message_id))
+        draft = sandbox.add_draft("alice", "d")
+        sandbox.add_user("carol", scopes=[])
+        await caller.mail("GET", "drafts", user="carol")
+        for method, path in (
+            ("GET", "drafts"),
+            ("GET", "drafts/d"),
+            ("POST", "messages/m/recall"),
+            ("GET", "messages/m/recall"),
+        ):
+            await caller.mail(method, path)
+        await caller.send(draft)
+        assert seen == [
+            ("list", None, None),
+            ("read", "d", None),
+            ("recall", None, "m"),
+            ("recall_progress", None, "m"),
+            ("send", "d", None),
+        ]
+        assert [call.endpoint for call in sandbox.ledger.calls("m")] == ["recall", "recall_progress"]
 
 
 def test_a_fault_is_made_from_json_or_said_to_be_wrong() -> None:

@@ -41,7 +41,9 @@ async def test_a_draft_is_sent_once() -> None:
         draft, other = sandbox.add_drafts("alice", 2)
         first, second = await caller.send(draft), await caller.send(draft)
         assert (first.status, first.code) == (200, 0)
-        assert set(first.data) == {"message_id", "thread_id"}
+        assert first.data["message_id"] == sandbox.message_id(draft)
+        assert first.data["thread_id"]
+        assert first.data["recall_status"] == "available"
         assert (second.status, second.code) == (409, number("AlreadySent"))
         assert sandbox.ledger.sent == {draft: 1}
         assert (await caller.mail("GET", "drafts")).data["items"] == [{"id": other}]
@@ -144,23 +146,6 @@ async def test_a_daily_quota_comes_back_after_a_day() -> None:
         assert (await caller.send(drafts[3])).code == number("UserDailyQuota")
         sandbox.set_quota("alice", None)
         assert (await caller.send(drafts[3])).code == 0
-
-
-async def test_a_send_may_be_scheduled_and_cancelled() -> None:
-    async with running() as (sandbox, caller):
-        later, never, soon = sandbox.add_drafts("alice", 3)
-        at = str(int(sandbox.unix_time()) + 1000)
-        for draft in (later, never):
-            assert (await caller.send(draft, json={"send_time": at})).json["data"] == {}
-        assert (await caller.send(soon, json={"send_time": str(int(sandbox.unix_time()) + 10)})).status == 400
-        assert (await caller.send(soon, data=b"[]")).code == number("InvalidRequest")
-        cancelled = await caller.mail("POST", f"drafts/{never}/cancel_scheduled_send")
-        assert cancelled.code == 0
-        assert (await caller.mail("POST", f"drafts/{soon}/cancel_scheduled_send")).status == 400
-        assert sandbox.ledger.sent.total() == 0
-        await asyncio.sleep(1001)
-        assert sandbox.ledger.sent == {later: 1}
-        assert (await caller.send(never)).code == 0
 
 
 # --- locks -----------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The sandbox against a plain aiohttp client: it must be right before it may judge anyone."""
 
 import asyncio
-import base64
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from feishu_mail_async.sandbox import Fault, Sandbox
 from feishu_mail_async.sandbox.process import read_latency
 from tests.helpers.callers import Answer, Caller, number, running
 from tests.helpers.clock import now
+from tests.helpers.letters import letter, raw_of
 
 pytestmark = pytest.mark.looptime
 
@@ -111,12 +111,14 @@ async def test_drafts_are_listed_in_pages_that_stay_true_while_drafts_go() -> No
 
 async def test_a_draft_is_created_read_and_deleted() -> None:
     async with running() as (sandbox, caller):
-        raw = base64.urlsafe_b64encode(b"Subject: Hello\r\nTo: bob@example.com\r\n\r\nHi\r\n").decode()
-        created = await caller.mail("POST", "drafts", json={"raw": raw.rstrip("=")})
+        created = await caller.mail("POST", "drafts", json={"raw": raw_of(letter("Hello"))})
         draft = created.data["draft"]["id"]
         read = (await caller.mail("GET", f"drafts/{draft}?format=metadata")).data["draft"]
         assert read["message"] == {
             "message_state": 3,
+            "message_id": sandbox.message_id(draft),
+            "smtp_message_id": f"<{sandbox.message_id(draft)}@sandbox>",
+            "internal_date": int((sandbox.unix_time() - now() + sandbox.ledger.arrivals[0].time) * 1000),
             "subject": "Hello",
             "to": [{"mail_address": "bob@example.com", "name": ""}],
             "cc": [],
@@ -145,7 +147,14 @@ async def test_siblings_have_limits_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "drafts/x/send"), ("POST", "drafts/a/b/send"), ("PUT", "drafts"), ("GET", "")]
+    ("method", "path"),
+    [
+        ("GET", "drafts/x/send"),
+        ("POST", "drafts/a/b/send"),
+        ("PUT", "drafts"),
+        ("GET", ""),
+        ("POST", "drafts/x/cancel_scheduled_send"),
+    ],
 )
 async def test_what_is_no_endpoint_is_not_found(method: str, path: str) -> None:
     async with running() as (sandbox, caller):
@@ -174,12 +183,21 @@ async def test_it_can_be_controlled_from_outside() -> None:
         assert ledger["totals"] == {"arrivals": 2, "sends": 2, "sent": 1}
         assert (ledger["busiest_window"], ledger["refusals"], ledger["conflicts"]) == (2, 0, 0)
         assert ledger["arrivals"][0]["mailbox"] == "c@example.com"
+        assert ledger["created"] == ledger["cancelled"] == ledger["refusals_by_endpoint"] == {}
+        await post("delivery", draft_id=draft, address="bob@example.com", status=3)
+        await post("recall", draft_id=draft, address="bob@example.com", reason="unknown")
+        await post("script_calls", endpoint="list", faults=[{"kind": "gateway"}])
+        assert (await caller.mail("GET", "drafts")).status == 502
         for what, value in (
             ("users", {}),
             ("users", {"name": "alice"}),
             ("drafts", {"user": "alice", "count": "x"}),
             ("script", {"draft_id": "x", "faults": [{"kind": "x"}]}),
             ("script", {"draft_id": "x", "faults": "x"}),
+            ("script_calls", {"endpoint": "x", "faults": []}),
+            ("delivery", {"draft_id": draft, "address": "bob@example.com", "status": "x"}),
+            ("delivery", {"draft_id": draft, "address": "bob@example.com", "status": 9}),
+            ("recall", {"draft_id": "none", "address": "bob@example.com", "reason": "x"}),
         ):
             wrong = await post(what, **value)
             assert wrong.status == 400

@@ -121,7 +121,7 @@ async def test_limit_now_refuses_and_counts_apart() -> None:
 
 
 def arrival(time: float, *, accepted: bool = True, endpoint: str = "send") -> Arrival:
-    return Arrival(time, endpoint, "alice", "a@example.com", "d", 0, 200, False, accepted, "log")
+    return Arrival(time, endpoint, "alice", "a@example.com", "d", None, 0, 200, False, accepted, "log")
 
 
 @given(st.lists(st.floats(0.0, 300.0), max_size=40))

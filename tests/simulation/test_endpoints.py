@@ -337,7 +337,7 @@ async def test_the_first_call_of_each_endpoint_probes_when_an_hour_has_passed(tm
                 await client.read_draft(drafts[1])
             await asyncio.sleep(3601)
             before = len(sandbox.ledger.arrivals)
-            sandbox.on_call = lambda _: Fault.code("AppQuotaSpent")
+            sandbox.script_calls("send", *[Fault.code("AppQuotaSpent")] * 9)
             await client.read_draft(drafts[1])  # it has found out for reading; sends have their own probe
             done = await asyncio.gather(*(client.send_draft(one) for one in drafts[1:]), return_exceptions=True)
             assert {type(one) for one in done} == {AppQuotaSpent, Suspended}

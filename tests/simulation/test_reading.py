@@ -1,6 +1,5 @@
 """Reading a draft's content."""
 
-import base64
 import json
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
@@ -23,6 +22,7 @@ from feishu_mail_async import (
 from feishu_mail_async._api.endpoints import LIST, SEND
 from feishu_mail_async._api.payloads import read_content
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.letters import raw_of
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def letter() -> EmailMessage:
 
 async def created(sandbox: Sandbox, message: EmailMessage) -> str:
     """Put a mail into alice's mailbox, as another program would."""
-    raw = base64.urlsafe_b64encode(message.as_bytes()).decode()
+    raw = raw_of(message)
     headers = {"Authorization": f"Bearer {sandbox.token('alice')}"}
     async with (
         aiohttp.ClientSession(sandbox.base_url, headers=headers) as session,
@@ -73,14 +73,14 @@ async def test_a_draft_is_read_whole(sandbox: Sandbox) -> None:
         html="<p>您好</p>\n",
         text="您好,\n账单见附件。\n",
         attachments=(Attachment("七月.pdf", "attachment1", inline=False),),
-        message_id=None,
+        message_id=sandbox.message_id(draft_id),
     )
 
 
 async def test_a_draft_without_anything(sandbox: Sandbox) -> None:
     async with client_of(sandbox) as client:
-        content = await client.read_draft(Draft(sandbox.add_draft("alice")))
-    assert content == DraftContent("", None, (), (), (), None, None, (), None)
+        content = await client.read_draft(Draft(draft_id := sandbox.add_draft("alice")))
+    assert content == DraftContent("", None, (), (), (), None, None, (), sandbox.message_id(draft_id))
 
 
 async def test_a_draft_that_is_not_there_any_more(sandbox: Sandbox) -> None:

@@ -44,7 +44,7 @@ def test_a_row_is_what_the_sandbox_judges_by(endpoint: Endpoint[Any]) -> None:
     assert endpoint.scope == judge._SCOPES[endpoint.name]
     assert endpoint.writes == (endpoint.name in judge._WRITES)
     if endpoint is not SEND:
-        assert (endpoint.limit.calls, endpoint.limit.per) == (judge._SIBLING_LIMITS[endpoint.name], 1.0)
+        assert (endpoint.limit.calls, endpoint.limit.per) == judge._SIBLING_LIMITS[endpoint.name]
 
 
 def test_every_row_has_a_name_of_its_own() -> None:
