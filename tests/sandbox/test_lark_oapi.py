@@ -57,6 +57,7 @@ async def test_the_official_sdk_works_against_the_sandbox() -> None:
             for name in ("blocking", "risky", "scheduled", "deleted", "last")
         }
         listed = list(drafts.values())
+        sandbox.delivery_seconds = 0.0
         sandbox.script(drafts["risky"], Fault.code("ContentRisk"))
         drafts["disabled"] = sandbox.add_draft("bob")
         sandbox.disable_automation("bob@example.com", "switched off", "https://mail.example.com/here")
@@ -67,11 +68,21 @@ async def test_the_official_sdk_works_against_the_sandbox() -> None:
         ledger = sandbox.ledger
 
     assert said["pages"] == [listed[:2], listed[2:4], listed[4:]]
-    assert said["subject"] == "Grüße"
+    assert (said["updated"]["success"], said["updated"]["id"]) == (True, said["created"])
+    assert said["updated"]["reference"].endswith(said["created"])
+    mail = said["sent"]["message_id"]
+    assert said["read"] == {
+        "subject": "Grüße",
+        "message_id": mail,
+        "smtp_message_id": f"<{mail}@sandbox>",
+        "to": ["bob@example.com"],
+        "state": 3,
+    }
     for sent in (said["sent"], said["blocking"]):
         assert sent["success"]
         assert sent["message_id"]
         assert sent["thread_id"]
+        assert sent["recall_status"] == "available"
     assert_refused(said["again"], codes.named("AlreadySent"))
     assert_refused(said["blocking again"], codes.named("AlreadySent"))
     assert_refused(said["no such draft"], codes.named("DraftNotFound"))
@@ -82,6 +93,15 @@ async def test_the_official_sdk_works_against_the_sandbox() -> None:
     assert codes.lookup(said["bad token"]["code"], said["bad token"]["http_status"]).error == "InvalidToken"
     assert said["scheduled"]["success"]
     assert said["scheduled"]["message_id"] is None
+    waiting, scheduled = said["waiting"]
+    assert waiting == [scheduled]
+    assert_refused(said["draft's id"], codes.named("NotScheduled"))
+    assert said["cancelled"]["success"]
+    assert said["waiting no more"] == []
+    assert said["delivery"] == {"bob@example.com": 4}
+    assert said["recall"] == {"status": "available", "reason": None}
+    assert said["recalled again"] == {"status": "unavailable", "reason": "already_recalled"}
+    assert said["progress"] == {"status": "in_progress", "people": {"bob@example.com": "processing"}}
     assert said["deleted"]["success"]
     assert said["disabled"]["success"], "code 0, and nothing was sent"
     assert said["disabled"]["disabled"] == {"reason": "switched off", "reference": "https://mail.example.com/here"}
@@ -89,7 +109,9 @@ async def test_the_official_sdk_works_against_the_sandbox() -> None:
     # What really happened, by the server's record.
     assert ledger.sent == {said["created"]: 1, drafts["blocking"]: 1}
     assert len(ledger.sends) == SENDS + 1
-    assert [arrival.endpoint for arrival in ledger.arrivals[:5]] == ["list", "list", "list", "create", "read"]
+    assert (ledger.scheduled, ledger.cancelled) == ({drafts["scheduled"]: 1}, {drafts["scheduled"]: 1})
+    assert (ledger.updated, ledger.recalled) == ({said["created"]: 1}, {said["created"]: 1})
+    assert [arrival.endpoint for arrival in ledger.arrivals[:5]] == ["list", "list", "list", "create", "update"]
     log_ids = {arrival.log_id for arrival in ledger.arrivals}
     for name in ("sent", "again", "limited", "bad token"):
         assert said[name]["headers"]["x-tt-logid"] in log_ids
