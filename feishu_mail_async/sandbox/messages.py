@@ -198,7 +198,8 @@ def _well_formed(part: EmailMessage) -> bool:
 
 def _files(part: EmailMessage, *, related: bool = False) -> Iterator[tuple[EmailMessage, str | None]]:
     """Yield each part that is neither a container nor a body, with its Content-ID if it belongs into the text."""
-    if part.is_multipart():
+    # A message within the message is one file, whatever it contains.
+    if part.is_multipart() and part.get_content_maintype() != "message":
         related = part.get_content_subtype() == "related"
         for inner in part.iter_parts():
             if isinstance(inner, EmailMessage):

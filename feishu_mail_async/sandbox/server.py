@@ -67,7 +67,7 @@ class Sandbox(Stage):
 
     Attributes:
         ledger: the call log.
-        processing: the argument of that name; may be set while the sandbox runs.
+        processing: the argument of that name; may be set while the sandbox runs, as may all that `Knobs` has.
 
     Raises:
         ValueError: a value is out of range, or `host` is not an IP address.

@@ -129,6 +129,15 @@ async def test_an_update_replaces_all_and_keeps_the_ids() -> None:
         assert sandbox.ledger.updated == {draft: 1}
 
 
+@pytest.mark.looptime
+async def test_a_forwarded_message_is_one_attachment() -> None:
+    async with running() as (_, caller):
+        message = letter("Fwd")
+        message.add_attachment(attached("run.exe"), filename="forwarded.eml")
+        draft = (await create(caller, message)).data["draft"]["id"]
+        assert [item["filename"] for item in (await read(caller, draft))["attachments"]] == ["forwarded.eml"]
+
+
 # --- what is refused ------------------------------------------------------------------------------------
 
 PLAIN = "Subject: x\nTo: a@example.com\n"
