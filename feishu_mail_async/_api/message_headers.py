@@ -12,12 +12,12 @@ it is text, and is not decoded again.
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.header import Header
-from email.headerregistry import Address, BaseHeader, HeaderRegistry
+from email.headerregistry import BaseHeader, HeaderRegistry
 from email.message import Message
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from feishu_mail_async._text import escape
 
@@ -31,6 +31,10 @@ _ADDRESS_HEADERS: Final = frozenset(
 )
 """Headers that hold addresses, in small letters."""
 
+_Group: TypeAlias = tuple[str | None, list[tuple[str, str]]]
+"""The name of a group, if it is one, and names and addresses."""
+_HIDDEN: Final = re.compile("\x01([0-9]+)\x01")
+"""What stands for encoded words while addresses are parsed; no header may hold it otherwise."""
 _REGISTRY: Final = HeaderRegistry()
 _NAME: Final = re.compile(r"(?!--)[!-9;-~]+")
 """Names of headers. What begins with two hyphens might be taken for a boundary."""
@@ -40,12 +44,12 @@ _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
 _WORD: Final = re.compile(r"=\?([^?\s*]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?\s]*)\?=")
 _WORDS: Final = re.compile(rf"{_WORD.pattern}(?:[ \t]+{_WORD.pattern})*")
 """Encoded words in a row: the blanks between them are no part of the text."""
-_BLANKS: Final = re.compile(r"[ \t]+")
+_BLANKS: Final = re.compile(r"\s*[ \t]\s*")
+"""Blanks in a name, of which readers make one; wider ones that stand alone (between Chinese names) they keep."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(rf"{_TOKEN.pattern}(?:/{_TOKEN.pattern})?")
 _SUPERSETS: Final = {"gb2312": "gb18030", "gbk": "gb18030", "us-ascii": "utf-8", "ascii": "utf-8"}
 """Charsets that are named by programs that write more than these have, and what they write."""
-_NARROW: Final = re.compile(r"=\?(?:gb2312|gbk)\?", re.IGNORECASE)
 
 _LONGEST_SHOWN: Final = 80
 """Characters of a value that an error shows, at most."""
@@ -136,7 +140,7 @@ def recipients(name: str, value: Any) -> int:
     Raises:
         ValueError: something in it is no address.
     """
-    return sum(len(group.addresses) for group in _groups(name, _unfold(name, value), value, strict=True))
+    return sum(len(addresses) for _, addresses in _groups(name, _unfold(name, value), value, strict=True))
 
 
 def read_parameters(name: str, value: Any) -> Parameters:
@@ -267,33 +271,55 @@ def _quote(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _groups(name: str, text: str, value: Any, *, strict: bool) -> Any:
+def _groups(name: str, text: str, value: Any, *, strict: bool) -> list[_Group]:
     """Return the groups of addresses of a header; nothing if it holds something else and `strict` is off."""
-    header = value if hasattr(value, "groups") else _parse_addresses(text)
-    groups = () if header is None else header.groups
+    words: list[str] = []
+
+    def hide(run: re.Match[str]) -> str:
+        words.append("".join(_decode_run(name, run[0])))
+        return f"\x01{len(words) - 1}\x01"
+
+    # The parser decodes words by rules of its own (their blanks, their charsets), so it does not get to see them.
+    header = value if hasattr(value, "groups") else _parse_addresses(_WORDS.sub(hide, text))
+    groups = [] if header is None else [(one.display_name, one.addresses) for one in header.groups]
     # What it does not understand the parser leaves out, up to the next comma ("a@example.com; b@example.com").
     fault = header is None or any(
         "invalid" in str(one) and "in address-list" in str(one) for one in header.defects
     )
-    for address in (address for group in groups for address in group.addresses):
+    for address in (address for _, addresses in groups for address in addresses):
         if not address.addr_spec.isascii() and address.domain and strict:
             raise ValueError(
                 f"message: {_cut(address.addr_spec)} in {name} is not ASCII; "
                 "write its domain as xn--..., or use another address"
             )
-        fault = fault or not (address.username and address.domain and address.addr_spec.isascii())
+        plain = address.addr_spec.isascii() and address.addr_spec.isprintable()
+        fault = fault or not (address.username and address.domain and plain)
     if fault and strict:
         raise ValueError(
             f"message: {name} holds something that is no address ({_cut(text)}); "
             "give such as name@example.com, with commas between"
         )
-    return () if fault else groups
+
+    def shown(phrase: str) -> str:
+        return _HIDDEN.sub(lambda place: words[int(place[1])], phrase)
+
+    return (
+        []
+        if fault
+        else [
+            (
+                None if group is None else shown(group),
+                [(shown(address.display_name), address.addr_spec) for address in addresses],
+            )
+            for group, addresses in groups
+        ]
+    )
 
 
 def _parse_addresses(text: str) -> Any:
     """Return the header object of an address header; None if the parser fails."""
     try:
-        return _REGISTRY("To", _NARROW.sub("=?gb18030?", text))
+        return _REGISTRY("To", text)
     except Exception:  # noqa: BLE001 (it fails in many ways on what is no address: IndexError, TypeError...)
         return None
 
@@ -306,23 +332,20 @@ def _write_addresses(name: str, text: str, value: Any, *, strict: bool) -> str:
     groups = _groups(name, text, value, strict=strict)
     if not groups:
         return _write_text(text_of(name, value))
-    return ", ".join(_write_group(name, group) for group in groups)
+    return ", ".join(_write_group(name, *group) for group in groups)
 
 
-def _write_group(name: str, group: Any) -> str:
-    addresses = ", ".join(_write_address(name, address) for address in group.addresses)
-    if group.display_name is None:
-        return addresses
-    return f"{_write_phrase(name, group.display_name)}: {addresses};"
+def _write_group(name: str, group: str | None, addresses: Sequence[tuple[str, str]]) -> str:
+    written = ", ".join(_write_address(_write_phrase(name, phrase), spec) for phrase, spec in addresses)
+    return written if group is None else f"{_write_phrase(name, group)}: {written};"
 
 
-def _write_address(name: str, address: Address) -> str:
-    phrase = _write_phrase(name, address.display_name)
-    return f"{phrase} <{address.addr_spec}>" if phrase else address.addr_spec
+def _write_address(phrase: str, spec: str) -> str:
+    return f"{phrase} <{spec}>" if phrase else spec
 
 
 def _write_phrase(name: str, phrase: str) -> str:
-    phrase = " ".join(_BLANKS.split(_checked(name, phrase).strip(" \t")))  # no reader keeps more than one
+    phrase = _BLANKS.sub(" ", _checked(name, phrase)).strip()
     if not phrase or _needs_words(phrase):
         return _write_text(phrase)
     return phrase if _TOKEN.fullmatch(phrase.replace(" ", "")) and "." not in phrase else _quote_phrase(phrase)

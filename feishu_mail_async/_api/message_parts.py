@@ -109,6 +109,10 @@ def survey(source: Message, default: str = "text/plain") -> Part:
     if part.kind in {Kind.MULTIPART, Kind.MESSAGE, Kind.BLOCKS}:
         default = "message/rfc822" if part.media_type == "multipart/digest" else "text/plain"
         part.parts = [survey(one, default) for one in _parts(part)]
+        if part.kind is Kind.BLOCKS:
+            if any(block.text.strip() or block.parts for block in part.parts):
+                raise ValueError(f"message: {part} holds more than headers; attach it as text")
+            part.parts = [block for block in part.parts if block.source.keys()]
     elif part.kind is Kind.BODY:
         part.text = _text(part)
     return part

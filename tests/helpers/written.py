@@ -43,7 +43,11 @@ def assert_part(raw: bytes) -> None:
         assert encoding == b"7bit"
         assert kind.startswith(b"text/")
         assert max(map(len, body.split(b"\n"))) <= 998
-    if disposition.startswith(b"inline") and b"content-id" in headers and not kind.startswith(b"text/"):
+    if (
+        disposition.startswith(b"inline")
+        and b"content-id" in headers
+        and not kind.startswith((b"text/", b"message/"))
+    ):
         cid = headers[b"content-id"].strip(b"<>")
         assert headers[b"x-attachment-id"] == headers[b"x-image-id"] == cid
 

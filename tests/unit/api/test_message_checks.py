@@ -101,13 +101,12 @@ def test_too_large() -> None:
     message = plain()
     message.add_attachment(b"x" * 28_000_000, maintype="application", subtype="pdf")
     refuse(message, "it is larger than 37.5 MB, attachments as they are encoded included")
-    raw = message.as_bytes()
-    refuse(raw, "it is larger than 37.5 MB")
+    huge = b"To: b@example.com\n\n" + b"x" * 112_500_000
     tracemalloc.start()
-    refuse(raw * 3, "it is larger than 37.5 MB")
+    refuse(huge, "it is larger than 37.5 MB")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 4 * len(raw)  # it was not parsed
+    assert peak < 1_000_000  # it was not parsed
     part_of(message, 1).set_payload("eHh4" * 5_000_000)
     assert len(write_message(message)) < 37_500_000
 
@@ -253,8 +252,8 @@ def test_a_content_id_must_be_ascii() -> None:
         (b"Subject: =?klingon?B?aGk=?=", "the header Subject cannot be read as klingon"),
         (b"Subject: =?utf-8?B?/w==?=", "the header Subject cannot be read as utf-8"),
         (b"Subject: =?utf-8?B?a?=", "an encoded word that is not base64"),
-        (b"Cc: =?utf-8?B?aGkKQmNjOiBl?= <c@example.com>", "Cc holds something that is no address"),
-        (b"Cc: =?klingon?B?/w==?= <c@example.com>", "the header Cc holds the character U+DCFF"),
+        (b"Cc: =?utf-8?B?aGkKQmNjOiBl?= <c@example.com>", "the header Cc holds the character U+000A"),
+        (b"Cc: =?klingon?B?/w==?= <c@example.com>", "the header Cc cannot be read as klingon"),
         (b"--X: y", "'--X' is no name of a header"),
         (b"Content-Transfer-Encoding: x-uuencode", "is encoded as 'x-uuencode'; encode it as base64"),
         (b"Content-Type: text/plain; charset=klingon", "cannot be read as klingon"),
@@ -318,6 +317,10 @@ def test_mails_within_that_cannot_be_read() -> None:
     message.add_attachment(plain())
     part_of(message, 1).set_payload([plain(), plain()])
     refuse(message, "holds 2 mails, and can hold one")
+    refuse(
+        b"To: b@example.com\nContent-Type: message/delivery-status\n\nAction: failed\n\nsome text\n",
+        "the part (message/delivery-status) holds more than headers; attach it as text",
+    )
 
 
 def test_parts_nested_without_end() -> None:

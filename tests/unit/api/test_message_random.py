@@ -7,6 +7,7 @@ from email.errors import MessageError
 from email.header import decode_header
 from email.headerregistry import Address
 from email.message import EmailMessage
+from email.utils import parseaddr
 from typing import Any
 
 from hypothesis import example, given
@@ -34,7 +35,7 @@ def decoded(text: str) -> str:
 
 
 def one_blank(text: str) -> str:
-    return re.sub(" +", " ", text).strip(" ")
+    return re.sub(r"\s* \s*", " ", text).strip()
 
 
 @given(subject=LINE, name=LINE, filename=LINE, body=BODY, html=BODY, data=st.binary(max_size=300))
@@ -67,9 +68,10 @@ def test_any_text_comes_back(  # noqa: PLR0917 (hypothesis gives them by name)
     back = email.message_from_bytes(raw, policy=policy.default)
     old = email.message_from_bytes(raw)
     assert decoded(old["Subject"]) == expected
-    # Of blanks in names no reader keeps more than one.
-    assert back["To"].addresses[0].addr_spec == people[0].addr_spec
-    assert one_blank(back["To"].addresses[0].display_name) == one_blank(people[0].display_name)
+    # Of several blanks in names readers make one.
+    back_name, address = parseaddr(old["To"])
+    assert address == people[0].addr_spec
+    assert one_blank(decoded(back_name)) == one_blank(people[0].display_name)
     plain_part, html_part = back.get_body(("plain",)), back.get_body(("html",))
     assert plain_part
     assert html_part
