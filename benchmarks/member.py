@@ -10,7 +10,8 @@ from children import obey
 from common import LIFTED
 
 from feishu_mail_async import Draft, FeishuMailClient, FeishuMailError, Priority, RateLimit
-from feishu_mail_async._api.protocol import FEISHU, Judgement
+from feishu_mail_async._api.base_url import FEISHU
+from feishu_mail_async._api.protocol import Judgement
 from feishu_mail_async._calls.retry import PolicyDelays
 from feishu_mail_async._scheduling.memory import MemoryStore
 from feishu_mail_async._scheduling.process import ProcessStore

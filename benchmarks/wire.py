@@ -18,6 +18,7 @@ from unittest import mock
 
 from feishu_mail_async import FeishuMailClient
 from feishu_mail_async import client as client_module
+from feishu_mail_async._api.bodies import Body
 from feishu_mail_async._api.endpoints import SEND
 from feishu_mail_async._api.protocol import CallEnd, Reply
 from feishu_mail_async._secrecy import Hidden
@@ -191,7 +192,7 @@ class _Wire(Transport):
         method: str,  # noqa: ARG002 - it is always POST
         path: str,
         token: Hidden[str] | None,
-        body: Hidden[dict[str, str]] | None = None,  # noqa: ARG002 - sending has none
+        body: Body | None = None,  # noqa: ARG002 - sending has none
         may_go: Callable[[], bool] = lambda: True,
     ) -> Reply | Failure:
         if not may_go():

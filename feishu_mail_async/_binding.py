@@ -9,11 +9,13 @@ another loop nor a forked child can use it.
 
 import asyncio
 import contextlib
+import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
+from ._api.bodies import Body
 from ._api.endpoints import ENDPOINTS, SEND, Endpoint
 from ._auth.tokens import Account, Tokens
 from ._calls.bulk import BulkRun
@@ -76,6 +78,7 @@ class Binding:
         self._runs: WeakSet[BulkRun] = WeakSet()
         self._subscriptions: list[Subscription] = []
         self._readers: WeakSet[EventReader] = WeakSet()
+        self._bodies = itertools.count()
         self._closed = False
         self._origin = Origin()
 
@@ -154,22 +157,39 @@ class Binding:
         account = self.account(draft)
         key = DraftKey(account.key, mailbox_key(account.key, draft.mailbox), draft.draft_id)
         path = SEND.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
-        return Call(SEND.method, path, key, account, draft)
+        return Call(SEND, path, key, account, draft)
 
-    async def ask(
+    async def call(
         self,
         endpoint: Endpoint[T],
         account: Account,
-        query: Mapping[str, str] | None = None,
         *,
         mailbox: str,
+        query: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
         **segments: str,
     ) -> T:
-        """Make a call that changes nothing at the server, and return what it reads."""
+        """Make a call that sends no draft, and return what it reads.
+
+        The same call made twice at once is one call, unless it has a body: then each has its own.
+
+        Args:
+            endpoint: the endpoint.
+            account: the account of the user.
+            mailbox: the mailbox.
+            query: the query of the URL.
+            body: the request's body.
+            priority: the order among waiting calls.
+            deadline: seconds for all of it; None: no limit.
+            **segments: the values of the other names in the endpoint's path.
+        """
         path = endpoint.url(query, mailbox=mailbox, **segments)
-        key = DraftKey(account.key, mailbox_key(account.key, mailbox), path)
-        call = Call(endpoint.method, path, key, account)
-        job = await request(self.intake(endpoint), call, Priority.NORMAL)
+        name = path if body is None else f"{path} {next(self._bodies)}"
+        key = DraftKey(account.key, mailbox_key(account.key, mailbox), name)
+        call = Call(endpoint, path, key, account, body=body)
+        job = await request(self.intake(endpoint), call, priority, deadline)
         return job.value(endpoint.what, endpoint.read)
 
     def set_limit(self, endpoint: str, limit: RateLimit) -> None:

@@ -1,5 +1,14 @@
 """The public names of the package."""
 
+from ._api.mails import (
+    Delivery,
+    DeliveryStatus,
+    Recall,
+    RecallProgress,
+    RecallStatus,
+    RecipientDelivery,
+    RecipientRecall,
+)
 from ._api.payloads import Address, Attachment, DraftContent
 from ._auth.refresh import RefreshingTokens
 from ._auth.sources import TokenSource
@@ -73,6 +82,8 @@ __all__ = [
     "ClientClosed",
     "ConcurrentWrite",
     "ContentRisk",
+    "Delivery",
+    "DeliveryStatus",
     "Draft",
     "DraftContent",
     "DraftNotFound",
@@ -105,7 +116,12 @@ __all__ = [
     "Priority",
     "QuotaSpent",
     "RateLimit",
+    "Recall",
+    "RecallProgress",
+    "RecallStatus",
     "ReceiverCheckFailed",
+    "RecipientDelivery",
+    "RecipientRecall",
     "Record",
     "RecordRefused",
     "RefreshingTokens",

@@ -1,5 +1,7 @@
 """The public client: validates arguments, and hands each call to the intake of its endpoint.
 
+Sending is here; the other calls on drafts and on sent mails are in `_client`, by what they are about.
+
 Clients do not own the rate limit. All clients of one event loop with the same base_url, app and ledger share
 one `Engine`: the schedulers, the events and the ledger (`_binding` has the picture). Beneath it lies a store of
 permits and locks, kept by the process or by a database, so calls still count after their loop has ended.
@@ -12,38 +14,36 @@ from typing import Final, Self, TypeVar
 
 import aiohttp
 
-from ._api.endpoints import LIST, READ, SEND
-from ._api.payloads import DraftContent
-from ._api.protocol import FEISHU, check_base_url
+from ._api.base_url import FEISHU, check_base_url
+from ._api.endpoints import SEND
 from ._auth.sources import UserTokens
 from ._auth.tokens import tokens_of
 from ._binding import Binding, check_endpoint, check_ledger, check_limits
 from ._calls.bulk import BulkRun, DraftSource
 from ._calls.call import Call
 from ._calls.caller import request
-from ._checks import check_count, check_id, check_number, check_text, check_type
+from ._checks import check_count, check_number, check_text, check_type
+from ._client.arguments import check_deadline
+from ._client.drafts import DraftMethods
+from ._client.mails import MailMethods
 from ._hub import Subscription
 from ._scheduling.snapshot import Snapshot
 from ._scheduling.waiters import mailbox_key
 from ._secrecy import Hidden
 from ._transport import Transport
-from .errors import BadReply, FeishuMailError
 from .events import Event
 from .ledger import Ledger, Record
-from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult
+from .model import Draft, Priority, RateLimit, RetryPolicy, SendResult, draft_of
 
 __all__ = ["FeishuMailClient"]
 
 T = TypeVar("T")
 
-_PAGE_SIZE: Final = "100"
-"""Drafts on a page of a list: the most that the server gives."""
-
 _LOOKED_UP: Final = 1000
 """Drafts per query of the ledger in `records`."""
 
 
-class FeishuMailClient:
+class FeishuMailClient(DraftMethods, MailMethods):
     """A client that sends mail drafts within the app's rate limit, one call at a time for each user.
 
     Args:
@@ -81,6 +81,7 @@ class FeishuMailClient:
         ledger: str | Ledger | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
+        super().__init__()
         source = Hidden(tokens)
         del tokens
         self._tokens = source.read(lambda given: tokens_of(given, lasting=ledger is not None))
@@ -143,10 +144,10 @@ class FeishuMailClient:
 
         Source: "发送草稿".
         """
-        wanted = _draft(draft, mailbox, user)
+        wanted = draft_of(draft, mailbox, user)
         check_type("priority", priority, Priority)
         if deadline is not None:
-            check_number("deadline", deadline, lambda _: True, "seconds, or None")
+            check_deadline(deadline)
         intake = self._binding.intake()
         job = await request(intake, self._binding.sending(wanted), priority, deadline)
         return job.sent(wanted)
@@ -209,71 +210,6 @@ class FeishuMailClient:
             known = [records.get(call.key) for call in some]
             found += [record if isinstance(record, Record) else None for record in known]
         return found
-
-    async def read_draft(
-        self, draft: str | Draft, *, mailbox: str = "me", user: str | None = None
-    ) -> DraftContent:
-        """Read a draft: its subject, its parties, its bodies and the names of its attachments.
-
-        Args:
-            draft: its id, or a `Draft`, which brings its mailbox and user.
-            mailbox: the address of the mailbox that it lies in; `me` is the user's own.
-            user: the user whose token reads it; None: the client's only user.
-
-        Returns:
-            its content.
-
-        Raises:
-            DraftNotFound: there is no such draft; what was sent is none any more.
-            BadReply: no readable answer came, also after retries.
-            ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
-
-        Source: "获取草稿详情" (`GET …/user_mailboxes/:id/drafts/:id`), as the official SDK calls it.
-        """
-        self._binding.intake(READ)  # bound, or refused, before the arguments are looked at
-        asked = _draft(draft, mailbox, user)
-        try:
-            account = self._binding.account(asked)
-            return await self._binding.ask(READ, account, mailbox=asked.mailbox, draft_id=asked.draft_id)
-        except FeishuMailError as error:
-            error.draft = asked
-            raise
-
-    async def list_drafts(self, *, mailbox: str = "me", user: str | None = None) -> AsyncIterator[Draft]:
-        """List the drafts of a mailbox, within the limit of that endpoint (10 calls a second).
-
-        Args:
-            mailbox: the address of the mailbox; `me` is the user's own.
-            user: the user whose token lists it; None: the client's only user.
-
-        Yields:
-            the drafts, in the server's order, ready to be passed to `send_drafts`.
-
-        Raises:
-            ApiError: the server refused it; the class says why.
-            BadReply: no readable answer came, also after retries; or the pages of the list repeat.
-            TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
-
-        Source: "列出草稿" (`GET …/user_mailboxes/:id/drafts`).
-        """
-        self._binding.intake(LIST)  # as above
-        check_id("mailbox", mailbox)
-        if user is not None:
-            check_text("user", user)
-        account = self._tokens.account(user)
-        page_token = None
-        seen: set[str] = set()
-        while True:
-            query = {"page_size": _PAGE_SIZE} | ({} if page_token is None else {"page_token": page_token})
-            page = await self._binding.ask(LIST, account, query, mailbox=mailbox)
-            for draft_id in page.draft_ids:
-                yield Draft(draft_id, mailbox, user)
-            if page.next_token is None:
-                return
-            if page.next_token in seen:
-                raise BadReply("the list of drafts does not end: two pages have the same page_token")
-            seen.add(page.next_token)
-            page_token = page.next_token
 
     def snapshot(self) -> Snapshot:
         """Return the state of the app's calls: waiters, free permits, pauses and suspensions.
@@ -385,16 +321,4 @@ class FeishuMailClient:
         return f"<{type(self).__name__} {base_url} app={app!r}{' closed' if self._binding.closed else ''}>"
 
     def _sending(self, item: str | Draft) -> Call:
-        return self._binding.sending(_draft(item, "me", None))
-
-
-def _draft(draft: str | Draft, mailbox: str, user: str | None) -> Draft:
-    if not isinstance(draft, Draft):
-        try:
-            return Draft(draft, mailbox, user)
-        except (TypeError, ValueError):
-            check_id("draft", draft)  # the name under which it was given
-            raise
-    if mailbox not in {"me", draft.mailbox} or user not in {None, draft.user}:
-        raise ValueError("mailbox, user: the Draft brings its own; leave them out")
-    return draft
+        return self._binding.sending(draft_of(item))

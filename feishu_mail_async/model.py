@@ -45,6 +45,7 @@ class Draft:
         mailbox: the address of the mailbox that holds the draft; `me` is the user's own.
         user: the user whose token sends it; None where the client knows one user only.
         tag: any object of the caller's. It is neither compared nor shown, and comes back in the outcome.
+        link: where a person can look at the draft, if the server has said so. It is not compared.
 
     Raises:
         TypeError: a value is not a string.
@@ -58,12 +59,35 @@ class Draft:
     mailbox: str = "me"
     user: str | None = None
     tag: Any = field(default=None, compare=False, repr=False)
+    link: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_id("draft_id", self.draft_id)
         check_id("mailbox", self.mailbox)
         if self.user is not None:
             check_text("user", self.user)
+
+
+def draft_of(draft: str | Draft, mailbox: str = "me", user: str | None = None) -> Draft:
+    """Return the draft that a caller means; a `Draft` brings its mailbox and user.
+
+    Args:
+        draft: its id, or itself.
+        mailbox: the address of the mailbox that holds it; `me` is the user's own.
+        user: the user whose token is used; None: the client's only user.
+
+    Raises:
+        TypeError, ValueError: a value is wrong; the message names it.
+    """
+    if not isinstance(draft, Draft):
+        try:
+            return Draft(draft, mailbox, user)
+        except (TypeError, ValueError):
+            check_id("draft", draft)  # the name under which it was given
+            raise
+    if mailbox not in {"me", draft.mailbox} or user not in {None, draft.user}:
+        raise ValueError("mailbox, user: the Draft brings its own; leave them out")
+    return draft
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from ._api.base_url import FEISHU, LARK
 from ._api.endpoints import ENDPOINTS
-from ._api.protocol import FEISHU, LARK, REDACTED, Reply, redact
+from ._api.protocol import REDACTED, Reply, redact
 from ._text import escape
 from .codes import OAUTH, Verdict
 
 __all__ = [
     "ASSUMED_LIFETIME",
-    "MODIFY",
     "OFFLINE",
     "SCOPES",
     "TOKEN_PATH",
@@ -38,11 +38,10 @@ __all__ = [
 
 TOKEN_PATH: Final = "/open-apis/authen/v2/oauth/token"  # noqa: S105 - a path, not a secret
 """The path of the token endpoint."""
-MODIFY: Final = "mail:user_mailbox.message:modify"
 """The OAuth scope for creating drafts."""
 OFFLINE: Final = "offline_access"
 """The OAuth scope for a refresh token."""
-SCOPES: Final = tuple(dict.fromkeys([*(row.scope for row in ENDPOINTS.values()), MODIFY, OFFLINE]))
+SCOPES: Final = tuple(dict.fromkeys([*(row.scope for row in ENDPOINTS.values()), OFFLINE]))
 """The OAuth scopes of all endpoints, the one for creating drafts, and the one for a refresh token."""
 
 ASSUMED_LIFETIME: Final = 600.0

@@ -23,7 +23,7 @@ BLOCKED: Final = frozenset(
         "cdxml chm cpl lnk msc msh msh1 msh1xml msh2 msh2xml mshxml plist pls reg rgs scf"
     ).split()
 )
-"""Extensions that the platform refuses (1236020), in small letters, as its command line has them; not HTML."""
+"""Extensions that the platform refuses, in small letters, as its command line has them; HTML is not among them."""
 
 _SIGNATURES: Final = {
     "image/jpeg": re.compile(rb"\xff\xd8\xff"),

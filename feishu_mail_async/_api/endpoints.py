@@ -1,7 +1,7 @@
 """The client's table of endpoints, a row each: its code takes paths, scopes, limits and sources from nowhere else.
 
-To add one that reads: a row, listed in `ENDPOINTS` too; its reader in `payloads`; a method of the client over
-`Binding.ask`; scopes in the advice of `codes`, if they are new. Scheduler, ledger, login, events and telemetry
+To add one: a row, listed in `ENDPOINTS` too; its reader in `payloads` or `mails`; a method of the client over
+`Binding.call`; scopes in the advice of `codes`, if they are new. Scheduler, ledger, login, events and telemetry
 read the row. The sandbox has tables of its own (`paths`, `judge`, `endpoints`), so that a mistake here is not
 repeated by the server that tests it; a test compares the two.
 """
@@ -12,22 +12,41 @@ from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
+from feishu_mail_async.codes import named
 from feishu_mail_async.model import RateLimit
 
-from .payloads import DraftContent, Page, read_content, read_page
+from .mails import Delivery, Recall, RecallProgress, read_delivery, read_recall, read_recall_progress
+from .payloads import Created, DraftContent, Page, read_content, read_created, read_nothing, read_page
 
-__all__ = ["ENDPOINTS", "LIST", "READ", "SEND", "Endpoint", "LostReply"]
+__all__ = [
+    "CANCEL",
+    "CREATE",
+    "DELETE",
+    "DELIVERY",
+    "ENDPOINTS",
+    "LIST",
+    "READ",
+    "RECALL",
+    "RECALL_PROGRESS",
+    "SEND",
+    "UPDATE",
+    "Endpoint",
+    "LostReply",
+]
 
 T = TypeVar("T")
 
-_DRAFTS: Final = "/open-apis/mail/v1/user_mailboxes/{mailbox}/drafts"
+_MAILBOX: Final = "/open-apis/mail/v1/user_mailboxes/{mailbox}"
+_DRAFTS: Final = f"{_MAILBOX}/drafts"
+_MAILS: Final = f"{_MAILBOX}/messages"
 
 
 class LostReply(StrEnum):
     """The way to continue after a call that ended without a readable answer."""
 
     SAFE = "repeat it"
-    CONFIRM = "repeat it; one code says that it was done before"
+    CONFIRM = "repeat it; a code in `done` says that it was done before"
+    LOOK = "look for what it may have done before repeating it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +60,12 @@ class Endpoint(Generic[T]):
         scope: the OAuth scope that a token needs.
         limit: the rate that the platform allows an app.
         writes: a call holds the locks of its user and its mailbox.
-        lost_reply: the way to continue after a lost reply; stated for readers and tests, no code asks for it yet.
+        lost_reply: the way to continue after a lost reply.
         what: the object of a call, as sentences name it.
+        did: what a call has done to it, as sentences say it.
         read: reads the `data` of a success; raises KeyError, TypeError or ValueError if it has another form.
         source: the document's title on the platform.
+        done: the codes with which the server says that an earlier call, whose reply was lost, has done it.
     """
 
     name: str
@@ -55,8 +76,10 @@ class Endpoint(Generic[T]):
     writes: bool
     lost_reply: LostReply
     what: str
+    did: str
     read: Callable[[Mapping[str, Any]], T]
     source: str
+    done: frozenset[int] = frozenset()
 
     def url(self, query: Mapping[str, str] | None = None, **segments: str) -> str:
         """Return the path and the query of a call; each segment's value becomes one percent-encoded segment.
@@ -71,28 +94,83 @@ class Endpoint(Generic[T]):
         return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
 
 
+_SEND: Final = "mail:user_mailbox.message:send"
+_READ: Final = "mail:user_mailbox.message:readonly"
+_MODIFY: Final = "mail:user_mailbox.message:modify"
+
+
+def _each_second(calls: int) -> RateLimit:
+    return RateLimit(calls=calls, per=1.0, spacing=0.0)
+
+
 SEND: Final[Endpoint[dict[str, Any]]] = Endpoint(
     "send",
     "POST",
-    _DRAFTS + "/{draft_id}/send",
-    "mail:user_mailbox.message:send",
+    f"{_DRAFTS}/{{draft_id}}/send",
+    _SEND,
     RateLimit(calls=20, per=60.0),
     writes=True,
     lost_reply=LostReply.CONFIRM,
     what="a draft",
+    did="sent",
     read=dict,
     source="发送草稿",
+    done=frozenset({named("AlreadySent").number}),
+)
+
+CREATE: Final[Endpoint[Created]] = Endpoint(
+    "create",
+    "POST",
+    _DRAFTS,
+    _MODIFY,
+    _each_second(5),
+    writes=True,
+    lost_reply=LostReply.LOOK,
+    what="a new draft",
+    did="created",
+    read=read_created,
+    source="创建草稿",
+)
+
+UPDATE: Final[Endpoint[None]] = Endpoint(
+    "update",
+    "PUT",
+    f"{_DRAFTS}/{{draft_id}}",
+    _MODIFY,
+    _each_second(5),  # not documented: that of creating is assumed
+    writes=True,
+    lost_reply=LostReply.SAFE,
+    what="the update of a draft",
+    did="updated",
+    read=read_nothing,
+    source="更新草稿",
+)
+
+DELETE: Final[Endpoint[None]] = Endpoint(
+    "delete",
+    "DELETE",
+    f"{_DRAFTS}/{{draft_id}}",
+    _MODIFY,
+    _each_second(5),
+    writes=True,
+    lost_reply=LostReply.CONFIRM,
+    what="the deletion of a draft",
+    did="deleted",
+    read=read_nothing,
+    source="删除草稿",
+    done=frozenset({named("DraftNotFound").number}),
 )
 
 LIST: Final[Endpoint[Page]] = Endpoint(
     "list",
     "GET",
     _DRAFTS,
-    "mail:user_mailbox.message:readonly",
-    RateLimit(calls=10, per=1.0, spacing=0.0),
+    _READ,
+    _each_second(10),
     writes=False,
     lost_reply=LostReply.SAFE,
     what="a list of drafts",
+    did="listed",
     read=read_page,
     source="列出草稿",
 )
@@ -100,15 +178,76 @@ LIST: Final[Endpoint[Page]] = Endpoint(
 READ: Final[Endpoint[DraftContent]] = Endpoint(
     "read",
     "GET",
-    _DRAFTS + "/{draft_id}",
-    "mail:user_mailbox.message:readonly",
-    RateLimit(calls=10, per=1.0, spacing=0.0),
+    f"{_DRAFTS}/{{draft_id}}",
+    _READ,
+    _each_second(10),
     writes=False,
     lost_reply=LostReply.SAFE,
     what="the content of a draft",
+    did="read",
     read=read_content,
     source="获取草稿详情",
 )
 
-ENDPOINTS: Final[Mapping[str, Endpoint[Any]]] = {endpoint.name: endpoint for endpoint in (SEND, LIST, READ)}
+CANCEL: Final[Endpoint[None]] = Endpoint(
+    "cancel",
+    "POST",
+    f"{_MAILS}/{{message_id}}/cancel_scheduled_send",
+    _SEND,
+    _each_second(5),
+    writes=True,
+    # No code confirms it: a mail that is not scheduled any more may have gone out meanwhile.
+    lost_reply=LostReply.SAFE,
+    what="the cancellation of a scheduled mail",
+    did="cancelled",
+    read=read_nothing,
+    source="取消定时发送",
+)
+
+DELIVERY: Final[Endpoint[Delivery]] = Endpoint(
+    "delivery",
+    "GET",
+    f"{_MAILS}/{{message_id}}/send_status",
+    _READ,
+    _each_second(10),
+    writes=False,
+    lost_reply=LostReply.SAFE,
+    what="the delivery of a mail",
+    did="read",
+    read=read_delivery,
+    source="查询邮件发送状态",
+)
+
+RECALL: Final[Endpoint[Recall]] = Endpoint(
+    "recall",
+    "POST",
+    f"{_MAILS}/{{message_id}}/recall",
+    _MODIFY,
+    _each_second(10),
+    writes=True,
+    lost_reply=LostReply.LOOK,
+    what="the recall of a mail",
+    did="recalled",
+    read=read_recall,
+    source="撤回邮件",
+)
+
+RECALL_PROGRESS: Final[Endpoint[RecallProgress]] = Endpoint(
+    "recall_progress",
+    "GET",
+    f"{_MAILS}/{{message_id}}/recall",
+    _READ,
+    RateLimit(calls=20, per=60.0),
+    writes=False,
+    lost_reply=LostReply.SAFE,
+    what="the progress of a recall",
+    did="read",
+    read=read_recall_progress,
+    source="查询邮件撤回进度",
+)
+
+ENDPOINTS: Final[Mapping[str, Endpoint[Any]]] = {
+    endpoint.name: endpoint
+    for endpoint in (SEND, LIST, READ, CREATE, UPDATE, DELETE, CANCEL, DELIVERY, RECALL, RECALL_PROGRESS)
+}
 """The endpoints by their names."""

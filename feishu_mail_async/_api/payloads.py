@@ -3,11 +3,24 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from feishu_mail_async._checks import check_id
 
-__all__ = ["Address", "Attachment", "DraftContent", "Page", "read_content", "read_page"]
+__all__ = [
+    "Address",
+    "Attachment",
+    "Created",
+    "DraftContent",
+    "Page",
+    "fields_of",
+    "read_address",
+    "read_content",
+    "read_created",
+    "read_nothing",
+    "read_page",
+    "text_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,7 @@ class DraftContent:
         text: the plain text body; None if there is none.
         attachments: the files and the inline images.
         message_id: the message's own id at the server; None if it did not say.
+        smtp_message_id: the Message-ID that the server shows; None if it did not say.
     """
 
     subject: str
@@ -94,6 +108,7 @@ class DraftContent:
     text: str | None
     attachments: tuple[Attachment, ...]
     message_id: str | None
+    smtp_message_id: str | None = None
 
 
 def read_content(data: Mapping[str, Any]) -> DraftContent:
@@ -107,49 +122,86 @@ def read_content(data: Mapping[str, Any]) -> DraftContent:
     Raises:
         KeyError, TypeError, ValueError: it has no message, or not with these fields.
     """
-    message = _fields(_fields(data["draft"])["message"])
+    message = fields_of(fields_of(data["draft"])["message"])
     sender = message.get("head_from")
     return DraftContent(
-        subject=_text(message, "subject") or "",
-        sender=_address(sender) if sender else None,
+        subject=text_of(message, "subject") or "",
+        sender=read_address(sender) if sender else None,
         to=_addresses(message, "to"),
         cc=_addresses(message, "cc"),
         bcc=_addresses(message, "bcc"),
         html=_body(message, "body_html"),
         text=_body(message, "body_plain_text"),
         attachments=tuple(
-            Attachment(_text(item, "filename") or "", _text(item, "id") or "", item.get("is_inline") is True)
-            for item in map(_fields, message.get("attachments") or ())
+            Attachment(text_of(item, "filename") or "", text_of(item, "id") or "", item.get("is_inline") is True)
+            for item in map(fields_of, message.get("attachments") or ())
         ),
-        message_id=_text(message, "message_id"),
+        message_id=text_of(message, "message_id"),
+        smtp_message_id=text_of(message, "smtp_message_id"),
     )
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str | None:
+class Created(NamedTuple):
+    """What the server says of a draft that it has made.
+
+    Attributes:
+        draft_id: the draft's id.
+        link: where a person can look at it; None if it did not say.
+    """
+
+    draft_id: str
+    link: str | None
+
+
+def read_created(data: Mapping[str, Any]) -> Created:
+    """Read the answer to a creation ("创建草稿", 响应体).
+
+    The document has the id in `draft`; some tenants were seen to answer with it at the top, or with the id of the
+    message alone.
+
+    Args:
+        data: the `data` of the answer.
+
+    Raises:
+        KeyError, TypeError, ValueError: it does not have any of these forms.
+    """
+    draft = fields_of(data.get("draft") or {})
+    found = data.get("draft_id") or data.get("id") or draft.get("id") or data["message_id"]
+    return Created(check_id("id", found), text_of(data, "reference") or None)
+
+
+def read_nothing(_: Mapping[str, Any]) -> None:
+    """Read an answer that says no more than that it was done."""
+
+
+def text_of(fields: Mapping[str, Any], name: str) -> str | None:
+    """Return a text among the fields; None if there is none by this name."""
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} is no text")
     return value
 
 
-def _fields(value: Any) -> Mapping[str, Any]:
+def fields_of(value: Any) -> Mapping[str, Any]:
+    """Return the fields of an object; raise TypeError for what is none."""
     if not isinstance(value, Mapping):
         raise TypeError("there is no object where one belongs")
     return value
 
 
-def _address(value: Any) -> Address:
-    item = _fields(value)
-    return Address(_text(item, "mail_address") or "", _text(item, "name") or "")
+def read_address(value: Any) -> Address:
+    """Read a party of a mail."""
+    item = fields_of(value)
+    return Address(text_of(item, "mail_address") or "", text_of(item, "name") or "")
 
 
 def _addresses(message: Mapping[str, Any], name: str) -> tuple[Address, ...]:
-    return tuple(_address(item) for item in message.get(name) or ())
+    return tuple(read_address(item) for item in message.get(name) or ())
 
 
 def _body(message: Mapping[str, Any], name: str) -> str | None:
     """Decode a body, which is UTF-8 in base64url, with its padding or without."""
-    encoded = _text(message, name)
+    encoded = text_of(message, name)
     if not encoded:
         return None
     padded = encoded + "=" * (-len(encoded) % 4)

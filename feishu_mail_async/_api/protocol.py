@@ -5,18 +5,15 @@ and the log id, the platform's generic documentation.
 """
 
 import calendar
-import ipaddress
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_tz
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus
 
-from feishu_mail_async._checks import check_text
 from feishu_mail_async._text import escape
 from feishu_mail_async.codes import CODES, Code, Reach, ResumeWhen, Subject, Verdict, lookup, named
 from feishu_mail_async.errors import (
@@ -27,28 +24,21 @@ from feishu_mail_async.errors import (
     TransportError,
 )
 
+from .base_url import FEISHU
+from .endpoints import Endpoint
 from .refusals import api_error
 
 __all__ = [
-    "FEISHU",
-    "LARK",
     "LONGEST_REPLY",
     "REDACTED",
     "CallEnd",
     "Judgement",
     "Reply",
-    "check_base_url",
-    "is_loopback",
     "judge",
     "lost",
     "never_left",
     "redact",
 ]
-
-FEISHU: Final = "https://open.feishu.cn"
-"""The API's host for Feishu."""
-LARK: Final = "https://open.larksuite.com"
-"""The API's host for Lark."""
 
 LONGEST_REPLY: Final = 256 * 1024
 """Bytes of a reply that are read at most; the API's own have a few hundred."""
@@ -68,70 +58,6 @@ _NO_SUCH_CALL: Final = {301, 308, 404, 405, 410}
 
 It may also be so with other pages of gateways (302, 403), but those may come after a call was passed on, too.
 """
-_API_PATH: Final = "open-apis"
-_URL: Final = re.compile(r"[!-~]+")
-
-
-def is_loopback(host: str | None) -> bool:
-    """Return whether `host` can only be this machine.
-
-    Args:
-        host: a host name or an IP address; None: no host.
-    """
-    if host is None:
-        return False
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def check_base_url(base_url: object) -> str:
-    """Return the URL of the API's host in a canonical spelling.
-
-    It is https, or http on a loopback host: the token must never cross a network in clear text.
-
-    Args:
-        base_url: the URL.
-
-    Raises:
-        ValueError: it is no such URL; the message says why.
-    """
-    if not isinstance(base_url, str):
-        raise ValueError(f"base_url: give a string like {FEISHU}, not {type(base_url).__name__}")  # noqa: TRY004
-    text = check_text("base_url", base_url)
-    try:
-        if _URL.fullmatch(text) is None:
-            raise ValueError  # noqa: TRY301 - one sentence for all that is no URL
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        raise ValueError(f"base_url: {text!r} is no URL; give one like {FEISHU}") from None
-    host = parts.hostname
-    if not host or parts.scheme not in {"http", "https"}:
-        raise ValueError(f"base_url: {text!r} is no https URL; give one like {FEISHU}")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("base_url: it holds a user name or password; leave them out")
-    if parts.query or parts.fragment:
-        raise ValueError(f"base_url: {text!r} has a query or a fragment; give one like {FEISHU}")
-    if parts.scheme == "http" and not is_loopback(host):
-        raise ValueError(f"base_url: {text!r} would send the token in clear text; use https")
-    if ":" in host:
-        host = f"[{host}]"
-    ordinary = 443 if parts.scheme == "https" else 80
-    authority = host if port in {None, ordinary} else f"{host}:{port}"
-    path, inside = _before_api_path(parts.path.rstrip("/"))
-    taken = f"{parts.scheme}://{authority}{path}"
-    if inside:
-        raise ValueError(f"base_url: {text!r} holds a part of the API's path; leave /{_API_PATH} out: {taken}")
-    return taken
-
-
-def _before_api_path(path: str) -> tuple[str, bool]:
-    """Return the path up to the beginning of the API's own path, and whether that begins in it."""
-    segments = path.split("/")
-    known = [segment.lower() == _API_PATH for segment in segments]
-    return ("/".join(segments[: known.index(True)]), True) if any(known) else (path, False)
 
 
 class Reply(NamedTuple):
@@ -169,9 +95,9 @@ class Judgement(NamedTuple):
     """The meaning of one attempt.
 
     Attributes:
-        verdict: sent, already sent, retry or fatal.
+        verdict: done, already done, retry or fatal.
         end: how the call ended.
-        conclusive: true if it is settled whether this attempt sent the mail.
+        conclusive: true if it is settled whether this attempt did what it asked for.
         subject: the draft, user, mailbox or app that waits (retry) or is suspended (fatal).
         until: the condition that ends that suspension; None: only the draft is concerned.
         reach: the endpoints for which that suspension holds.
@@ -197,8 +123,8 @@ class Judgement(NamedTuple):
     log_id: str | None = None
 
     @property
-    def sent(self) -> bool:
-        """True if the mail went out, by this call or an earlier one."""
+    def good(self) -> bool:
+        """True if what the call asked for is done, by it or an earlier one."""
         return self.verdict in {Verdict.DONE, Verdict.ALREADY_DONE}
 
     def failure(self) -> FeishuMailError:
@@ -225,7 +151,7 @@ def never_left(reason: str, *, lasting: bool = False) -> Judgement:
 
 
 def lost(reason: str) -> Judgement:
-    """Return the judgement on a call without an answer, which may have sent the mail.
+    """Return the judgement on a call without an answer, which may have done what it asked for.
 
     Args:
         reason: the reason.
@@ -235,13 +161,22 @@ def lost(reason: str) -> Judgement:
     )
 
 
-def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Judgement:
+def judge(
+    reply: Reply,
+    endpoint: Endpoint[Any],
+    token: str | None = None,
+    base_url: str = FEISHU,
+    *,
+    in_doubt: bool = False,
+) -> Judgement:
     """Return the judgement on an answer. The body's code decides; the HTTP status only where there is none.
 
     Args:
         reply: the answer.
+        endpoint: the endpoint that was called.
         token: the token of the call. Where the answer repeats it, it is taken out.
         base_url: the host that the call went to.
+        in_doubt: an earlier attempt may have done it already.
     """
     log_id = _shown(reply.log_id, token)
     body = _parse(reply.body, token)
@@ -250,8 +185,8 @@ def judge(reply: Reply, token: str | None = None, base_url: str = FEISHU) -> Jud
         return _not_the_api(reply, log_id, base_url)
     row = CODES.get(code) or lookup(code, reply.status)
     if row.verdict is Verdict.DONE:
-        return _sent(body.get("data"), code, reply.status, log_id)
-    if row.verdict is Verdict.ALREADY_DONE:
+        return _done(body.get("data"), code, reply.status, log_id)
+    if code in endpoint.done and (in_doubt or row.verdict is Verdict.ALREADY_DONE):
         return Judgement(Verdict.ALREADY_DONE, code=code, http_status=reply.status, log_id=log_id)
     return _refused(row, code, reply, log_id, _text(body.get("msg"), _LONGEST_MESSAGE) or "")
 
@@ -301,7 +236,7 @@ def _redact(parsed: dict[str, Any], token: str) -> None:
                 containers.append(value)
 
 
-def _sent(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
+def _done(data: Any, code: int, status: int, log_id: str | None) -> Judgement:
     fields = data if isinstance(data, dict) else {}
     disabled = fields.get("automation_send_disable")
     if disabled is None or disabled is False:
@@ -326,8 +261,10 @@ def _reference(value: Any) -> str | None:
 
 
 def _refused(row: Code, code: int | None, reply: Reply, log_id: str | None, msg: str) -> Judgement:
+    # "Already done" of something else than what was asked for is no success.
+    verdict = Verdict.FATAL if row.verdict is Verdict.ALREADY_DONE else row.verdict
     return Judgement(
-        row.verdict,
+        verdict,
         conclusive=row.conclusive,
         subject=row.subject,
         until=row.until,

@@ -24,7 +24,7 @@ def api_error(row: Code, msg: str, *, http_status: int, log_id: str | None) -> A
         http_status: the HTTP status of the answer.
         log_id: the `X-Tt-Logid` of the answer.
     """
-    return _CLASSES[row.error](
+    return _CLASSES[row.error or ApiError.__name__](
         row.number,
         msg or row.message or "no message",
         http_status=http_status,

@@ -6,6 +6,7 @@ from typing import Final
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from feishu_mail_async._api.bodies import secret_body
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure, Transport
 from feishu_mail_async.oauth import (
@@ -100,7 +101,7 @@ class TokenEndpoint:
         return granted
 
     async def _ask_once(self, request: Hidden[dict[str, str]]) -> TokenGrant | Refusal:
-        answer = await self._transport.exchange("POST", TOKEN_PATH, None, request)
+        answer = await self._transport.exchange("POST", TOKEN_PATH, None, secret_body(request))
         if isinstance(answer, Failure):
             refusal = Refusal(f"the token endpoint did not answer: {answer.reason}", retry=not answer.lasting)
             if answer.lasting:

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from feishu_mail_async._api.protocol import FEISHU, check_base_url
+from feishu_mail_async._api.base_url import FEISHU, check_base_url
 from feishu_mail_async._checks import check_number, check_text
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async._forks import Origin, forked

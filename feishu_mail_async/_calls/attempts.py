@@ -2,6 +2,7 @@
 
 import asyncio
 
+from feishu_mail_async._api.endpoints import LostReply
 from feishu_mail_async._api.protocol import CallEnd, Judgement, lost, never_left
 from feishu_mail_async._auth.tokens import fingerprint
 from feishu_mail_async._secrecy import Hidden
@@ -14,7 +15,7 @@ from .context import JobContext
 from .endings import SESSION_CLOSED
 from .retry import Tries
 
-__all__ = ["outage_over", "renew", "unanswered"]
+__all__ = ["may_repeat", "renew", "unanswered"]
 
 
 def unanswered(home: JobContext, failure: Failure) -> Judgement:
@@ -32,11 +33,18 @@ def unanswered(home: JobContext, failure: Failure) -> Judgement:
     return never_left(failure.reason, lasting=failure.lasting)
 
 
-def outage_over(home: JobContext, judgement: Judgement) -> bool:
-    """Return whether the server was unreachable again, and for as long as the policy allows."""
-    outage = home.policy.outage
-    unreachable = judgement.end is CallEnd.NEVER_LEFT
-    return unreachable and outage is not None and home.scheduler.unreachable_for() >= outage
+def may_repeat(home: JobContext, judgement: Judgement) -> bool:
+    """Return whether another attempt may follow this one, as far as its own answer goes.
+
+    Not if the server was unreachable again, and for as long as the policy allows; nor if the endpoint wants to be
+    looked at first for what this attempt may have done.
+    """
+    if judgement.verdict is not Verdict.RETRY:
+        return False
+    if judgement.end is CallEnd.NEVER_LEFT:
+        outage = home.policy.outage
+        return outage is None or home.scheduler.unreachable_for() < outage
+    return judgement.conclusive or home.endpoint.lost_reply is not LostReply.LOOK
 
 
 async def renew(

@@ -1,7 +1,9 @@
 """The value that a request becomes: one call, from its intake to its end."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from feishu_mail_async._api.bodies import Body
+from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._auth.tokens import Account
 from feishu_mail_async._scheduling.record import DraftKey
 from feishu_mail_async.model import Draft
@@ -13,15 +15,17 @@ class Call(NamedTuple):
     """The request of one call to the server.
 
     Attributes:
-        method: the HTTP method.
+        endpoint: the endpoint that is called.
         path: the path and query, encoded.
         key: the identity of the call among those of the app; a call of the same key joins the one under way.
         account: the account of its user.
-        draft: the draft it sends; None for a call that changes nothing at the server.
+        draft: the draft it sends; None for a call that sends none.
+        body: the request's body, if it has one.
     """
 
-    method: str
+    endpoint: Endpoint[Any]
     path: str
     key: DraftKey
     account: Account
     draft: Draft | None = None
+    body: Body | None = None

@@ -42,7 +42,7 @@ class _Caller:
         return not self.done.cancelled()
 
     def given_up(self) -> NotSent:
-        return client_closed()
+        return client_closed(self.call.endpoint)
 
     def ended(self, _: Progress) -> None:
         if not self.done.done():
@@ -115,4 +115,4 @@ async def _within(deadline: float, intake: Intake, caller: _Caller) -> None:
             intake.end_early(caller, NotSent(caller.gone))
         else:
             attempts, in_doubt = job.tries.calls, job.in_doubt
-            caller.error = late(deadline, caller.gone, caller.call.draft, attempts, in_doubt=in_doubt)
+            caller.error = late(deadline, caller.gone, caller.call, attempts, in_doubt=in_doubt)

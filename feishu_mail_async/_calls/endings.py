@@ -1,70 +1,101 @@
-"""The errors with which a call ends: each says whether the mail may have gone out."""
+"""The errors with which a call ends: each says whether what it asked for may have been done."""
 
-from typing import Final
+from typing import Any, Final
 
+from feishu_mail_async._api.endpoints import SEND, Endpoint, LostReply
 from feishu_mail_async._scheduling.record import Record
 from feishu_mail_async._text import sentence
 from feishu_mail_async.errors import ClientClosed, FeishuMailError, NotSent, OutcomeUnknown
-from feishu_mail_async.model import Draft
 
-__all__ = ["SESSION_CLOSED", "client_closed", "early", "late", "settled"]
+from .call import Call
+
+__all__ = ["SESSION_CLOSED", "client_closed", "early", "given_up", "late", "settled"]
 
 SESSION_CLOSED: Final = "session: it was closed; give the client an open one"
-_SAFE: Final = "Sending it again is safe: a mail that went out is not sent twice."
 
 
-def client_closed() -> ClientClosed:
-    """Return the error of a draft that ends with its client."""
-    return ClientClosed("the client was closed before the draft was sent")
+def client_closed(endpoint: Endpoint[Any]) -> ClientClosed:
+    """Return the error of a call that ends with its client."""
+    what = "the draft" if endpoint is SEND else "it"
+    return ClientClosed(f"the client was closed before {what} was {endpoint.did}")
 
 
-def early(error: FeishuMailError, draft: Draft | None, record: Record | None) -> FeishuMailError:
-    """Return the error to report for a draft that ended before there was a job for it.
+def given_up(endpoint: Endpoint[Any], reason: str, *, closing: bool, conclusive: bool) -> NotSent:
+    """Return the error of a call that was stopped.
+
+    Args:
+        endpoint: its endpoint.
+        reason: the reason, in words.
+        closing: its client is being closed.
+        conclusive: it is certain that no attempt has done what was asked for.
+    """
+    if closing:
+        return client_closed(endpoint)
+    return NotSent(f"not {endpoint.did}: {reason}" if conclusive else reason)
+
+
+def early(error: FeishuMailError, call: Call, record: Record | None) -> FeishuMailError:
+    """Return the error to report for a call that ended before there was a job for it.
 
     Args:
         error: the error that ended it.
-        draft: the draft; None for a call that sends none.
-        record: its record. If that is in doubt, or not read yet, an earlier call may have sent the draft.
+        call: the call.
+        record: its draft's record. If that is in doubt, or not read yet, an earlier call may have sent the draft.
     """
-    return settled(error, draft, 0, conclusive=record is None or not record.maybe_sent)
+    return settled(error, call, 0, conclusive=record is None or not record.maybe_sent)
 
 
-def settled(error: FeishuMailError, draft: Draft | None, attempts: int, *, conclusive: bool) -> FeishuMailError:
-    """Return the error to report: an OutcomeUnknown in its place if a call may have sent the mail.
+def settled(error: FeishuMailError, call: Call, attempts: int, *, conclusive: bool) -> FeishuMailError:
+    """Return the error to report: an OutcomeUnknown in its place if an attempt may have done what was asked for.
 
     Args:
-        error: the error that ended the draft.
-        draft: the draft; None for a call that sends none.
-        attempts: calls made for it.
-        conclusive: it is certain that no call has sent the mail.
+        error: the error that ended the call.
+        call: the call.
+        attempts: attempts made for it.
+        conclusive: it is certain that none of them has done it.
     """
-    error.draft, error.attempts = draft, attempts
+    error.draft, error.attempts = call.draft, attempts
     if conclusive or isinstance(error, OutcomeUnknown):
         return error
-    doubt = "it may have been sent: an attempt had no clear answer, and then"
+    did = call.endpoint.did
+    doubt = f"it may have been {did}: an attempt had no clear answer, and then"
     if not attempts:
-        doubt = "an earlier call may have sent it, and this one made none"
+        doubt = f"an earlier call may have {did} it, and this one made none"
     unknown = OutcomeUnknown(
-        f"{doubt}: {sentence(str(error))} {_SAFE}", draft=draft, log_id=error.log_id, attempts=attempts
+        f"{doubt}: {sentence(str(error))} {_next_step(call.endpoint)}",
+        draft=call.draft,
+        log_id=error.log_id,
+        attempts=attempts,
     )
     unknown.__cause__ = error
     return unknown
 
 
-def late(deadline: float, reason: str, draft: Draft | None, attempts: int, *, in_doubt: bool) -> FeishuMailError:
+def late(deadline: float, reason: str, call: Call, attempts: int, *, in_doubt: bool) -> FeishuMailError:
     """Return the error of a caller whose deadline has passed, while its call goes on or is given up.
 
     Args:
         deadline: the caller's deadline, in seconds.
         reason: what it waited for, in words.
-        draft: the draft; None for a call that sends none.
-        attempts: calls made for it so far.
-        in_doubt: a call may have sent it, and no answer has settled it.
+        call: the call.
+        attempts: attempts made for it so far.
+        in_doubt: one may have done what was asked for, and no answer has settled it.
     """
+    did = call.endpoint.did
     if not in_doubt:
-        return NotSent(f"not sent: {reason}", draft=draft, attempts=attempts)
+        return NotSent(f"not {did}: {reason}", draft=call.draft, attempts=attempts)
     return OutcomeUnknown(
-        f"it may have been sent: the deadline of {deadline:g} s passed before a clear answer came. {_SAFE}",
-        draft=draft,
+        f"it may have been {did}: the deadline of {deadline:g} s passed before a clear answer came. "
+        f"{_next_step(call.endpoint)}",
+        draft=call.draft,
         attempts=attempts,
     )
+
+
+def _next_step(endpoint: Endpoint[Any]) -> str:
+    """Return what the caller of a call in doubt can do."""
+    if endpoint is SEND:
+        return "Sending it again is safe: a mail that went out is not sent twice."
+    if endpoint.lost_reply is LostReply.LOOK:
+        return f"Look whether it was {endpoint.did} before doing it again."
+    return "Doing it again is safe."

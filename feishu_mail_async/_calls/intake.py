@@ -270,7 +270,7 @@ class Intake:
             ClientClosed: the client, or the caller's own session, is closed.
         """
         if self.closing:
-            raise client_closed()
+            raise client_closed(self.endpoint)
         if self.transport.closed:
             raise ClientClosed(SESSION_CLOSED)
         job = self.jobs.get(entry.call.key)
@@ -311,7 +311,7 @@ class Intake:
 
     def end_early(self, entry: Entry, error: FeishuMailError) -> None:
         """End an entry without a job, and publish it."""
-        told = early(forget_frames(error), entry.call.draft, entry.record)
+        told = early(forget_frames(error), entry.call, entry.record)
         entry.failed(told)  # first: a subscriber may stop its run, which ends what has no end yet
         self.tell_early(entry.call.draft, entry.call.key.user, told, entry.context)
 

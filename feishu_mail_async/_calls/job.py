@@ -24,15 +24,14 @@ from feishu_mail_async.errors import (
     ClientClosed,
     FeishuMailError,
     Misconfigured,
-    NotSent,
     OutcomeUnknown,
     RecordRefused,
 )
 from feishu_mail_async.events import AttemptStarted, DraftQueued, Event, TurnGranted
 
-from .attempts import outage_over, renew, unanswered
+from .attempts import may_repeat, renew, unanswered
 from .context import JobContext, Listener
-from .endings import client_closed
+from .endings import given_up
 from .guard import ends_if_it_fails
 from .progress import Progress, State
 from .reporting import About, attempt_ended, done, numbers, retry_planned
@@ -158,14 +157,15 @@ class Job(Progress):
 
     def granted(self, turn: Turn) -> None:
         """Make the call of this turn, in a task."""
-        home, waited, reported = self._home, self._waited_enough(), self._reported()
+        home, call = self._home, self.call
+        waited, reported = self._waited_enough(), self._reported()
         if turn.permit.in_doubt:
             self.tries.conclusive = False
         self.state = State.GRANTED
         try:
-            token = home.tokens.current(self.call.account)
+            token = home.tokens.current(call.account)
             may_go = functools.partial(self._may_go, turn)
-            exchange = home.transport.exchange(self.call.method, self.call.path, token, may_go=may_go)
+            exchange = home.transport.exchange(call.endpoint.method, call.path, token, call.body, may_go=may_go)
             task = start_task(exchange, "feishu-mail-call", context=self._context)
         except BaseException as error:
             home.scheduler.give_back(turn)
@@ -226,7 +226,8 @@ class Job(Progress):
             self._go_on()
             return
         if isinstance(answer, Reply):
-            judgement = judge(answer, token.value, home.transport.base_url)
+            host, doubt = home.transport.base_url, not self.tries.conclusive
+            judgement = judge(answer, home.endpoint, token.value, host, in_doubt=doubt)
         else:
             judgement = unanswered(home, answer)
         number, renewing = self.tries.calls + 1, judgement.until is ResumeWhen.TOKEN
@@ -281,7 +282,7 @@ class Job(Progress):
             renewal = self._before_retry = start_task(work, "feishu-mail-renew", context=self._context)
             renewal.add_done_callback(functools.partial(self._renewed, judgement), context=self._context)
             self._home.tasks.add(renewal)
-        elif judgement.verdict is Verdict.RETRY and not outage_over(self._home, judgement):
+        elif may_repeat(self._home, judgement):
             self._back_off(judgement)
         else:
             self._end(None, self.final(judgement.error))
@@ -349,9 +350,8 @@ class Job(Progress):
 
     def _stopped(self) -> FeishuMailError:
         """Return the error of a job that was stopped."""
-        if self._home.closing:
-            return self.final(client_closed())
-        return self.final(NotSent(f"not sent: {self._reason}" if self.conclusive else self._reason))
+        home = self._home
+        return self.final(given_up(home.endpoint, self._reason, closing=home.closing, conclusive=self.conclusive))
 
     def break_off(self, error: BaseException) -> None:
         """End with what a step has raised; a mistake of this package must not claim that nothing was sent."""

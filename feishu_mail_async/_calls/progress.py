@@ -54,13 +54,13 @@ class Progress:
 
     @property
     def conclusive(self) -> bool:
-        """True while no attempt can have sent the mail; a call that only reads never can."""
-        return self.call.draft is None or self.tries.conclusive
+        """True while no attempt can have done what was asked for; one that only reads changes nothing."""
+        return not self.call.endpoint.writes or self.tries.conclusive
 
     @property
     def in_doubt(self) -> bool:
-        """True if a call may have sent the mail, and no answer has settled it."""
-        return self.call.draft is not None and (self.state is State.IN_FLIGHT or not self.tries.conclusive)
+        """True if an attempt may have done what was asked for, and no answer has settled it."""
+        return self.call.endpoint.writes and (self.state is State.IN_FLIGHT or not self.tries.conclusive)
 
     def sent(self, draft: Draft) -> SendResult:
         """Return the result for a listener's own `draft` (its tag may differ), or raise the error."""
@@ -98,5 +98,5 @@ class Progress:
         return error
 
     def final(self, error: FeishuMailError) -> FeishuMailError:
-        """Return the error to report: an OutcomeUnknown in its place if an attempt may have sent the mail."""
-        return settled(error, self.call.draft, self.tries.calls, conclusive=self.conclusive)
+        """Return the error to report: an OutcomeUnknown in its place if an attempt may have done it."""
+        return settled(error, self.call, self.tries.calls, conclusive=self.conclusive)

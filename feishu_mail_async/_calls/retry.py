@@ -35,7 +35,7 @@ class Tries:
         calls: calls made; one that provably never left does not count.
         faults: attempts that failed through the draft's own fault.
         refusals: refusals on account of the app or the user.
-        conclusive: true while it is certain that no attempt so far has sent the mail.
+        conclusive: true while it is certain that no attempt so far has done what was asked for.
         renewed: true if the user's token has been renewed for this draft.
     """
 

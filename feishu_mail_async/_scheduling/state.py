@@ -252,7 +252,7 @@ class EndpointState:
             user.consecutive_refusals += 1
             user.backoff_until = now + delays.backoff(user.consecutive_refusals)
             user.open_at = max(user.open_at, user.backoff_until)
-        elif user.consecutive_refusals and judgement.sent:
+        elif user.consecutive_refusals and judgement.good:
             user.consecutive_refusals = 0
         suspended = None
         if judgement.verdict is Verdict.FATAL and judgement.until is not None and not renewing:

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Final
 
-from feishu_mail_async._api.endpoints import LIST, SEND
+from feishu_mail_async._api.endpoints import CREATE, LIST, SEND
 from feishu_mail_async._api.protocol import Reply, judge
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._clock import wall_clock
@@ -41,7 +41,7 @@ from feishu_mail_async.errors import (
 )
 from feishu_mail_async.ledger import Ledger, open_ledger
 from feishu_mail_async.ledger.texts import stored
-from feishu_mail_async.oauth import MODIFY, OFFLINE
+from feishu_mail_async.oauth import OFFLINE
 
 __all__ = ["CHECKS", "Findings", "Status", "examine"]
 
@@ -210,7 +210,7 @@ async def _look_at_host(case: _Case) -> str:
     took = time.monotonic() - began
     if isinstance(answer, Failure):
         raise _Problem(f"it cannot be reached: {answer.reason}", advised=answer.lasting)
-    refused = judge(answer, None, case.transport.base_url).error
+    refused = judge(answer, LIST, None, case.transport.base_url).error
     if isinstance(refused, BadReply | Misconfigured):
         raise _Problem(refused)
     case.answer, case.asked = answer, case.asked + took / 2
@@ -276,7 +276,7 @@ async def _list(case: _Case, token: str) -> FeishuMailError | None:
     if isinstance(answer, Failure):
         told = f"it answered, and then it did not ({answer.reason}): try again"
         raise _Problem(told, of="host", advised=True)
-    return judge(answer, token, case.transport.base_url).error
+    return judge(answer, LIST, token, case.transport.base_url).error
 
 
 def _renewal(case: _Case, kept: StoredToken) -> str:
@@ -301,7 +301,7 @@ async def _look_at_scopes(case: _Case) -> str:
     if missing:
         raise _Problem(f"not granted: {', '.join(missing)}")
     return "drafts can be sent and listed" + (
-        "" if MODIFY in granted else f"; drafts cannot be created without {MODIFY}"
+        "" if CREATE.scope in granted else f"; drafts cannot be created without {CREATE.scope}"
     )
 
 

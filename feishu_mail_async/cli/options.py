@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from feishu_mail_async._api.protocol import FEISHU, LARK, check_base_url
+from feishu_mail_async._api.base_url import FEISHU, LARK, check_base_url
 from feishu_mail_async._checks import check_text
 from feishu_mail_async._rights import SHARED_FILES
 from feishu_mail_async.ledger import check_url

@@ -204,8 +204,9 @@ ROWS: Final = (
         99991672, "AppScopeMissing", "ScopeMissing", 400, "the app has not been granted the required scope",
         _FATAL, _USER, True,
         "Add the scope to the app (mail:user_mailbox.message:send to send drafts, mail:user_mailbox.message:readonly "
-        "to list them), publish it, and let the user authorize again.",
-        "请为应用开通权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）并发布版本，然后让用户重新授权。",
+        "to list and read them, mail:user_mailbox.message:modify to create and change them), publish it, and let the "
+        "user authorize again.",
+        "请为应用开通权限（发送：mail:user_mailbox.message:send，查看草稿：mail:user_mailbox.message:readonly，创建和修改草稿：mail:user_mailbox.message:modify）并发布版本，然后让用户重新授权。",
         ResumeWhen.RESUMED,
         Reach.SCOPE,
     ),
@@ -213,8 +214,9 @@ ROWS: Final = (
         99991679, "UserScopeMissing", "ScopeMissing", 401, "the user has not granted the required scope",
         _FATAL, _USER, True,
         "Let the user authorize the app again, with the scope (mail:user_mailbox.message:send to send drafts, "
-        "mail:user_mailbox.message:readonly to list them).",
-        "请让用户重新授权，并包含权限（发送：mail:user_mailbox.message:send，获取草稿列表：mail:user_mailbox.message:readonly）。",
+        "mail:user_mailbox.message:readonly to list and read them, mail:user_mailbox.message:modify to create and "
+        "change them).",
+        "请让用户重新授权，并包含权限（发送：mail:user_mailbox.message:send，查看草稿：mail:user_mailbox.message:readonly，创建和修改草稿：mail:user_mailbox.message:modify）。",
         ResumeWhen.RESUMED,
         Reach.SCOPE,
     ),

@@ -65,9 +65,9 @@ async def begin_call(transaction: Transaction, key: DraftKey, turn: str, record:
 
 async def end_call(transaction: Transaction, turn: Turn, judgement: Judgement, *, renewing: bool) -> None:
     """Write the judgement on a call into the record of its draft; `renewing` as in `EndpointState.settle`."""
-    in_doubt = not judgement.sent and (turn.permit.in_doubt or not judgement.conclusive)
+    in_doubt = not judgement.good and (turn.permit.in_doubt or not judgement.conclusive)
     values: dict[str, Any] = {"turn": None, "in_doubt": in_doubt, "log_id": judgement.log_id}
-    if judgement.sent:
+    if judgement.good:
         state = DraftState.SENT if judgement.verdict is Verdict.DONE else DraftState.ALREADY_SENT
         values |= {name: judgement.text(name) for name in ("message_id", "thread_id")}
         values |= {"code": None, "error": None}

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from feishu_mail_async._api.protocol import is_loopback
+from feishu_mail_async._api.base_url import is_loopback
 
 from .patience import LONGEST
 

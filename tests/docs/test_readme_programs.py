@@ -30,7 +30,7 @@ from feishu_mail_async import (
     events,
     open_ledger,
 )
-from feishu_mail_async._api.protocol import FEISHU
+from feishu_mail_async._api.base_url import FEISHU
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async.sandbox import Fault, Sandbox

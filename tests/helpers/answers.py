@@ -19,7 +19,7 @@ from feishu_mail_async import (
     RetryPolicy,
     errors,
 )
-from feishu_mail_async._api.protocol import FEISHU
+from feishu_mail_async._api.base_url import FEISHU
 from feishu_mail_async.codes import Code, named
 from feishu_mail_async.sandbox import Fault, Sandbox
 from tests.helpers.canary import TOKEN, holds

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from feishu_mail_async import Draft, FeishuMailClient, Priority, RateLimit, codes
-from feishu_mail_async._api.protocol import Judgement, Reply, judge, lost, never_left
+from feishu_mail_async._api.protocol import Judgement, Reply, lost, never_left
 from feishu_mail_async._scheduling.state import Settled
 from feishu_mail_async._scheduling.store import Offer
 from feishu_mail_async._scheduling.waiters import CallLock, Turn, Waiter, mailbox_key
@@ -28,6 +28,7 @@ from feishu_mail_async.ledger.database import Database
 from feishu_mail_async.ledger.sql import SqlLedger
 from feishu_mail_async.ledger.sqlstore import SqlStore
 from feishu_mail_async.sandbox import Sandbox
+from tests.helpers.judgements import judge_send
 from tests.helpers.scenes import FREE
 
 HOMES: Final = ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)]
@@ -35,7 +36,7 @@ HOMES: Final = ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)]
 APP: Final = "cli_x"
 BASE: Final = "http://127.0.0.1:1"
 
-SENT: Final = judge(
+SENT: Final = judge_send(
     Reply(200, b'{"code":0,"msg":"success","data":{"message_id":"m1","thread_id":"t1"}}', log_id="log1")
 )
 LOST: Final = lost("the connection broke")
@@ -46,7 +47,7 @@ def refused(name: str, *, reset: str | None = None, log_id: str | None = "log2")
     """The judgement on the answer of that name in the table of codes."""
     row = codes.named(name)
     body = json.dumps({"code": row.number, "msg": row.message, "data": {}}).encode()
-    return judge(Reply(row.http_status, body, log_id=log_id, reset=reset))
+    return judge_send(Reply(row.http_status, body, log_id=log_id, reset=reset))
 
 
 def home_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:

@@ -13,7 +13,7 @@ import typer
 from readme import CHINESE, ENGLISH, ROOT, Language
 
 from feishu_mail_async import FeishuMailClient, RefreshingTokens
-from feishu_mail_async._api.protocol import FEISHU
+from feishu_mail_async._api.base_url import FEISHU
 from feishu_mail_async.cli import app
 
 # --- reading them -----------------------------------------------------------------------------------------

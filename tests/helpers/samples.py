@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Final
 
-from feishu_mail_async import events
+import feishu_mail_async
 
-PACKAGE: Final = Path(events.__file__).parent
+PACKAGE: Final = Path(feishu_mail_async.__file__).parent
 SAMPLES: Final = Path(__file__).parents[1] / "samples"
 
 

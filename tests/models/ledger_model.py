@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from feishu_mail_async._api.protocol import Judgement, Reply, judge
+from feishu_mail_async._api.protocol import Judgement, Reply
 from feishu_mail_async.model import Priority, RateLimit
+from tests.helpers.judgements import judge_send
 from tests.helpers.ledgers import LOST, NEVER, SENT, Waits, refused
 
 HOUR: Final = 3600.0
@@ -18,7 +19,7 @@ SLACK: Final = 5.0
 
 ENDS: Final[dict[str, Judgement]] = {
     "sent": SENT,
-    "already": judge(Reply(409, b'{"code":1236005,"msg":"","data":{}}')),
+    "already": judge_send(Reply(409, b'{"code":1236005,"msg":"","data":{}}')),
     "lost": LOST,
     "never": NEVER,
     "busy": refused("ConcurrentWrite"),

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.looptime(start=0)
 HOUR = 3600.0
 
 # What becomes of a draft whose every call gets this code, and who is suspended by it.
-RETRIED = ["ConcurrentWrite", "MailThrottled", "FrequencyLimited", "InternalError"]
+RETRIED = ["ConcurrentWrite", "MailThrottled", "FrequencyLimited", "InternalError", "ServiceFailed"]
 CLOSING = {
     "MailboxNotFound": ("mailbox:box@example.com", None),
     "UserDailyQuota": ("user:alice", HOUR),

@@ -1,7 +1,6 @@
 """The endpoints of an app share the locks of its users and the suspensions; each has a budget of its own."""
 
 import asyncio
-import base64
 import contextlib
 import functools
 import random
@@ -25,7 +24,8 @@ from feishu_mail_async import (
     ScopeMissing,
     Suspended,
 )
-from feishu_mail_async._api.endpoints import LIST, SEND, Endpoint, LostReply
+from feishu_mail_async._api.bodies import message_body
+from feishu_mail_async._api.endpoints import CREATE, LIST, SEND, Endpoint
 from feishu_mail_async._api.protocol import Reply, judge
 from feishu_mail_async._calls.retry import PolicyDelays
 from feishu_mail_async._scheduling.memory import MemoryStore
@@ -42,21 +42,9 @@ from tests.helpers.clock import run_virtual
 from tests.helpers.ledgers import Clock, Process, apps_of, ask, home_url, ledger_on, refused, timed_ledger
 from tests.helpers.scenes import FREE
 
-CREATE: Final = Endpoint(
-    "create",
-    "POST",
-    LIST.path,
-    "mail:user_mailbox.message:modify",
-    RateLimit(calls=5, per=1.0, spacing=0.0),
-    writes=True,
-    lost_reply=LostReply.SAFE,
-    what="a new draft",
-    read=dict,
-    source="创建草稿",
-)
 USERS: Final = tuple(f"user{number}" for number in range(12))
 DELAYS: Final = PolicyDelays(RetryPolicy())
-MESSAGE: Final = base64.urlsafe_b64encode(b"Subject: x\n\ny").decode()
+MESSAGE: Final = b"Subject: x\n\ny"
 
 
 class Grant:
@@ -110,11 +98,11 @@ class Callers:
         if endpoint is SEND:
             path = SEND.url(mailbox="me", draft_id=self.sandbox.add_draft(user))
         elif endpoint is CREATE:
-            body = Hidden({"raw": MESSAGE})
+            body = message_body(MESSAGE)
         reply = await self.transport.exchange(endpoint.method, path, token, body)
         assert isinstance(reply, Reply)
-        judgement = judge(reply)
-        assert judgement.sent, judgement
+        judgement = judge(reply, endpoint)
+        assert judgement.good, judgement
         writing.discard(user)
         settling = scheduler.settle(turn, judgement, DELAYS)
         if settling is not None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from feishu_mail_async import FeishuMailClient, NotSent, RefreshingTokens
+from feishu_mail_async._api.bodies import secret_body
 from feishu_mail_async._auth.store import MemoryTokens, StoredToken
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Transport
@@ -51,11 +52,13 @@ async def test_a_secret_that_a_hook_repeats() -> None:
     async with Transport("http://127.0.0.1:1", 1.0, None) as wire:
         session = wire._open()
 
-        def say(*_: Any, json: Any, headers: Any, **__: Any) -> Any:
-            raise RuntimeError(f"{json} {headers}")
+        def say(*_: Any, data: Any, headers: Any, **__: Any) -> Any:
+            raise RuntimeError(f"{list(data._value.pieces())} {headers}")
 
         session.request = say  # type: ignore[method-assign,assignment]
-        answer = await wire.exchange("POST", TOKEN_PATH, Hidden(TOKEN), Hidden({"refresh_token": CODE}))
+        answer = await wire.exchange(
+            "POST", TOKEN_PATH, Hidden(TOKEN), secret_body(Hidden({"refresh_token": CODE}))
+        )
     assert TOKEN not in repr(answer)
     assert CODE not in repr(answer)
 

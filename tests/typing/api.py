@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, assert_never, assert_type
 
 import aiohttp
@@ -20,6 +21,8 @@ from feishu_mail_async import (
     ClientClosed,
     ConcurrentWrite,
     ContentRisk,
+    Delivery,
+    DeliveryStatus,
     Draft,
     DraftContent,
     DraftNotFound,
@@ -52,7 +55,12 @@ from feishu_mail_async import (
     Priority,
     QuotaSpent,
     RateLimit,
+    Recall,
+    RecallProgress,
+    RecallStatus,
     ReceiverCheckFailed,
+    RecipientDelivery,
+    RecipientRecall,
     Record,
     RecordRefused,
     RefreshingTokens,
@@ -235,6 +243,26 @@ async def reading(client: FeishuMailClient, draft: Draft) -> None:
     assert_type(content.sender, Address | None)
     assert_type(content.attachments, tuple[Attachment, ...])
     assert_type(content.html, str | None)
+
+
+async def life(client: FeishuMailClient, draft: Draft, sent: SendResult) -> None:
+    assert_type(await client.delete_draft(draft, deadline=5.0), None)
+    await client.cancel_scheduled(sent)
+    await client.cancel_scheduled(draft, deadline=5)
+    delivery = await client.delivery(sent)
+    assert_type(delivery, Delivery)
+    assert_type(delivery.final, bool)
+    for one in delivery.recipients:
+        assert_type(one, RecipientDelivery)
+        assert_type(one.status, DeliveryStatus)
+        assert_type(one.changed, datetime | None)
+    assert_type(await client.recall_message("m1", mailbox="team@example.com", user="alice"), Recall)
+    progress = await client.recall_progress(sent)
+    assert_type(progress, RecallProgress)
+    for each in progress.recipients:
+        assert_type(each, RecipientRecall)
+        assert_type(each.status, RecallStatus)
+    await client.delivery(draft)  # type: ignore[arg-type]
 
 
 async def logins() -> None:

@@ -99,7 +99,7 @@ def check_calls(seen: Telemetry, arrivals: list[Arrival]) -> Counter[tuple[str, 
             assert "http.response.status_code" not in said
         assert said.get("feishu_mail.code") == (None if code is None else str(code))
         calls[arrival.endpoint, "none" if code is None else str(code), said["feishu_mail.end"]] += 1
-        good = arrival.code == ALREADY_SENT or said["feishu_mail.verdict"] == "sent"
+        good = arrival.code == ALREADY_SENT or said["feishu_mail.verdict"] == "done"
         assert span.status.status_code is (StatusCode.UNSET if good else StatusCode.ERROR)
         assert ("error.type" in said) is not good
         if not good and (arrival.http_status or 0) >= 400 and said["feishu_mail.end"] == "answered":

@@ -25,6 +25,7 @@ PART: Endpoint[dict[str, Any]] = Endpoint(
     writes=False,
     lost_reply=LostReply.SAFE,
     what="a part of a draft",
+    did="read",
     read=dict,
     source="获取草稿",
 )
@@ -37,7 +38,7 @@ async def test_a_row_is_all_that_a_new_endpoint_needs(seen: Telemetry, monkeypat
         seen.instrument(client)
         path = PART.url(mailbox="me", draft_id="a", part="b")
         account = tokens_of("u-x").account(None)
-        call = Call(PART.method, path, DraftKey(account.key, "x", path), account, Draft("a"))
+        call = Call(PART, path, DraftKey(account.key, "x", path), account, Draft("a"))
         await request(client._binding.intake(PART), call, Priority.NORMAL)
     draft, exchange = seen.span("part draft"), seen.span(f"GET {DRAFTS}/:draft_id/parts/:part")
     assert parent_of(exchange) == id_of(draft)

@@ -34,7 +34,7 @@ async def test_a_span_follows_the_conventions(seen: Telemetry) -> None:
             "feishu_mail.code": "0",
             "feishu_mail.log_id": results[0].log_id,
             "feishu_mail.end": "answered",
-            "feishu_mail.verdict": "sent",
+            "feishu_mail.verdict": "done",
         }
         draft = seen.drafts()[ids[1]]
         assert draft.parent is None

@@ -22,6 +22,7 @@ from feishu_mail_async import (
     RetryPolicy,
     open_ledger,
 )
+from feishu_mail_async._api.bodies import secret_body
 from feishu_mail_async._auth.store import StoredToken
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Transport
@@ -162,7 +163,7 @@ async def test_a_deadline_and_a_cancellation_in_flight(scene: LoginScene) -> Non
 
 
 async def test_a_mistake_of_ours(scene: LoginScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mistaken(*_: Any) -> Any:
+    def mistaken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a mistake")
 
     monkeypatch.setattr("feishu_mail_async._calls.job.judge", mistaken)
@@ -339,7 +340,7 @@ async def test_a_login_that_is_cancelled(scene: LoginScene) -> None:
 
 async def test_an_exchange_that_is_cancelled() -> None:
     async with raw_server(lambda *_: asyncio.sleep(1000)) as server, Transport(server.base_url, 9, None) as wire:
-        body = Hidden({"refresh_token": CODE})
+        body = secret_body(Hidden({"refresh_token": CODE}))
         call = asyncio.ensure_future(wire.exchange("POST", TOKEN_PATH, Hidden(TOKEN), body))
         await asyncio.sleep(1)
         call.cancel()

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from feishu_mail_async import AutomatedSendDisabled, FeishuMailClient, FeishuMailError, NotSent
 from feishu_mail_async._api.payloads import read_page
-from feishu_mail_async._api.protocol import Reply, judge, lost, never_left
+from feishu_mail_async._api.protocol import Reply, lost, never_left
 from feishu_mail_async._text import escape
 from feishu_mail_async.codes import named
 from feishu_mail_async.oauth import Login, Refusal, read_grant
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.judgements import judge_send
 
 EVIL = "no\n2026-01-01 ERROR root: all is lost\r\x1b[2J\x9b2J\u202egnp.exe\u2066\u200b\ufeff\u00ad\u2028\x7f\x00"
 SHOWN = r"no\n2026-01-01 ERROR root: all is lost\r\x1b[2J\x9b2J\u202egnp.exe\u2066\u200b\ufeff\xad\u2028\x7f\x00"
@@ -53,15 +54,17 @@ def test_a_text_is_seen_and_escaped_once(text: str) -> None:
 
 def test_a_reply() -> None:
     body = {"code": 1236008, "msg": EVIL, "data": {}}
-    found = judge(Reply(400, json.dumps(body).encode(), log_id=EVIL))
+    found = judge_send(Reply(400, json.dumps(body).encode(), log_id=EVIL))
     assert found.error is not None
     assert (found.error.msg, found.log_id, found.error.log_id) == (SHOWN, SHOWN, SHOWN)  # type: ignore[attr-defined]
     assert is_seen(str(found.error))
     disabled = {"reason": EVIL, "reference": f"https://e.com/{EVIL}"}
-    blocked = judge(Reply(200, json.dumps({"code": 0, "data": {"automation_send_disable": disabled}}).encode()))
+    blocked = judge_send(
+        Reply(200, json.dumps({"code": 0, "data": {"automation_send_disable": disabled}}).encode())
+    )
     assert isinstance(blocked.error, AutomatedSendDisabled)
     assert (blocked.error.reason, blocked.error.reference) == (SHOWN, f"https://e.com/{SHOWN}")
-    sent = judge(Reply(200, json.dumps({"code": 0, "data": {"message_id": EVIL}}).encode()))
+    sent = judge_send(Reply(200, json.dumps({"code": 0, "data": {"message_id": EVIL}}).encode()))
     assert sent.text("message_id") == SHOWN
 
 
@@ -70,9 +73,9 @@ def test_a_page_token_goes_back_as_it_came() -> None:
         data = {"items": [{"id": "a"}], "has_more": True, "page_token": token}
         return json.dumps({"code": 0, "data": data}).encode()
 
-    assert read_page(judge(Reply(200, page(EVIL))).data).next_token == EVIL
+    assert read_page(judge_send(Reply(200, page(EVIL))).data).next_token == EVIL
     with pytest.raises(ValueError, match="surrogates"):
-        read_page(judge(Reply(200, page("half \ud800"))).data)
+        read_page(judge_send(Reply(200, page("half \ud800"))).data)
 
 
 def test_what_stands_between() -> None:

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from feishu_mail_async import BadReply, ContentRisk, FeishuMailClient, RetryPolicy, SendResult
+from feishu_mail_async._api.bodies import secret_body
 from feishu_mail_async._api.protocol import CallEnd, Reply
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure, Transport
@@ -194,7 +195,9 @@ def noting(peers: list[int], handler: Handler) -> Handler:
 CALLS: Final[dict[str, Callable[[Transport], Awaitable[Any]]]] = {
     "send": lambda transport: transport.exchange("POST", "/x", Hidden(TOKEN)),
     "list": lambda transport: transport.exchange("GET", "/x", Hidden(TOKEN)),
-    "token": lambda transport: transport.exchange("POST", TOKEN_PATH, None, Hidden({"grant_type": "x"})),
+    "token": lambda transport: transport.exchange(
+        "POST", TOKEN_PATH, None, secret_body(Hidden({"grant_type": "x"}))
+    ),
 }
 
 

@@ -23,8 +23,10 @@ from feishu_mail_async import (
     TransportError,
     UserDailyQuota,
 )
+from feishu_mail_async._api.endpoints import DELETE, ENDPOINTS, SEND
 from feishu_mail_async._api.protocol import CallEnd, Reply, judge, lost, never_left
 from feishu_mail_async.codes import CODES, ResumeWhen, Subject, Verdict, named
+from tests.helpers.judgements import judge_send
 from tests.helpers.samples import SAMPLES, sample
 
 
@@ -98,7 +100,7 @@ def test_every_sample_is_judged() -> None:
 @pytest.mark.parametrize("name", MEANT)
 def test_what_a_sample_means(name: str) -> None:
     meant = MEANT[name]
-    found = judge(Reply(meant.status, sample(name), log_id="log1", reset="17"))
+    found = judge_send(Reply(meant.status, sample(name), log_id="log1", reset="17"))
     assert found.verdict is meant.verdict
     assert found.end is CallEnd.ANSWERED
     assert found.conclusive is meant.conclusive
@@ -116,10 +118,10 @@ def test_what_a_sample_means(name: str) -> None:
 
 
 def test_a_switched_off_mailbox_brings_its_reason_and_its_link() -> None:
-    error = judge(Reply(200, sample("automation-disabled.json"))).error
+    error = judge_send(Reply(200, sample("automation-disabled.json"))).error
     assert isinstance(error, AutomatedSendDisabled)
     assert (error.reason, error.reference) == ("该邮箱已关闭自动发信", LINK)
-    bare = judge(Reply(200, sample("automation-disabled-empty.json"))).error
+    bare = judge_send(Reply(200, sample("automation-disabled-empty.json"))).error
     assert isinstance(bare, AutomatedSendDisabled)
     assert (bare.reason, bare.reference) == ("", None)
 
@@ -127,7 +129,7 @@ def test_a_switched_off_mailbox_brings_its_reason_and_its_link() -> None:
 @pytest.mark.parametrize("row", CODES.values(), ids=lambda row: row.name)
 @pytest.mark.parametrize("status", [200, 400, 404, 429, 500, 503])
 def test_the_code_decides_whatever_the_http_status(row: Any, status: int) -> None:
-    found = judge(Reply(status, json.dumps({"code": row.number, "msg": "said"}).encode()))
+    found = judge_send(Reply(status, json.dumps({"code": row.number, "msg": "said"}).encode()))
     assert found.verdict is row.verdict
     assert (found.subject, found.until, found.conclusive) == (row.subject, row.until, row.conclusive)
     if row.error:
@@ -168,7 +170,7 @@ NESTED = b'{"code":0,"data":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
 )
 @pytest.mark.parametrize("status", [200, 302, 303, 307, 400, 401, 403, 500, 502])
 def test_what_cannot_be_read_may_have_been_sent(body: bytes | None, status: int) -> None:
-    found = judge(Reply(status, body, log_id="log1"))
+    found = judge_send(Reply(status, body, log_id="log1"))
     assert found.verdict is RETRY
     assert found.subject is Subject.DRAFT
     assert not found.conclusive
@@ -183,7 +185,7 @@ PAGES = [b"", b"404 page not found", b"<html>no</html>", b'{"detail":"Not Found"
 @pytest.mark.parametrize("body", PAGES, ids=repr)
 @pytest.mark.parametrize("status", [301, 308, 404, 405, 410])
 def test_a_page_that_says_there_is_no_such_call_is_of_a_wrong_address(body: bytes, status: int) -> None:
-    found = judge(Reply(status, body, log_id="log1"), base_url="https://gate.example.com/x")
+    found = judge_send(Reply(status, body, log_id="log1"), base_url="https://gate.example.com/x")
     assert (found.verdict, found.subject, found.until) == (FATAL, Subject.DRAFT, None)
     assert found.conclusive
     assert found.end is CallEnd.ANSWERED
@@ -195,7 +197,7 @@ def test_a_page_that_says_there_is_no_such_call_is_of_a_wrong_address(body: byte
 
 @pytest.mark.parametrize("status", [301, 404, 405])
 def test_such_a_page_that_is_cut_off_may_have_been_the_apis(status: int) -> None:
-    found = judge(Reply(status, None))
+    found = judge_send(Reply(status, None))
     assert (found.verdict, found.conclusive) == (RETRY, False)
 
 
@@ -210,7 +212,7 @@ def test_such_a_page_that_is_cut_off_may_have_been_the_apis(status: int) -> None
     ],
 )
 def test_a_code_of_tomorrow(number: int, status: int, verdict: Verdict, subject: Subject) -> None:
-    found = judge(Reply(status, json.dumps({"code": number, "msg": "new"}).encode()))
+    found = judge_send(Reply(status, json.dumps({"code": number, "msg": "new"}).encode()))
     assert (found.verdict, found.subject, found.until) == (verdict, subject, None)
     assert type(found.error) is ApiError
     assert found.error.code == number
@@ -218,11 +220,11 @@ def test_a_code_of_tomorrow(number: int, status: int, verdict: Verdict, subject:
 
 def test_a_long_message_is_shortened() -> None:
     body = json.dumps({"code": 1236014, "msg": "x" * 200_000}).encode()
-    error = judge(Reply(400, body)).error
+    error = judge_send(Reply(400, body)).error
     assert isinstance(error, ContentRisk)
     assert len(str(error)) < 1000
     switched_off = {"automation_send_disable": {"reason": "x" * 200_000, "reference": "https://a.example"}}
-    error_off = judge(Reply(200, json.dumps({"code": 0, "data": switched_off}).encode())).error
+    error_off = judge_send(Reply(200, json.dumps({"code": 0, "data": switched_off}).encode())).error
     assert len(str(error_off)) < 1000
 
 
@@ -257,7 +259,7 @@ SUCCESSES = {named("Success").number: SENT, named("AlreadySent").number: ALREADY
 
 def check(reply: Reply) -> None:
     """No crash, nothing claimed, and everything there that the rooms above rely on."""
-    found = judge(reply)
+    found = judge_send(reply)
     try:
         body = json.loads(reply.body or b"")
         code = body["code"] if isinstance(body, dict) else None
@@ -304,9 +306,35 @@ def test_no_json_crashes_it(status: int, body: dict[str, Any], reset: str | None
     ],
 )
 def test_a_message_that_is_not_quite_text_hides_no_code_and_breaks_no_log(body: bytes) -> None:
-    found = judge(Reply(403, body, log_id="log\udcff"))
+    found = judge_send(Reply(403, body, log_id="log\udcff"))
     assert found.code == 1236007
     assert found.conclusive
     str(found.error).encode()
     assert found.log_id is not None
     found.log_id.encode()
+
+
+# --- what "done already" means, by endpoint --------------------------------------------------------------------
+
+
+def answer(name: str) -> Reply:
+    row = named(name)
+    return Reply(row.http_status, json.dumps({"code": row.number, "msg": row.message}).encode())
+
+
+@pytest.mark.parametrize("in_doubt", [False, True])
+def test_a_mail_that_was_sent_is_sent_already_for_a_send_alone(in_doubt: bool) -> None:
+    sent = answer("AlreadySent")
+    assert judge(sent, SEND, in_doubt=in_doubt).verdict is Verdict.ALREADY_DONE
+    for endpoint in set(ENDPOINTS.values()) - {SEND}:
+        found = judge(sent, endpoint, in_doubt=in_doubt)
+        assert found.verdict is Verdict.FATAL
+        assert type(found.error) is ApiError
+
+
+def test_a_draft_that_is_gone_was_deleted_if_an_earlier_call_may_have_done_it() -> None:
+    gone = answer("DraftNotFound")
+    assert judge(gone, DELETE, in_doubt=True).verdict is Verdict.ALREADY_DONE
+    assert isinstance(judge(gone, DELETE).error, DraftNotFound)
+    for endpoint in set(ENDPOINTS.values()) - {DELETE}:
+        assert isinstance(judge(gone, endpoint, in_doubt=True).error, DraftNotFound)

@@ -5,13 +5,14 @@ import json
 import pytest
 
 from feishu_mail_async import FrequencyLimited
-from feishu_mail_async._api.protocol import Reply, judge
+from feishu_mail_async._api.protocol import Reply
 from feishu_mail_async.codes import CODES, Subject, named
+from tests.helpers.judgements import judge_send
 
 
 def test_a_cut_off_429_is_the_rate_limits() -> None:
     for body in (None, b"", b"<html>", b'{"msg":"slow down"}'):
-        found = judge(Reply(429, body, reset="5"))
+        found = judge_send(Reply(429, body, reset="5"))
         assert isinstance(found.error, FrequencyLimited)
         assert (found.subject, found.pause) == (Subject.APP, 5.0)
 
@@ -59,13 +60,13 @@ THEN = 1792567680
 def test_how_long_the_app_is_asked_to_wait(reset: str | None, pause: float | None) -> None:
     body = json.dumps({"code": named("FrequencyLimited").number}).encode()
     for status, text in ((429, body), (400, body), (429, b"")):
-        assert judge(Reply(status, text, reset=reset, date=DATE)).pause == pause
+        assert judge_send(Reply(status, text, reset=reset, date=DATE)).pause == pause
 
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "Wed, 99 Oct 2026 07:28:00 GMT", "9" * 400])
 @pytest.mark.parametrize("reset", [str(THEN), str(THEN * 1000)])
 def test_a_moment_says_nothing_without_the_servers_own_time(reset: str, date: str | None) -> None:
-    assert judge(Reply(429, b"", reset=reset, date=date)).pause is None
+    assert judge_send(Reply(429, b"", reset=reset, date=date)).pause is None
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,13 @@ def test_a_moment_says_nothing_without_the_servers_own_time(reset: str, date: st
 def test_retry_after_counts_where_no_reset_does(retry_after: str | None, pause: float | None) -> None:
     body = json.dumps({"code": named("FrequencyLimited").number}).encode()
     for status, text in ((429, body), (400, body), (429, b"")):
-        assert judge(Reply(status, text, date=DATE, retry_after=retry_after)).pause == pause
-        assert judge(Reply(status, text, date=DATE, reset="never", retry_after=retry_after)).pause == pause
-        assert judge(Reply(status, text, date=DATE, reset="5", retry_after=retry_after)).pause == 5.0
+        assert judge_send(Reply(status, text, date=DATE, retry_after=retry_after)).pause == pause
+        assert judge_send(Reply(status, text, date=DATE, reset="never", retry_after=retry_after)).pause == pause
+        assert judge_send(Reply(status, text, date=DATE, reset="5", retry_after=retry_after)).pause == 5.0
 
 
 def test_only_what_concerns_the_app_pauses_it() -> None:
     for row in CODES.values():
-        found = judge(Reply(row.http_status, json.dumps({"code": row.number}).encode(), reset="30"))
+        found = judge_send(Reply(row.http_status, json.dumps({"code": row.number}).encode(), reset="30"))
         if row.subject is not Subject.APP:
             assert found.pause is None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feishu_mail_async._api.endpoints import SEND
 from feishu_mail_async._api.protocol import Judgement, Reply, lost, never_left
 from feishu_mail_async._auth.tokens import tokens_of
 from feishu_mail_async._calls.call import Call
@@ -304,7 +305,7 @@ def test_a_draft_that_is_given_up_in_the_pass_of_the_loop_in_which_it_is_told_st
         intake = Intake(scheduler, transport, tokens, policy)
 
     async def send(draft_id: str, deadline: float) -> None:
-        call = Call("POST", "/", DraftKey("A", "me/A", draft_id), tokens.account("A"), Draft(draft_id))
+        call = Call(SEND, "/", DraftKey("A", "me/A", draft_id), tokens.account("A"), Draft(draft_id))
         job = await request(intake, call, Priority.NORMAL, deadline)
         job.sent(Draft(draft_id))
 

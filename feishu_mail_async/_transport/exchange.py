@@ -1,22 +1,13 @@
-"""A single HTTP exchange over aiohttp, with time and size limits. It knows no policy.
+"""One call and its answer.
 
 A connection carries one exchange. A used connection may hold an answer that belongs to no request, and such an
 answer may also come when the next request is under way already, so no check of a used connection can prove it
 good.
-
-All results come back as values: a `Reply`, or a `CallEnd` with the reason. That keeps aiohttp's exceptions, some
-of which hold the request's headers and so the token, inside this module.
 """
 
 import asyncio
 import math
-import os
-import socket
-import ssl
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from errno import errorcode
-from http import HTTPStatus
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -24,59 +15,24 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from ._api.protocol import LONGEST_REPLY, CallEnd, Reply, is_loopback, redact
-from ._forks import NOT_THIS_CLIENT, PROCESS, Origin
-from ._secrecy import Hidden
-from ._text import escape
+from feishu_mail_async._api.base_url import is_loopback
+from feishu_mail_async._api.bodies import Body
+from feishu_mail_async._api.protocol import LONGEST_REPLY, CallEnd, Reply
+from feishu_mail_async._forks import NOT_THIS_CLIENT, PROCESS, Origin
+from feishu_mail_async._secrecy import Hidden
+
+from .failures import BrokenOff, Failure, failure_of
+from .streaming import Streamed
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
-__all__ = ["NOT_MADE", "Failure", "Transport"]
+__all__ = ["NOT_MADE", "Transport"]
 
 _LONGEST_CONNECT: Final = 10.0
 """Seconds for connecting, at most."""
 
-# aiohttp raises these before the first byte of the request is written: then the call certainly never left.
-_BEFORE_THE_REQUEST: Final = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.ServerFingerprintMismatch,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.InvalidURL,
-)
-
 _MARK: Final = "X-Feishu-Mail-Async"
-
-# Verify codes of OpenSSL (x509_vfy.h). A certificate outside its validity may pass: a clock is set, or it is
-# renewed.
-_OUT_OF_ITS_TIME: Final = {9, 10}
-_ANOTHER_NAME: Final = {62, 64}
-# Reasons of OpenSSL for handshakes that no retry can save.
-_NO_TLS: Final = {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}
-_NO_TERMS: Final = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-    "TLSV1_ALERT_PROTOCOL_VERSION",
-    "UNSUPPORTED_PROTOCOL",
-}
-# 4xx answers of a proxy that another attempt may change.
-_PROXY_MAY_PASS: Final = {408, 425, 429}
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A call without an answer.
-
-    Attributes:
-        end: LOST or NEVER_LEFT.
-        reason: the reason, and the remedy if it is lasting.
-        lasting: true if no call will leave until a setting is changed.
-    """
-
-    end: CallEnd
-    reason: str
-    lasting: bool = False
-
 
 NOT_MADE: Final = Failure(CallEnd.NEVER_LEFT, "it was not to be made any more")
 """The end of a call that was not made, because `may_go` said so."""
@@ -116,7 +72,7 @@ class Transport:
         method: str,
         path: str,
         token: Hidden[str] | None,
-        body: Hidden[dict[str, str]] | None = None,
+        body: Body | None = None,
         may_go: Callable[[], bool] = lambda: True,
     ) -> Reply | Failure:
         """Make one call and read its answer; no exception but CancelledError comes out.
@@ -125,7 +81,7 @@ class Transport:
             method: the HTTP method.
             path: the path and query, encoded already.
             token: the user_access_token; it goes into the request's header and nowhere else. None: no header.
-            body: goes into the request as JSON, and nowhere else.
+            body: the body, if it has one.
             may_go: asked before anything is done.
 
         Returns:
@@ -148,7 +104,7 @@ class Transport:
         raise cancelled  # without the frames in which the request stands
 
     async def _exchange(
-        self, method: str, path: str, token: Hidden[str] | None, body: Hidden[dict[str, str]] | None
+        self, method: str, path: str, token: Hidden[str] | None, body: Body | None
     ) -> Reply | Failure:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
         bearer = None if token is None else f"Bearer {token.value}"
@@ -163,7 +119,7 @@ class Transport:
                 method,
                 URL(self.base_url + path, encoded=True),
                 headers=headers,
-                json=None if body is None else body.value,
+                data=None if body is None else Streamed(body),
                 timeout=self._timeout,
                 allow_redirects=False,
                 raise_for_status=False,
@@ -174,13 +130,8 @@ class Transport:
             ) as response:
                 return await _read(response)
         except Exception as error:  # noqa: BLE001 - trace hooks of the caller's session may raise anything
-            secrets = [*([token.value] if token else ()), *(body.value.values() if body else ())]
-            reason = _reason(error, secrets)
-            if not only.left or isinstance(error, _BEFORE_THE_REQUEST):
-                return Failure(CallEnd.NEVER_LEFT, reason, _lasts(error))
-            if isinstance(error, TimeoutError):
-                reason = f"none within {self.attempt_timeout:g} s"
-            return Failure(CallEnd.LOST, reason)
+            secrets = (*((token.value,) if token else ()), *(body.secrets.value if body else ()))
+            return failure_of(error, secrets, left=only.left, patience=self.attempt_timeout)
 
     @property
     def closed(self) -> bool:
@@ -263,7 +214,7 @@ class _OnlyRequest:
             raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             # aiohttp repeats a GET after these errors, but one turn is one call.
-            raise _BrokenOff from error
+            raise BrokenOff from error
 
     def _give_own_connection(self, request: aiohttp.ClientRequest) -> None:
         """Give a request a connection that has carried nothing yet, and keep others from using it afterwards.
@@ -286,10 +237,6 @@ class _OnlyRequest:
             return await send(conn)
 
         request.send = send_on  # type: ignore[method-assign]
-
-
-class _BrokenOff(aiohttp.ClientError):
-    """A connection that ended; the cause says how. It is none of the errors on which aiohttp repeats a request."""
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply:
@@ -322,79 +269,3 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
             return None
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def _reason(error: Exception, secrets: Iterable[str]) -> str:
-    """Return an exception's message without its data: some of aiohttp's hold the request's headers."""
-    try:
-        text = _described(error)
-    except Exception:  # noqa: BLE001 - an exception made by hand may lack what its class promises
-        text = type(error).__name__
-    return escape(redact(text, secrets)[:300])
-
-
-def _described(error: Exception) -> str:
-    match error:
-        case _BrokenOff(__cause__=Exception() as cause):
-            return _described(cause)
-        case aiohttp.ClientConnectorError(os_error=ssl.SSLError() as failed):
-            return f"{error.host}:{error.port}: {_no_tls(failed)}"
-        case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number, strerror=said) as failed):
-            # asyncio's text names the call that failed; the number gives the reason, if it is a system error.
-            system = number in errorcode and not isinstance(failed, socket.gaierror)
-            return f"{error.host}:{error.port}: {os.strerror(number) if system else said}"
-        case aiohttp.ClientHttpProxyError():
-            return _refused_by_proxy(error.status, f"HTTP {error.status} {error.message}")
-        case aiohttp.ClientResponseError():
-            return f"HTTP {error.status} {error.message}"
-        case _:
-            return f"{type(error).__name__}: {error}"
-
-
-def _no_tls(wrong: ssl.SSLError) -> str:
-    """Return the reason why no TLS connection came about, and the remedy."""
-    if not isinstance(wrong, ssl.SSLCertVerificationError):
-        why = "no TLS is spoken there" if wrong.reason in _NO_TLS else "no TLS connection came about"
-        return f"{why} ({(wrong.reason or str(wrong)).lower().replace('_', ' ')})"
-    if wrong.verify_code in _OUT_OF_ITS_TIME:
-        return f"its certificate is not valid by this machine's clock ({wrong.verify_message}): check the clock"
-    if wrong.verify_code in _ANOTHER_NAME:
-        return (
-            f"its certificate is another host's ({wrong.verify_message}): check base_url, and the proxy or the "
-            "network's login page that may answer in its place"
-        )
-    return (
-        f"its certificate is not trusted ({wrong.verify_message}): no authority known here has signed it. If a "
-        "proxy or a company signs for it, name the file with that authority's certificate in SSL_CERT_FILE"
-    )
-
-
-def _refused_by_proxy(status: int, said: str) -> str:
-    """Return the meaning of a proxy's refusal of the tunnel, and the remedy."""
-    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return f"the proxy wants credentials ({said}): put them in HTTPS_PROXY, http://USER:PASSWORD@HOST:PORT"
-    if status == HTTPStatus.FORBIDDEN:
-        return f"the proxy forbids this host ({said}): have it allowed, or go without the proxy, by NO_PROXY"
-    if _proxy_may_pass(status):
-        return f"the proxy could not connect ({said})"
-    return f"the proxy refuses to connect ({said}): check that HTTPS_PROXY names a proxy"
-
-
-def _proxy_may_pass(status: int) -> bool:
-    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PROXY_MAY_PASS
-
-
-def _lasts(error: Exception) -> bool:
-    """Return whether calls are kept from leaving until a setting is changed."""
-    match error:
-        case aiohttp.ClientConnectorError(os_error=ssl.SSLCertVerificationError() as wrong):
-            return wrong.verify_code not in _OUT_OF_ITS_TIME
-        case aiohttp.ClientConnectorError(os_error=ssl.SSLError(reason=said)):
-            return said in _NO_TLS | _NO_TERMS
-        case aiohttp.ClientHttpProxyError():
-            return not _proxy_may_pass(error.status)
-        case aiohttp.ServerFingerprintMismatch() | aiohttp.InvalidURL():
-            return True
-        case _:
-            # An error that is not the network's is a mistake in the session's settings or hooks.
-            return not isinstance(error, aiohttp.ClientError | OSError)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feishu_mail_async import Draft, FeishuMailClient
+from feishu_mail_async._api.base_url import FEISHU, LARK, check_base_url, is_loopback
 from feishu_mail_async._api.endpoints import SEND
-from feishu_mail_async._api.protocol import FEISHU, LARK, check_base_url, is_loopback
 from feishu_mail_async.sandbox import Sandbox
 from tests.helpers.canary import TOKEN
 from tests.helpers.wrong import begins_with

@@ -1,0 +1,51 @@
+"""The arguments of the client's methods, checked before anything is done."""
+
+from typing import NamedTuple
+
+from feishu_mail_async._checks import check_id, check_number, check_text
+from feishu_mail_async.model import Draft, SendResult
+
+__all__ = ["Mail", "check_deadline", "check_mailbox", "mail_of"]
+
+
+class Mail(NamedTuple):
+    """A mail that was handed to the server, as its calls name it.
+
+    Attributes:
+        message_id: the mail's id.
+        mailbox: the address of its mailbox; `me` is the user's own.
+        user: the user whose token is used; None: the client's only user.
+        draft: the draft that it was; None if only the id is known.
+    """
+
+    message_id: str
+    mailbox: str
+    user: str | None
+    draft: Draft | None
+
+
+def mail_of(mail: str | SendResult, mailbox: str, user: str | None) -> Mail:
+    """Return the mail; a result brings its id, mailbox and user."""
+    if not isinstance(mail, SendResult):
+        check_mailbox(mailbox, user)
+        return Mail(check_id("mail", mail), mailbox, user, None)
+    draft = mail.draft
+    if mailbox not in {"me", draft.mailbox} or user not in {None, draft.user}:
+        raise ValueError("mailbox, user: the SendResult brings its own; leave them out")
+    if mail.message_id is None:
+        raise ValueError(
+            "mail: the server gave no message_id for it (an earlier call had sent it); give the id itself"
+        )
+    return Mail(mail.message_id, draft.mailbox, draft.user, draft)
+
+
+def check_mailbox(mailbox: str, user: str | None) -> None:
+    """Raise TypeError or ValueError, naming the parameter, unless these can be a mailbox and its user."""
+    check_id("mailbox", mailbox)
+    if user is not None:
+        check_text("user", user)
+
+
+def check_deadline(deadline: float) -> None:
+    """Raise TypeError or ValueError unless this is a number of seconds."""
+    check_number("deadline", deadline, lambda _: True, "seconds, or None")

@@ -1,0 +1,169 @@
+"""The client's methods on mails that were handed to the server: cancel, follow up, recall."""
+
+from feishu_mail_async._api.endpoints import CANCEL, DELIVERY, READ, RECALL, RECALL_PROGRESS
+from feishu_mail_async._api.mails import Delivery, Recall, RecallProgress
+from feishu_mail_async._clock import loop_time
+from feishu_mail_async.errors import ApiError, DraftNotFound, NotScheduled, OutcomeUnknown
+from feishu_mail_async.model import Draft, SendResult, draft_of
+
+from .arguments import Mail, check_deadline, mail_of
+from .base import ClientBase
+from .looking import look_before_repeating
+
+__all__ = ["MailMethods"]
+
+
+class MailMethods(ClientBase):
+    """The methods of `FeishuMailClient` on mails that were sent, or scheduled."""
+
+    async def cancel_scheduled(
+        self,
+        mail: str | Draft | SendResult,
+        *,
+        mailbox: str = "me",
+        user: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """Cancel a scheduled send: the mail is a draft again.
+
+        Args:
+            mail: the result of the scheduled send; or the draft; or the mail's id.
+            mailbox: the address of the mailbox that it lies in; `me` is the user's own.
+            user: the user whose token cancels it; None: the client's only user.
+            deadline: seconds for the whole call, waiting included; None: no limit.
+
+        Raises:
+            NotScheduled: it is not scheduled: it went out, was cancelled before, or was never scheduled.
+            DraftNotFound: there is no such mail.
+            OutcomeUnknown: it may have been cancelled, and no answer settled it. Cancelling it again is safe.
+            ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
+
+        Source: "取消定时发送" (`POST …/user_mailboxes/:id/messages/:message_id/cancel_scheduled_send`).
+        """
+        self._binding.intake(CANCEL)
+        if deadline is not None:
+            check_deadline(deadline)
+        scheduled = _scheduled(mail, mailbox, user)
+        try:
+            await self._call_mail(CANCEL, scheduled, deadline)
+        except OutcomeUnknown as unknown:
+            # A call whose answer was lost may have cancelled it; or it went out before the next one came.
+            if not isinstance(unknown.__cause__, NotScheduled) or scheduled.draft is None:
+                raise
+            if not await self._is_draft(scheduled.draft):
+                raise unknown.__cause__ from None
+
+    async def _is_draft(self, draft: Draft) -> bool:
+        try:
+            await self._call_draft(READ, draft)
+        except DraftNotFound:
+            return False
+        return True
+
+    async def delivery(self, mail: str | SendResult, *, mailbox: str = "me", user: str | None = None) -> Delivery:
+        """Ask what has become of a mail for each of its recipients.
+
+        Args:
+            mail: the result of sending it, or the mail's id.
+            mailbox: the address of the mailbox that it was sent from; `me` is the user's own.
+            user: the user whose token asks; None: the client's only user.
+
+        Returns:
+            its delivery; `final` says whether that can still change.
+
+        Raises:
+            ValueError, TypeError: a parameter is wrong; a result has no message_id.
+            DraftNotFound: there is no such mail.
+            BadReply: no readable answer came, also after retries.
+            ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
+
+        Source: "查询邮件发送状态" (`GET …/user_mailboxes/:id/messages/:message_id/send_status`).
+        """
+        self._binding.intake(DELIVERY)
+        return await self._call_mail(DELIVERY, mail_of(mail, mailbox, user))
+
+    async def recall_message(
+        self,
+        mail: str | SendResult,
+        *,
+        mailbox: str = "me",
+        user: str | None = None,
+        deadline: float | None = None,
+    ) -> Recall:
+        """Ask the server to take a mail back from its recipients, within 24 hours of its sending.
+
+        It is possible within the company only. That the request was taken says nothing about its success: see
+        `recall_progress`. If an answer is lost, the progress is looked at before the request is repeated.
+
+        Args:
+            mail: the result of sending it, or the mail's id.
+            mailbox: the address of the mailbox that it was sent from; `me` is the user's own.
+            user: the user whose token recalls it; None: the client's only user.
+            deadline: seconds for the whole call, waiting included; None: no limit.
+
+        Returns:
+            whether the request was taken, and if not, why.
+
+        Raises:
+            ValueError, TypeError: a parameter is wrong; a result has no message_id.
+            OutcomeUnknown: it may be recalled, and neither an answer nor the progress settled it.
+            DraftNotFound: there is no such mail.
+            ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
+
+        Source: "撤回邮件" (`POST …/user_mailboxes/:id/messages/:message_id/recall`).
+        """
+        intake = self._binding.intake(RECALL)
+        if deadline is not None:
+            check_deadline(deadline)
+        recalled = mail_of(mail, mailbox, user)
+        return await look_before_repeating(
+            intake,
+            lambda left: self._call_mail(RECALL, recalled, left),
+            lambda: self._was_recalled(recalled),
+            None if deadline is None else loop_time() + deadline,
+        )
+
+    async def _was_recalled(self, mail: Mail) -> Recall | None:
+        """Return the answer that was lost, if the mail is being recalled; what is not, is taken to answer so."""
+        try:
+            progress = await self._call_mail(RECALL_PROGRESS, mail)
+        except ApiError:
+            return None
+        return Recall(accepted=True, reason=None) if progress.done or progress.recipients else None
+
+    async def recall_progress(
+        self, mail: str | SendResult, *, mailbox: str = "me", user: str | None = None
+    ) -> RecallProgress:
+        """Ask how far the recall of a mail has come (20 calls a minute for all users of the app).
+
+        Args:
+            mail: the result of sending it, or the mail's id.
+            mailbox: the address of the mailbox that it was sent from; `me` is the user's own.
+            user: the user whose token asks; None: the client's only user.
+
+        Returns:
+            the progress, for each recipient.
+
+        Raises:
+            ValueError, TypeError: a parameter is wrong; a result has no message_id.
+            DraftNotFound: there is no such mail.
+            BadReply: no readable answer came, also after retries.
+            ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
+
+        Source: "查询邮件撤回进度" (`GET …/user_mailboxes/:id/messages/:message_id/recall`).
+        """
+        self._binding.intake(RECALL_PROGRESS)
+        return await self._call_mail(RECALL_PROGRESS, mail_of(mail, mailbox, user))
+
+
+def _scheduled(mail: str | Draft | SendResult, mailbox: str, user: str | None) -> Mail:
+    """Return the mail to cancel.
+
+    No document says clearly which id the call wants. Where no mail's id is known, the draft's is given.
+    """
+    if isinstance(mail, SendResult):
+        mail = mail if mail.message_id is not None else mail.draft
+    if isinstance(mail, Draft):
+        draft = draft_of(mail, mailbox, user)
+        return Mail(draft.draft_id, draft.mailbox, draft.user, draft)
+    return mail_of(mail, mailbox, user)
