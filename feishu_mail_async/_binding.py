@@ -15,18 +15,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from ._api.bodies import Body
-from ._api.endpoints import ENDPOINTS, SEND, Endpoint
+from ._api.bodies import Body, json_body
+from ._api.endpoints import ENDPOINTS, READ, SEND, Endpoint
 from ._auth.tokens import Account, Tokens
 from ._calls.bulk import BulkRun
 from ._calls.call import Call
 from ._calls.caller import request
 from ._calls.intake import Intake
+from ._calls.preparing import Preparation
 from ._checks import check_type
 from ._engine import Engine, EngineKey, engine_of, forget_engine, is_open
 from ._forks import NOT_THIS_CLIENT, PROCESS, Origin
 from ._hub import EventReader, Subscription
-from ._scheduling.record import DraftKey
+from ._scheduling.record import DraftKey, Schedule
 from ._scheduling.waiters import mailbox_key
 from ._tasks import carry_through, start_task
 from ._transport import Transport
@@ -120,6 +121,7 @@ class Binding:
             name: Intake(scheduler, self._transport, self._tokens, self._retry)
             for name, scheduler in engine.schedulers.items()
         }
+        self._intakes[SEND.name].prepare = Preparation(self._intakes[SEND.name], self._intakes[READ.name]).admit
         self._loop = loop
         self._origin.opened()
 
@@ -148,8 +150,8 @@ class Binding:
             error.draft = draft
             raise
 
-    def sending(self, draft: Draft) -> Call:
-        """Return the call that sends a draft.
+    def sending(self, draft: Draft, schedule: Schedule | None = None) -> Call:
+        """Return the call that sends a draft, or has the server send it later.
 
         Raises:
             UnknownUser: there is no such user.
@@ -157,7 +159,9 @@ class Binding:
         account = self.account(draft)
         key = DraftKey(account.key, mailbox_key(account.key, draft.mailbox), draft.draft_id)
         path = SEND.url(mailbox=draft.mailbox, draft_id=draft.draft_id)
-        return Call(SEND, path, key, account, draft)
+        if schedule is None:
+            return Call(SEND, path, key, account, draft)
+        return Call(SEND, path, key, account, draft, json_body({"send_time": str(schedule.at)}), schedule)
 
     async def call(
         self,

@@ -10,6 +10,7 @@ permits and locks, kept by the process or by a database, so calls still count af
 import asyncio
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Final, Self, TypeVar
 
 import aiohttp
@@ -23,7 +24,7 @@ from ._calls.bulk import BulkRun, DraftSource
 from ._calls.call import Call
 from ._calls.caller import request
 from ._checks import check_count, check_number, check_text, check_type
-from ._client.arguments import check_deadline
+from ._client.arguments import check_deadline, schedule_of
 from ._client.drafts import DraftMethods
 from ._client.mails import MailMethods
 from ._hub import Subscription
@@ -111,6 +112,7 @@ class FeishuMailClient(DraftMethods, MailMethods):
         user: str | None = None,
         priority: Priority = Priority.NORMAL,
         deadline: float | None = None,
+        at: datetime | None = None,
     ) -> SendResult:
         """Send one draft, and wait until it is sent or is certain not to be.
 
@@ -125,9 +127,13 @@ class FeishuMailClient(DraftMethods, MailMethods):
             priority: the order among waiting sends.
             deadline: seconds for the whole send, waiting included (0 or less: it has passed already); None: no
                 limit.
+            at: when the server is to send it, with a time zone, five minutes ahead at least; None: now. A draft
+                that is scheduled is not sent: it can be cancelled (`cancel_scheduled`). It is read before, for the
+                id of the mail that it will be.
 
         Returns:
-            the server's answer; `already_sent` if an earlier call had sent the draft.
+            the server's answer; `already_sent` if an earlier call had sent the draft, `scheduled_for` if it is
+            scheduled.
 
         Raises:
             ApiError: the server refused it; the class says why.
@@ -135,6 +141,7 @@ class FeishuMailClient(DraftMethods, MailMethods):
             OutcomeUnknown: it may have been sent, and no answer settled it; or an earlier call may have sent it,
                 and its record in the ledger could not be read in time.
             NotSent: certainly not sent: the deadline passed first, or there is no token.
+            ScheduleMissed: certainly not sent: its turn came less than five minutes before `at`.
             TransportError: the server could not be reached for `RetryPolicy.outage` seconds.
             Misconfigured: the server will not be reachable before a setting is changed; the message names it.
             Suspended: not attempted: its user, mailbox or app is suspended.
@@ -149,11 +156,17 @@ class FeishuMailClient(DraftMethods, MailMethods):
         if deadline is not None:
             check_deadline(deadline)
         intake = self._binding.intake()
-        job = await request(intake, self._binding.sending(wanted), priority, deadline)
+        schedule = None if at is None else schedule_of(at)
+        job = await request(intake, self._binding.sending(wanted, schedule), priority, deadline)
         return job.sent(wanted)
 
     def send_drafts(
-        self, drafts: DraftSource, *, priority: Priority = Priority.BULK, read_ahead: int = 10_000
+        self,
+        drafts: DraftSource,
+        *,
+        priority: Priority = Priority.BULK,
+        read_ahead: int = 10_000,
+        at: datetime | None = None,
     ) -> BulkRun:
         """Send many drafts; the run yields the outcome of each as soon as it is known.
 
@@ -165,6 +178,8 @@ class FeishuMailClient(DraftMethods, MailMethods):
             priority: the order among waiting sends.
             read_ahead: the most drafts that are read and not yet fetched as outcomes. Fairness among users holds
                 for these, and memory grows with them.
+            at: when the server is to send them all, as for `send_draft`. A draft whose turn comes too late for
+                that ends as failed, with ScheduleMissed, and is not sent.
 
         Returns:
             the run: an async iterator of Outcome and an async context manager.
@@ -183,7 +198,12 @@ class FeishuMailClient(DraftMethods, MailMethods):
             )
         check_type("priority", priority, Priority)
         check_count("read_ahead", read_ahead, 1, "a whole number of drafts, 1 or more")
-        run = BulkRun(intake, drafts, self._sending, priority, read_ahead)
+        schedule = None if at is None else schedule_of(at)
+
+        def sending(item: str | Draft) -> Call:
+            return self._binding.sending(draft_of(item), schedule)
+
+        run = BulkRun(intake, drafts, sending, priority, read_ahead)
         self._binding.add_run(run)
         return run
 

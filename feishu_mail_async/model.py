@@ -5,6 +5,7 @@ a run. Times are durations in seconds.
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
@@ -192,6 +193,7 @@ class OutcomeStatus(StrEnum):
     """The outcome of a draft."""
 
     SENT = "sent"
+    SCHEDULED = "scheduled"
     ALREADY_SENT = "already_sent"
     FAILED = "failed"
     UNKNOWN = "unknown"
@@ -202,10 +204,15 @@ class OutcomeStatus(StrEnum):
         """True if the mail went out, by this call or an earlier one."""
         return self in {OutcomeStatus.SENT, OutcomeStatus.ALREADY_SENT}
 
+    @property
+    def done(self) -> bool:
+        """True if nothing more has to be done for it: the mail went out, or the server will send it in time."""
+        return self.good or self is OutcomeStatus.SCHEDULED
+
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """The result of a draft that was sent.
+    """The result of a draft that was sent, or scheduled.
 
     Attributes:
         draft: the draft, as it was given.
@@ -214,6 +221,7 @@ class SendResult:
         already_sent: an earlier call had sent it (its reply may have been lost).
         attempts: calls made for this draft.
         log_id: the `X-Tt-Logid` of the answer, which support asks for.
+        scheduled_for: when the server will send it; None: it was sent. Scheduled is not sent.
     """
 
     draft: Draft
@@ -222,8 +230,11 @@ class SendResult:
     already_sent: bool
     attempts: int
     log_id: str | None
+    scheduled_for: datetime | None = None
 
     @property
     def status(self) -> OutcomeStatus:
-        """SENT, or ALREADY_SENT."""
+        """SENT, SCHEDULED or ALREADY_SENT."""
+        if self.scheduled_for is not None:
+            return OutcomeStatus.SCHEDULED
         return OutcomeStatus.ALREADY_SENT if self.already_sent else OutcomeStatus.SENT

@@ -107,6 +107,7 @@ class Judgement(NamedTuple):
         code: the `code` in the answer's body; None without one.
         http_status: the HTTP status of the answer; None without one.
         log_id: the log id of the answer; None without one.
+        scheduled_for: when the server will send the draft, as a record says; None if no record says so.
     """
 
     verdict: Verdict
@@ -121,6 +122,7 @@ class Judgement(NamedTuple):
     code: int | None = None
     http_status: int | None = None
     log_id: str | None = None
+    scheduled_for: float | None = None
 
     @property
     def good(self) -> bool:

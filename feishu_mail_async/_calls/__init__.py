@@ -1,6 +1,7 @@
 """The life of one call from request to outcome, alone or in a run. It knows turns and answers, no SQL, no aiohttp.
 
     caller     a single caller that waits            bulk, backlog   a run: its input, its drafts and outcomes
+    entry      a party that wants a call made        preparing       what a scheduled send has to know before
     intake     from a wish to a job                  job             a call on its way: the states below
     attempts   an attempt that did not succeed       retry           whether to repeat it, and all delays
     progress   what has become of a call so far      endings         the errors with which it may end
@@ -15,7 +16,7 @@ Theory of operation
                                    ^                    |
                                    `------ retry -------'
 
-    request   A `Call`: method, path, key, account, draft. Whoever wants it is an `intake.Entry`.
+    request   A `Call`: method, path, key, account, draft. Whoever wants it is an `Entry`.
     record    With a ledger, the draft's record is read first. On record as sent: done, without a call. In doubt:
               the job begins in doubt, so that it cannot end as "certainly not sent".
     token     The intake waits for the user's token BEFORE a turn is requested.

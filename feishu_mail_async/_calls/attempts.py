@@ -1,21 +1,23 @@
 """What follows from an attempt that did not succeed: its meaning without an answer, and a new token."""
 
 import asyncio
+from datetime import UTC, datetime
 
 from feishu_mail_async._api.endpoints import LostReply
 from feishu_mail_async._api.protocol import CallEnd, Judgement, lost, never_left
 from feishu_mail_async._auth.tokens import fingerprint
+from feishu_mail_async._scheduling.record import Record
 from feishu_mail_async._secrecy import Hidden
 from feishu_mail_async._transport import Failure
 from feishu_mail_async.codes import Verdict
-from feishu_mail_async.errors import ClientClosed, FeishuMailError, LoginRequired, NotSent
+from feishu_mail_async.errors import ClientClosed, FeishuMailError, LoginRequired, NotSent, ScheduleMissed
 
 from .call import Call
 from .context import JobContext
 from .endings import SESSION_CLOSED
 from .retry import Tries
 
-__all__ = ["may_repeat", "renew", "unanswered"]
+__all__ = ["may_repeat", "missed", "on_record", "renew", "unanswered"]
 
 
 def unanswered(home: JobContext, failure: Failure) -> Judgement:
@@ -45,6 +47,23 @@ def may_repeat(home: JobContext, judgement: Judgement) -> bool:
         outage = home.policy.outage
         return outage is None or home.scheduler.unreachable_for() < outage
     return judgement.conclusive or home.endpoint.lost_reply is not LostReply.LOOK
+
+
+def missed(call: Call, now: float) -> ScheduleMissed | None:
+    """Return the error of a draft that can no longer be handed over in time for its schedule; None if it can."""
+    if call.schedule is None or now <= call.schedule.latest:
+        return None
+    at = datetime.fromtimestamp(call.schedule.at, UTC)
+    return ScheduleMissed(
+        f"not scheduled: its turn came too late for {at:%Y-%m-%d %H:%M:%S} UTC, "
+        "of which the server wants to know five minutes before"
+    )
+
+
+def on_record(record: Record) -> Judgement:
+    """Return the judgement on a draft that is on record as sent or scheduled: no call is made for it."""
+    data = {"message_id": record.message_id, "thread_id": record.thread_id}
+    return Judgement(Verdict.ALREADY_DONE, data=data, log_id=record.log_id, scheduled_for=record.scheduled_for)
 
 
 async def renew(

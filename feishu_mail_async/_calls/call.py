@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from feishu_mail_async._api.bodies import Body
 from feishu_mail_async._api.endpoints import Endpoint
 from feishu_mail_async._auth.tokens import Account
-from feishu_mail_async._scheduling.record import DraftKey
+from feishu_mail_async._scheduling.record import DraftKey, Schedule
 from feishu_mail_async.model import Draft
 
 __all__ = ["Call"]
@@ -21,6 +21,7 @@ class Call(NamedTuple):
         account: the account of its user.
         draft: the draft it sends; None for a call that sends none.
         body: the request's body, if it has one.
+        schedule: when the server is to send the draft; None: at once.
     """
 
     endpoint: Endpoint[Any]
@@ -29,3 +30,4 @@ class Call(NamedTuple):
     account: Account
     draft: Draft | None = None
     body: Body | None = None
+    schedule: Schedule | None = None

@@ -21,9 +21,9 @@ import itertools
 import math
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from feishu_mail_async._auth.tokens import Account, Tokens, fingerprint
 from feishu_mail_async._scheduling.record import UNREAD, DraftKey, Record
@@ -37,13 +37,13 @@ from feishu_mail_async.errors import ClientClosed, FeishuMailError, LedgerError,
 from feishu_mail_async.model import Draft, Priority, RetryPolicy
 
 from .call import Call
-from .context import Listener
 from .endings import SESSION_CLOSED, client_closed, early
+from .entry import Entry
 from .job import Job
 from .reporting import About, done_early, numbers
 from .retry import PolicyDelays
 
-__all__ = ["Entry", "Intake", "check_stack"]
+__all__ = ["Intake", "check_stack"]
 
 _LOOKED_UP: Final = 200
 """Drafts per query of the ledger."""
@@ -66,28 +66,6 @@ def _descend(room: int) -> None:
         _descend(room - 1)
 
 
-class Entry(Listener, Protocol):
-    """A party that wants a call made: a caller who waits, or an input of a run.
-
-    Attributes:
-        record: the ledger's record of its draft; UNREAD before it is known.
-        job: its job, which may have other listeners; None before there is one.
-    """
-
-    record: Record | None
-    job: Job | None
-
-    @property
-    def wanted(self) -> bool:
-        """True if it waits for its end; one that has gone is passed over, and told nothing."""
-
-    def given_up(self) -> NotSent:
-        """Return the error for an entry without a job that wants no calls any more."""
-
-    def failed(self, error: FeishuMailError) -> None:
-        """Handle its end without a job. It must be quick and must not raise."""
-
-
 class Intake:
     """The calls of one client to one endpoint; it is their `JobContext`, too.
 
@@ -99,6 +77,7 @@ class Intake:
 
     Attributes:
         unread: the record to assume for a draft before its own is read; None where there are no records.
+        prepare: prepares an entry that is to be scheduled, and hands it to `prepared`.
     """
 
     def __init__(self, scheduler: Scheduler, transport: Transport, tokens: Tokens, policy: RetryPolicy) -> None:
@@ -121,6 +100,7 @@ class Intake:
         self._fetches: set[asyncio.Task[None]] = set()
         self._nobody = scheduler.stream()  # the lock of sweeps that end no waiters
         self._ending: Sweep | None = None
+        self.prepare: Callable[[Entry], None] | None = None
 
     # -- from an entry to a job ------------------------------------------------------------------------
 
@@ -128,7 +108,7 @@ class Intake:
         """Take an entry on its way to a job; it is told how that ends."""
         check_stack()  # a RecursionError further on could fall between a turn and its end
         if entry.record is not UNREAD:
-            self._await_token(entry)
+            self._go_on(entry)
         elif self._unreadable:
             self._fail(entry, entry.given_up())
         else:
@@ -189,13 +169,29 @@ class Intake:
         entry.record = known
         if not entry.wanted:
             return
-        if known is not None and known.state.good:
+        if known is not None and known.state.done:
             entry.job = Job(self, entry)
             entry.job.recorded(known)
         elif not entry.wants_calls:
             self._fail(entry, entry.given_up())
         else:
+            self._go_on(entry)
+
+    def _go_on(self, entry: Entry) -> None:
+        """Go on with an entry whose record is known."""
+        if entry.call.schedule is None or self.prepare is None:
             self._await_token(entry)
+        else:
+            self.prepare(entry)
+
+    def prepared(self, entry: Entry) -> None:
+        """Go on with an entry that was prepared; it may not be wanted any more."""
+        if entry.wanted:
+            try:
+                self._await_token(entry)
+            except BaseException as error:
+                self._break_off(entry, error)
+                raise
 
     def _await_token(self, entry: Entry) -> None:
         """Start the job, or wait for the user's token first: that must not hold up the other users."""

@@ -19,7 +19,7 @@ from feishu_mail_async._scheduling.waiters import Turn, Waiter
 from feishu_mail_async._secrecy import Hidden, forget_frames, note_frames
 from feishu_mail_async._tasks import look_at, start_task
 from feishu_mail_async._transport import NOT_MADE, Failure
-from feishu_mail_async.codes import ResumeWhen, Verdict
+from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import (
     ClientClosed,
     FeishuMailError,
@@ -29,7 +29,7 @@ from feishu_mail_async.errors import (
 )
 from feishu_mail_async.events import AttemptStarted, DraftQueued, Event, TurnGranted
 
-from .attempts import may_repeat, renew, unanswered
+from .attempts import may_repeat, missed, on_record, renew, unanswered
 from .context import JobContext, Listener
 from .endings import given_up
 from .guard import ends_if_it_fails
@@ -81,6 +81,7 @@ class Job(Progress):
             outage=home.outage,
             stream=listener.stream,
             draft_id=None if call.draft is None else call.draft.draft_id,
+            schedule=call.schedule,
             timeout=home.transport.attempt_timeout,
         )
         self._about = About(next(numbers), home.endpoint.name, call.key.user, call.draft)
@@ -185,8 +186,7 @@ class Job(Progress):
 
     def recorded(self, record: Record) -> None:
         """End without a call: the draft is on record as sent."""
-        data = {"message_id": record.message_id, "thread_id": record.thread_id}
-        self._end(Judgement(Verdict.ALREADY_DONE, data=data, log_id=record.log_id), None)
+        self._end(on_record(record), None)
 
     def _waited_enough(self) -> float:
         """Note that the wait for a turn is over; return its length in seconds."""
@@ -206,7 +206,7 @@ class Job(Progress):
         if not self._wanted():
             self.stop()
             return False
-        if self._called > turn.permit.good_until:
+        if self._called > turn.permit.good_until or (self.call.schedule and missed(self.call, self._called)):
             return False
         self.state = State.IN_FLIGHT
         if reported:
@@ -322,10 +322,12 @@ class Job(Progress):
     @ends_if_it_fails
     def _go_on(self) -> None:
         """Queue for another turn, if somebody wants it."""
-        if self._wanted():
-            self._queue()
-        else:
+        if not self._wanted():
             self._end(None, self._stopped())
+        elif late := missed(self.call, self._home.time()):
+            self._end(None, self.final(late))
+        else:
+            self._queue()
 
     def _wanted(self) -> bool:
         """Return whether further calls are to be made."""

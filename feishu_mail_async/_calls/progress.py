@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Any, TypeVar
 
@@ -69,7 +70,13 @@ class Progress:
             raise self.error_for(draft)
         already = success.verdict is Verdict.ALREADY_DONE
         message_id, thread_id = success.text("message_id"), success.text("thread_id")
-        return SendResult(draft, message_id, thread_id, already, self.tries.calls, success.log_id)
+        scheduled_for, schedule = success.scheduled_for, self.call.schedule
+        # "Already sent" after an attempt without an answer: it was that one, which scheduled it.
+        if schedule is not None and not (already and self.tries.conclusive):
+            scheduled_for, message_id = schedule.at, message_id or schedule.message_id
+        at = None if scheduled_for is None else datetime.fromtimestamp(scheduled_for, UTC)
+        already = already and at is None
+        return SendResult(draft, message_id, thread_id, already, self.tries.calls, success.log_id, at)
 
     def value(self, what: str, read: Callable[[Mapping[str, Any]], T]) -> T:
         """Return what `read` makes of the answer's data, or raise the error.

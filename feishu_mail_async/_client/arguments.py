@@ -1,11 +1,20 @@
 """The arguments of the client's methods, checked before anything is done."""
 
-from typing import NamedTuple
+import math
+from datetime import datetime
+from typing import Final, NamedTuple
 
 from feishu_mail_async._checks import check_id, check_number, check_text
+from feishu_mail_async._clock import loop_time, wall_clock
+from feishu_mail_async._scheduling.record import Schedule
 from feishu_mail_async.model import Draft, SendResult
 
-__all__ = ["Mail", "check_deadline", "check_mailbox", "mail_of"]
+__all__ = ["Mail", "check_deadline", "check_mailbox", "mail_of", "schedule_of"]
+
+_AHEAD: Final = 300
+"""Seconds between a call and the sending that it schedules, at least ("发送草稿", `send_time`)."""
+_MARGIN: Final = 5
+"""Seconds more, for clocks that differ and the way to the server."""
 
 
 class Mail(NamedTuple):
@@ -37,6 +46,23 @@ def mail_of(mail: str | SendResult, mailbox: str, user: str | None) -> Mail:
             "mail: the server gave no message_id for it (an earlier call had sent it); give the id itself"
         )
     return Mail(mail.message_id, draft.mailbox, draft.user, draft)
+
+
+def schedule_of(at: datetime) -> Schedule:
+    """Return the schedule of a send that the server is to make at this moment; call it in the event loop.
+
+    Raises:
+        TypeError, ValueError: it is no moment, names no time zone, or is less than five minutes ahead.
+    """
+    if not isinstance(at, datetime):
+        raise TypeError(f"at: give a datetime with a time zone, not {type(at).__name__}")
+    if at.utcoffset() is None:
+        raise ValueError("at: it names no time zone; give one, for example datetime(..., tzinfo=ZoneInfo(...))")
+    seconds = math.ceil(at.timestamp())
+    left = seconds - _AHEAD - _MARGIN - wall_clock()
+    if left < 0:
+        raise ValueError(f"at: {at.isoformat()} is less than five minutes ahead; give a later time, or none")
+    return Schedule(seconds, loop_time() + left)
 
 
 def check_mailbox(mailbox: str, user: str | None) -> None:

@@ -3,6 +3,9 @@
 from feishu_mail_async._api.endpoints import CANCEL, DELIVERY, READ, RECALL, RECALL_PROGRESS
 from feishu_mail_async._api.mails import Delivery, Recall, RecallProgress
 from feishu_mail_async._clock import loop_time
+from feishu_mail_async._scheduling.record import Record
+from feishu_mail_async._scheduling.store import of
+from feishu_mail_async._scheduling.waiters import mailbox_key
 from feishu_mail_async.errors import ApiError, DraftNotFound, NotScheduled, OutcomeUnknown
 from feishu_mail_async.model import Draft, SendResult, draft_of
 
@@ -36,6 +39,7 @@ class MailMethods(ClientBase):
             NotScheduled: it is not scheduled: it went out, was cancelled before, or was never scheduled.
             DraftNotFound: there is no such mail.
             OutcomeUnknown: it may have been cancelled, and no answer settled it. Cancelling it again is safe.
+            LedgerError: it was cancelled, and the ledger still says that it is scheduled.
             ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
 
         Source: "取消定时发送" (`POST …/user_mailboxes/:id/messages/:message_id/cancel_scheduled_send`).
@@ -43,7 +47,7 @@ class MailMethods(ClientBase):
         self._binding.intake(CANCEL)
         if deadline is not None:
             check_deadline(deadline)
-        scheduled = _scheduled(mail, mailbox, user)
+        scheduled = await self._scheduled(mail, mailbox, user)
         try:
             await self._call_mail(CANCEL, scheduled, deadline)
         except OutcomeUnknown as unknown:
@@ -52,6 +56,24 @@ class MailMethods(ClientBase):
                 raise
             if not await self._is_draft(scheduled.draft):
                 raise unknown.__cause__ from None
+        account = self._tokens.account(scheduled.user)
+        store = self._binding.intake().scheduler.store
+        await of(store.unschedule(account.key, mailbox_key(account.key, scheduled.mailbox), scheduled.message_id))
+
+    async def _scheduled(self, mail: str | Draft | SendResult, mailbox: str, user: str | None) -> Mail:
+        """Return the mail to cancel.
+
+        No document says clearly which id the call wants. Where no mail's id is known, the draft's is given.
+        """
+        if isinstance(mail, SendResult) and mail.message_id is None:
+            mail = mail.draft
+        if not isinstance(mail, Draft):
+            return mail_of(mail, mailbox, user)
+        draft = draft_of(mail, mailbox, user)
+        call = self._binding.sending(draft)
+        record = (await self._binding.intake().records([call])).get(call.key)
+        known = record.message_id if isinstance(record, Record) else None
+        return Mail(known or draft.draft_id, draft.mailbox, draft.user, draft)
 
     async def _is_draft(self, draft: Draft) -> bool:
         try:
@@ -154,16 +176,3 @@ class MailMethods(ClientBase):
         """
         self._binding.intake(RECALL_PROGRESS)
         return await self._call_mail(RECALL_PROGRESS, mail_of(mail, mailbox, user))
-
-
-def _scheduled(mail: str | Draft | SendResult, mailbox: str, user: str | None) -> Mail:
-    """Return the mail to cancel.
-
-    No document says clearly which id the call wants. Where no mail's id is known, the draft's is given.
-    """
-    if isinstance(mail, SendResult):
-        mail = mail if mail.message_id is not None else mail.draft
-    if isinstance(mail, Draft):
-        draft = draft_of(mail, mailbox, user)
-        return Mail(draft.draft_id, draft.mailbox, draft.user, draft)
-    return mail_of(mail, mailbox, user)

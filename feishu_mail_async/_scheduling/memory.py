@@ -199,6 +199,9 @@ class MemoryStore:
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
         pass
 
+    def unschedule(self, user: str, mailbox: str, mail: str) -> None:
+        pass
+
     async def written(self) -> None:
         """Advance the store's time; there is nothing else to write."""
         with mutex:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-__all__ = ["UNREAD", "DraftKey", "DraftState", "Record"]
+__all__ = ["UNREAD", "DraftKey", "DraftState", "Record", "Schedule"]
 
 
 class DraftKey(NamedTuple):
@@ -21,14 +21,28 @@ class DraftKey(NamedTuple):
     draft_id: str
 
 
+class Schedule(NamedTuple):
+    """When the server is to send a draft.
+
+    Attributes:
+        at: the moment, in seconds since 1970.
+        latest: the last moment at which it may be handed over, by the loop's clock.
+        message_id: the id of the mail that it will be; None as long as it is not known.
+    """
+
+    at: int
+    latest: float
+    message_id: str | None = None
+
+
 class DraftState(StrEnum):
     """The state of a draft in a ledger: the statuses of outcomes, and two before one is reached.
 
         no record -- take --> IN_FLIGHT -- settle --> WAITING -- take --> IN_FLIGHT
-                                        -- settle --> SENT, ALREADY_SENT, FAILED, UNKNOWN
+                                        -- settle --> SENT, SCHEDULED, ALREADY_SENT, FAILED, UNKNOWN
 
     A draft that ends without a call of its own is recorded as FAILED, UNKNOWN or SKIPPED. All states but SENT and
-    ALREADY_SENT may be left again: a later run may try the draft once more.
+    ALREADY_SENT may be left again: a later run may try the draft once more; SCHEDULED, if it is cancelled.
     """
 
     WAITING = "waiting"
@@ -36,15 +50,16 @@ class DraftState(StrEnum):
     IN_FLIGHT = "in_flight"
     """A call is in flight, or was when its process died."""
     SENT = "sent"
+    SCHEDULED = "scheduled"
     ALREADY_SENT = "already_sent"
     FAILED = "failed"
     UNKNOWN = "unknown"
     SKIPPED = "skipped"
 
     @property
-    def good(self) -> bool:
-        """True if the mail went out, so that no call is needed any more."""
-        return self in {DraftState.SENT, DraftState.ALREADY_SENT}
+    def done(self) -> bool:
+        """True if no call is needed any more: the mail went out, or the server will send it in time."""
+        return self in {DraftState.SENT, DraftState.SCHEDULED, DraftState.ALREADY_SENT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,7 @@ class Record:
         calls: calls made for it so far, in all processes.
         in_doubt: a call may have sent it, and no answer says so.
         error: the last error, in words, where it was not sent.
+        scheduled_for: when the server will send it, in seconds since 1970; None if it is not scheduled.
     """
 
     state: DraftState
@@ -68,6 +84,7 @@ class Record:
     calls: int = 0
     in_doubt: bool = False
     error: str | None = None
+    scheduled_for: float | None = None
 
     @property
     def maybe_sent(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.model import Priority
 
-from .record import Record
+from .record import Record, Schedule
 from .state import Permit
 
 __all__ = ["OWN", "CallLock", "Lane", "Stream", "Turn", "TurnCallbacks", "Waiter", "mailbox_key"]
@@ -121,6 +121,7 @@ class Waiter:
         outage: seconds for which nothing may be reachable before it is refused; infinity: as long as it takes.
         stream: the run it belongs to, which can be held back as a whole.
         draft_id: the draft that its call sends; None for a call that changes nothing at the server.
+        schedule: when the server is to send the draft; None: at once.
         timeout: seconds after which its call is cancelled.
         seq: its number in the order of arrival; 0 before it is added.
         lane: the lane in which it waits; None while it does not wait.
@@ -134,6 +135,7 @@ class Waiter:
     outage: float = math.inf
     stream: Stream | None = None
     draft_id: str | None = None
+    schedule: Schedule | None = None
     timeout: float = 30.0
     seq: int = field(default=0, init=False)
     lane: Lane | None = field(default=None, init=False)

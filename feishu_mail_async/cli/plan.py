@@ -19,6 +19,7 @@ from .prompts import agrees, can_be_asked
 from .render.console import print_line, print_rows
 from .render.estimate import duration, name_limit
 from .render.wording import count, span
+from .schedule import Schedule
 from .state_dir import REMEDY
 
 __all__ = ["agreed", "check_askable", "print_plan", "sent_before"]
@@ -26,7 +27,14 @@ __all__ = ["agreed", "check_askable", "print_plan", "sent_before"]
 _MOST_ROWS: Final = 10
 
 
-def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeated: int, before: int = 0) -> None:
+def print_plan(  # noqa: PLR0917 - one for each thing that is said
+    place: Console,
+    drafts: Sequence[Draft],
+    account: Account,
+    repeated: int,
+    before: int = 0,
+    schedule: Schedule | None = None,
+) -> None:
     """Print the number of drafts by mailbox and user, and the expected duration.
 
     Args:
@@ -34,7 +42,8 @@ def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeat
         drafts: the drafts, with duplicates.
         account: the account that sends them.
         repeated: the number of drafts that repeat an earlier one.
-        before: the number of the others that were sent before.
+        before: the number of the others that were sent or scheduled before.
+        schedule: when the server is to send them; None: at once.
     """
     left = len(drafts) - repeated - before
     print_line(place, f"{count(len(drafts), 'draft')} for {account.base_url}", "bold")
@@ -49,6 +58,8 @@ def print_plan(place: Console, drafts: Sequence[Draft], account: Account, repeat
     if left:
         seconds = max(1.0, duration(left, account.rate_limit))
         print_line(place, f"It takes about {span(seconds)}: {name_limit(account.rate_limit)}.")
+        if schedule is not None:
+            print_line(place, schedule.sentence(left, account.rate_limit), wrap=True)
     else:
         print_line(place, "There is nothing left to send.")
 
@@ -122,4 +133,4 @@ async def _sent_before(account: Account, ledger: str, drafts: Sequence[Draft]) -
         for suspended in client.snapshot().suspended:
             if suspended.until is ResumeWhen.RESUMED:
                 client.resume(suspended.subject)
-    return sum(record is not None and record.state.good for record in records)
+    return sum(record is not None and record.state.done for record in records)

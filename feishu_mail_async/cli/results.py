@@ -34,6 +34,7 @@ COLUMNS: Final = (
     "error",
     "advice",
     "log_id",
+    "scheduled_for",
 )
 
 _OPTION: Final = "--out"
@@ -64,6 +65,8 @@ def make_row(outcome: Outcome) -> dict[str, Any]:
     if result is not None:
         row |= {"message_id": result.message_id, "thread_id": result.thread_id}
         row |= {"attempts": result.attempts, "log_id": result.log_id}
+        if result.scheduled_for is not None:
+            row["scheduled_for"] = result.scheduled_for.isoformat()
     if error is not None:
         decided = root_cause(error)
         row |= {"attempts": error.attempts, "log_id": log_id(error), "advice": advise(error) or None}

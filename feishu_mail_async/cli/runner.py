@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from feishu_mail_async.client import FeishuMailClient
@@ -30,7 +31,7 @@ class Run:
         calls: the number of calls made.
         seconds: the duration, in seconds.
         interrupts: the number of interrupts (Ctrl-C).
-        all_sent: True if every draft is sent, by this run or before.
+        all_sent: True if every draft is sent or scheduled, by this run or before.
     """
 
     calls: int = 0
@@ -54,6 +55,7 @@ async def run_drafts(
     priority: Priority,
     *,
     record: Callable[[Outcome], bool] = lambda _: True,
+    at: datetime | None = None,
 ) -> Run:
     """Send these drafts, and close the client.
 
@@ -68,6 +70,7 @@ async def run_drafts(
         priority: the priority of all drafts.
         record: a function that records an outcome before it is shown, so that every outcome a person has seen is
             on record, and returns whether the run may go on.
+        at: when the server is to send them; None: now.
     """
     run = Run()
     clock = asyncio.get_running_loop().time
@@ -75,7 +78,7 @@ async def run_drafts(
     ending: set[asyncio.Task[None]] = set()
     ended: list[Outcome] = []
     async with client:
-        sending = client.send_drafts(drafts, priority=priority, read_ahead=len(drafts))
+        sending = client.send_drafts(drafts, priority=priority, read_ahead=len(drafts), at=at)
 
         def look() -> None:
             with contextlib.suppress(FeishuMailError):  # the client is closing

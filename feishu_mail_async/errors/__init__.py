@@ -8,7 +8,7 @@ Every message says what happened and, where possible, how to fix it; none contai
       BadReply               a call was made, and no answer of the API came back
       TransportError         the server could not be reached (Misconfigured: nor will it be, as things are set)
       OutcomeUnknown         in doubt: the mail may have gone out
-      NotSent                certainly not sent: deadline, cancellation, no token, client closed, ledger
+      NotSent                certainly not sent: deadline, cancellation, no token, client closed, ledger, too late
       Suspended              not attempted: its user, mailbox or app is suspended
       UnknownUser            not attempted: the client has no token for its user
 
@@ -58,6 +58,7 @@ from .ends import (
     NotSent,
     OutcomeUnknown,
     RecordRefused,
+    ScheduleMissed,
     Suspended,
     TransportError,
     UnknownUser,
@@ -94,6 +95,7 @@ __all__ = [
     "QuotaSpent",
     "ReceiverCheckFailed",
     "RecordRefused",
+    "ScheduleMissed",
     "ScopeMissing",
     "SenderCheckFailed",
     "ServerError",

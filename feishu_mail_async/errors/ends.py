@@ -14,6 +14,7 @@ __all__ = [
     "NotSent",
     "OutcomeUnknown",
     "RecordRefused",
+    "ScheduleMissed",
     "Suspended",
     "TransportError",
     "UnknownUser",
@@ -68,6 +69,12 @@ class NotSent(FeishuMailError):
     """
 
     status = OutcomeStatus.SKIPPED
+
+
+class ScheduleMissed(NotSent):
+    """A draft that could not be handed over in time to be sent when it was meant to; it was not sent."""
+
+    status = OutcomeStatus.FAILED
 
 
 class ClientClosed(NotSent):

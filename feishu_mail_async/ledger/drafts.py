@@ -24,7 +24,7 @@ from .lookup import rows_of
 from .texts import stored
 from .transaction import Transaction
 
-__all__ = ["Note", "begin_call", "end_call", "free", "read", "write_notes"]
+__all__ = ["Note", "begin_call", "end_call", "free", "read", "unschedule", "write_notes"]
 
 Note = tuple[OutcomeStatus, FeishuMailError]
 """The outcome of a draft that ended without a call of its own."""
@@ -32,7 +32,7 @@ Note = tuple[OutcomeStatus, FeishuMailError]
 _draft: Final = schema.draft.c
 _KEY: Final = schema.draft.primary_key.columns
 _RECORD: Final = tuple(field.name for field in dataclasses.fields(Record))
-_KEPT: Final = tuple(state for state in DraftState if state.good or state is DraftState.IN_FLIGHT)
+_KEPT: Final = tuple(state for state in DraftState if state.done or state is DraftState.IN_FLIGHT)
 """States that a note does not change: another process has sent the draft, or is sending it."""
 _LARGEST_CODE: Final = 2**31 - 1
 
@@ -71,6 +71,11 @@ async def end_call(transaction: Transaction, turn: Turn, judgement: Judgement, *
         state = DraftState.SENT if judgement.verdict is Verdict.DONE else DraftState.ALREADY_SENT
         values |= {name: judgement.text(name) for name in ("message_id", "thread_id")}
         values |= {"code": None, "error": None}
+        schedule = turn.waiter.schedule
+        # "Already sent" after a call without an answer: it was that one, which scheduled it.
+        if schedule is not None and (state is DraftState.SENT or turn.permit.in_doubt):
+            state = DraftState.SCHEDULED
+            values |= {"scheduled_for": schedule.at, "message_id": values["message_id"] or schedule.message_id}
     elif judgement.verdict is Verdict.FATAL and not renewing:
         state = DraftState.UNKNOWN if in_doubt else DraftState.FAILED
     else:
@@ -87,6 +92,16 @@ async def free(transaction: Transaction, turn: str) -> None:
     """Record that no call was made in a turn."""
     mine = sa.update(schema.draft).where(_draft.turn == turn, _draft.state == DraftState.IN_FLIGHT)
     await transaction.run(mine.values(state=DraftState.WAITING, turn=None, calls=_draft.calls - 1))
+
+
+async def unschedule(transaction: Transaction, user: str, mailbox: str, message_id: str) -> None:
+    """Record that a scheduled mail was cancelled, so that its draft may be sent again."""
+    table = schema.draft
+    mine = (_draft.app_id == transaction.app_id, _draft.user_key == user, _draft.mailbox_key == mailbox)
+    named = sa.or_(_draft.message_id == message_id, _draft.draft_id == message_id)
+    cancelled = sa.update(table).where(*mine, _draft.state == DraftState.SCHEDULED, named)
+    values = {"state": DraftState.SKIPPED, "error": "its scheduled sending was cancelled", "scheduled_for": None}
+    await transaction.run(cancelled.values(**values, changed=wall_clock()))
 
 
 async def write_notes(transaction: Transaction, notes: Mapping[DraftKey, Note]) -> None:

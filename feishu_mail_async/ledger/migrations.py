@@ -117,6 +117,11 @@ async def _from_1_to_2(connection: AsyncConnection) -> None:
     await run("DROP TABLE feishu_mail_closure")
 
 
+async def _from_2_to_3(connection: AsyncConnection) -> None:
+    """Let a draft be scheduled; until now all of them were sent at once."""
+    await connection.execute(sa.text("ALTER TABLE feishu_mail_draft ADD COLUMN scheduled_for DOUBLE PRECISION"))
+
+
 def _reach(reason: FeishuMailError) -> str:
     """Return the reach of a suspension by the answer to a send that caused it."""
     if isinstance(reason, AutomatedSendDisabled):
@@ -125,4 +130,4 @@ def _reach(reason: FeishuMailError) -> str:
     return EVERYWHERE if row is None else reach_of(SEND, row.reach)
 
 
-_STEPS: Final[dict[int, Callable[[AsyncConnection], Awaitable[None]]]] = {1: _from_1_to_2}
+_STEPS: Final[dict[int, Callable[[AsyncConnection], Awaitable[None]]]] = {1: _from_1_to_2, 2: _from_2_to_3}

@@ -22,7 +22,7 @@ __all__ = [
     "token",
 ]
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The version of the schema. To change a table, raise it, and add a step to `migrations`."""
 
 metadata: Final = MetaData()
@@ -163,6 +163,7 @@ draft: Final = _table(
     Column("code", Integer),
     Column("error", Text),
     Column("changed", Double, nullable=False),  # wall clock
+    Column("scheduled_for", Double),  # seconds since 1970
 )
 
 draft_by_state: Final = Index("feishu_mail_draft_state", draft.c.app_id, draft.c.state, draft.c.changed)

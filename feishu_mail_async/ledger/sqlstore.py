@@ -192,5 +192,10 @@ class SqlStore:
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
         self._records.note(key, status, error)
 
+    @_in_task
+    async def unschedule(self, user: str, mailbox: str, mail: str) -> None:
+        work = functools.partial(drafts.unschedule, user=user, mailbox=mailbox, message_id=mail)
+        await self.session.transact(work)
+
     async def written(self) -> None:
         await self.session.written()

@@ -48,7 +48,7 @@ async def take(transaction: Transaction, waiters: Sequence[Waiter], holder: str)
     for waiter in waiters:
         key = _key(waiter)
         record = None if key is None else records.get(key)
-        if record is not None and record.state.good:
+        if record is not None and record.state.done:
             offer.recorded.append((waiter, record))
             continue
         if state.suspensions.find(state.keys_of(waiter.user, waiter.mailbox), now) is not None:

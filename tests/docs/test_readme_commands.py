@@ -72,10 +72,10 @@ def write_drafts(drafts: Mapping[str, str]) -> None:
 
 @runs(("sh", "Command line", 1))
 def test_the_command_line(code: str, shell: Shell) -> None:
-    export, send, bulk, everything, listing, status = code.splitlines()
+    export, send, bulk, everything, later, listing, status = code.splitlines()
     shell(export)
     shell.apart.do(lambda sandbox: sandbox.add_user("you", token="u-your-user-access-token"))
-    one, two, three, four, five = shell.drafts("you", 5)
+    one, two, three, four, five, six = shell.drafts("you", 6)
     shell(send.replace("DRAFT_ID", one, 1).replace("DRAFT_ID", two, 1))
     assert shell.apart.sent == Counter([one, two])
     (told,) = shell(send.replace("DRAFT_ID", one, 1).replace("DRAFT_ID", ""), "--json").outcomes
@@ -90,13 +90,18 @@ def test_the_command_line(code: str, shell: Shell) -> None:
             one: "already_sent",
             three: "sent",
         }
+    write_drafts({six: ""})
+    ended = shell(later)
+    assert "Feishu sends them at 2030-12-01 09:00; they are handed over before 2030-12-01 08:54." in ended.out
+    assert "1 draft: 1 scheduled" in ended.out
     assert four in shell(listing).out.split()
     shell(everything)
     assert shell.apart.sent == Counter([one, two, three, four, five])
-    assert shell.apart.calls == 5
+    assert shell.apart.calls == 6
     said = shell(status).out
     assert re.search(r"\bsent +5\b", said)
-    assert "5 of 20 in use" in said
+    assert re.search(r"\bscheduled +1\b", said)
+    assert "6 of 20 in use" in said
 
 
 @runs(("sh", "Tokens", 1))

@@ -78,6 +78,17 @@ async def test_one_draft(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (bool(result.message_id), result.already_sent) == (True, False)
 
 
+@runs(("python", "Before and after sending", 1))
+async def test_before_and_after_sending(
+    code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with feishu(monkeypatch, latency=0) as sandbox, client_of() as client:
+        await execute(code, client=client)
+        (draft_id,) = sandbox.ledger.created
+        assert sandbox.ledger.scheduled == sandbox.ledger.cancelled == sandbox.ledger.sent == {draft_id: 1}
+        assert capsys.readouterr().out == "li@example.com delivering\n"
+
+
 @virtual
 @runs(("python", "Many users", 1))
 async def test_many_users(code: str, monkeypatch: pytest.MonkeyPatch) -> None:

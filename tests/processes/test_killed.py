@@ -90,7 +90,7 @@ async def killed_again_and_again(url: str, seed: int, *, drafts: int, kills: int
             records = await scene.recall()
             for draft, record in records.items():
                 assert record is not None
-                assert record.state.good
+                assert record.state.done
                 # A process that died between taking and calling has counted a call that it did not make.
                 assert 0 <= record.calls - len(sandbox.ledger.calls(draft)) <= kills
             calls = len(sandbox.ledger.sends)

@@ -205,7 +205,7 @@ async def many(client: FeishuMailClient) -> Summary:
 
 def what_became(status: OutcomeStatus) -> str:
     match status:
-        case OutcomeStatus.SENT | OutcomeStatus.ALREADY_SENT:
+        case OutcomeStatus.SENT | OutcomeStatus.SCHEDULED | OutcomeStatus.ALREADY_SENT:
             return "fine"
         case OutcomeStatus.FAILED | OutcomeStatus.SKIPPED:
             return "not sent"

@@ -21,6 +21,7 @@ from feishu_mail_async.cli.render.wording import count, name_draft
 from feishu_mail_async.cli.results import Results
 from feishu_mail_async.cli.rows import STANDARD_INPUT, name_file, read_rows
 from feishu_mail_async.cli.runner import Run, run_drafts
+from feishu_mail_async.cli.schedule import AtOption, Schedule, read_at
 from feishu_mail_async.cli.state_dir import find_ledger
 from feishu_mail_async.model import Draft, Priority, RetryPolicy
 from feishu_mail_async.outcomes import Outcome
@@ -63,6 +64,7 @@ def bulk(
         bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.", show_default=False)
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send without asking.", show_default=False)] = False,
+    at: AtOption = None,
     no_ledger: NoLedgerOption = False,
     options: SenderOptions,
     verbose: VerboseOption = False,
@@ -76,20 +78,25 @@ def bulk(
 
     It says how many drafts it would send and how long that will take, and asks. When the network is down it waits.
 
+    With --at the drafts are handed over now, as fast as the limit allows, and Feishu sends them all at that time:
+    their status is "scheduled". It says first whether they can all be handed over by then, five minutes before.
+    A draft whose turn comes too late for that fails, and is not sent.
+
     A ledger remembers what was sent and when calls were made, in the user's state directory or at --ledger: the
     same command again goes on where the last one stopped, however it ended, and says first what it will skip.
 
     Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
     safe: a draft that went out is not sent twice, and is reported as "already sent".
 
-    In --out a row is a draft: draft_id, mailbox, user, status (sent, already_sent, failed, unknown, skipped),
-    message_id, thread_id, attempts, code, error_type, error, advice, log_id. In CSV a text that a spreadsheet
-    would take for a formula has a ' before it; FILE may be such a file, and is read as it was meant.
+    In --out a row is a draft: draft_id, mailbox, user, status (sent, scheduled, already_sent, failed, unknown,
+    skipped), message_id, thread_id, attempts, code, error_type, error, advice, log_id, scheduled_for. In CSV a
+    text that a spreadsheet would take for a formula has a ' before it; FILE may be such a file, and is read as it
+    was meant.
     """
     if (file is None) != everything:
         raise WrongUsage("FILE", "give a file of drafts (- is standard input), or --all for those of the mailbox")
     check_mailbox(mailbox)
-    results = Results(out) if out is not None else None
+    results, schedule = Results(out) if out is not None else None, read_at(at)
     account = read_account(options)
     with _old_objects_left_alone():
         drafts = read_drafts(file, mailbox, account) if file is not None else None
@@ -101,7 +108,8 @@ def bulk(
                 print_line(console(), f"The mailbox {mailbox} has no drafts: there is nothing to send.")
                 return 0
         kept = None if no_ledger else find_ledger(options.ledger)
-        return _send(drafts, account, kept, results, Verbose(on=verbose), dry_run=dry_run, yes=yes)
+        told = Verbose(on=verbose)
+        return _send(drafts, account, kept, results, told, schedule=schedule, dry_run=dry_run, yes=yes)
 
 
 @contextlib.contextmanager
@@ -146,6 +154,7 @@ def _send(
     results: Results | None,
     verbose: Verbose,
     *,
+    schedule: Schedule | None,
     dry_run: bool,
     yes: bool,
 ) -> int:
@@ -154,7 +163,7 @@ def _send(
     board = Board(len(drafts), account.rate_limit, width, lines=verbose.on)
     different, kept = len(set(drafts)), ledger is not None
     before = sent_before(account, ledger, drafts)
-    print_plan(board.out, drafts, account, len(drafts) - different, before)
+    print_plan(board.out, drafts, account, len(drafts) - different, before, schedule)
     if dry_run:
         print_line(board.out, "Nothing was sent: this is a dry run.")
         return 0
@@ -172,6 +181,7 @@ def _send(
                 verbose,
                 Priority.BULK,
                 record=lambda outcome: results is None or _record(results, outcome, board, kept=kept),
+                at=None if schedule is None else schedule.at,
             )
         )
     finally:

@@ -16,6 +16,7 @@ from feishu_mail_async.cli.render.progress import Board
 from feishu_mail_async.cli.render.wording import name_draft
 from feishu_mail_async.cli.results import make_row
 from feishu_mail_async.cli.runner import run_drafts
+from feishu_mail_async.cli.schedule import AtOption, read_at
 from feishu_mail_async.cli.state_dir import find_ledger
 from feishu_mail_async.model import Draft, Priority, RetryPolicy
 from feishu_mail_async.outcomes import Outcome
@@ -43,6 +44,7 @@ def send(
             show_default="60",
         ),
     ] = 60.0,
+    at: AtOption = None,
     no_ledger: NoLedgerOption = False,
     options: SenderOptions,
     as_json: JsonOption = False,
@@ -53,13 +55,15 @@ def send(
     The token is a user_access_token. It comes from --token-file, from the environment variable
     FEISHU_USER_ACCESS_TOKEN, or from `login`; never from an argument, which others on this machine could read.
 
+    With --at they are handed over now, and Feishu sends them then: their status is "scheduled", not "sent".
+
     A ledger remembers what was sent and when calls were made, in the user's state directory or at --ledger: so
     sending again costs no call, and one command after another keeps the limit.
 
     Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
     safe: a draft that went out is not sent twice, and is reported as "already sent".
     """
-    drafts = _drafts(draft_ids, mailbox)
+    drafts, schedule = _drafts(draft_ids, mailbox), read_at(at)
     try:
         retry = RetryPolicy(outage=outage)
     except ValueError:
@@ -80,7 +84,9 @@ def send(
 
     lines = told.on or (as_json and console().is_terminal)
     board = Board(len(drafts), account.rate_limit, width, lines=lines, bar=False, tell=tell)
-    run = run_loop(run_drafts(client, drafts, board, told, Priority.NORMAL))
+    run = run_loop(
+        run_drafts(client, drafts, board, told, Priority.NORMAL, at=None if schedule is None else schedule.at)
+    )
     if len(drafts) > 1 and not as_json:
         print_line(board.out, str(board.tally), wrap=True)
     return run.exit_code

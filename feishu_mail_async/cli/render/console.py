@@ -32,6 +32,7 @@ __all__ = [
 
 STYLES: Final = {
     OutcomeStatus.SENT: "green",
+    OutcomeStatus.SCHEDULED: "green",
     OutcomeStatus.ALREADY_SENT: "green",
     OutcomeStatus.FAILED: "red",
     OutcomeStatus.UNKNOWN: "yellow",

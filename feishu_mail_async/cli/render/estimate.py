@@ -12,7 +12,7 @@ from feishu_mail_async.model import RateLimit
 
 from .wording import count
 
-__all__ = ["Pace", "duration", "name_limit"]
+__all__ = ["Pace", "duration", "fit_into", "name_limit"]
 
 _MINUTE: Final = 60.0
 
@@ -36,6 +36,20 @@ def duration(calls: int, limit: RateLimit) -> float:
     """
     windows, rest = divmod(max(0, calls - 1), limit.calls)
     return windows * (limit.per + limit.margin) + rest * limit.spacing
+
+
+def fit_into(seconds: float, limit: RateLimit) -> int:
+    """Return the number of calls that can begin within so many seconds: the opposite of `duration`.
+
+    Args:
+        seconds: the time, in seconds.
+        limit: the limit.
+    """
+    if seconds < 0:
+        return 0
+    windows, rest = divmod(seconds, limit.per + limit.margin)
+    in_last = limit.calls if not limit.spacing else min(limit.calls, int(rest / limit.spacing) + 1)
+    return int(windows) * limit.calls + in_last
 
 
 class Pace:

@@ -50,7 +50,7 @@ class Tally:
     @property
     def all_sent(self) -> bool:
         """True if every draft is sent, by this run or before."""
-        return all(status.good for status in self.statuses)
+        return all(status.done for status in self.statuses)
 
     @property
     def counts(self) -> str:

@@ -267,6 +267,8 @@ def detail(outcome: Outcome) -> str:
     assert outcome.result is not None
     if outcome.result.already_sent:
         return SENT_BEFORE
+    if outcome.result.scheduled_for is not None:
+        return f"for {moment(outcome.result.scheduled_for.timestamp())}"
     calls = f"  ({outcome.result.attempts} calls)" if outcome.result.attempts > 1 else ""
     message = f"message_id {outcome.result.message_id}" if outcome.result.message_id else ""
     return escape(message + calls).strip()
