@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from feishu_mail_async.errors import FeishuMailError
+
 from .payloads import Address, fields_of, read_address, text_of
 
 __all__ = [
@@ -69,15 +71,18 @@ class Delivery:
     Attributes:
         message_id: the mail's id.
         recipients: the delivery to each recipient, in the server's order; empty as long as none is known.
+        error: why the server does not tell (any more); None if it does. `track` sets it; `delivery` raises it.
     """
 
     message_id: str
     recipients: tuple[RecipientDelivery, ...]
+    error: FeishuMailError | None = None
 
     @property
     def final(self) -> bool:
-        """True if nothing about it changes any more."""
-        return bool(self.recipients) and all(one.status.final for one in self.recipients)
+        """True if nothing about it changes any more, or nothing will be told of it."""
+        all_final = bool(self.recipients) and all(one.status.final for one in self.recipients)
+        return self.error is not None or all_final
 
 
 def read_delivery(data: Mapping[str, Any]) -> Delivery:

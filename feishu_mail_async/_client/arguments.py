@@ -9,7 +9,7 @@ from feishu_mail_async._clock import loop_time, wall_clock
 from feishu_mail_async._scheduling.record import Schedule
 from feishu_mail_async.model import Draft, SendResult
 
-__all__ = ["Mail", "check_deadline", "check_mailbox", "mail_of", "schedule_of"]
+__all__ = ["Mail", "check_deadline", "check_mailbox", "mail_of", "schedule_of", "seconds_to", "sent_mail"]
 
 _AHEAD: Final = 300
 """Seconds between a call and the sending that it schedules, at least ("发送草稿", `send_time`)."""
@@ -25,12 +25,18 @@ class Mail(NamedTuple):
         mailbox: the address of its mailbox; `me` is the user's own.
         user: the user whose token is used; None: the client's only user.
         draft: the draft that it was; None if only the id is known.
+        scheduled_for: when the server will send it; None: it was sent, or nothing is known of a schedule.
     """
 
     message_id: str
     mailbox: str
     user: str | None
     draft: Draft | None
+    scheduled_for: datetime | None = None
+
+    def goes_out_in(self) -> float:
+        """Return the seconds until it is sent; 0 if it is sent already."""
+        return 0.0 if self.scheduled_for is None else max(0.0, seconds_to("at", self.scheduled_for))
 
 
 def mail_of(mail: str | SendResult, mailbox: str, user: str | None) -> Mail:
@@ -45,7 +51,17 @@ def mail_of(mail: str | SendResult, mailbox: str, user: str | None) -> Mail:
         raise ValueError(
             "mail: the server gave no message_id for it (an earlier call had sent it); give the id itself"
         )
-    return Mail(mail.message_id, draft.mailbox, draft.user, draft)
+    return Mail(mail.message_id, draft.mailbox, draft.user, draft, mail.scheduled_for)
+
+
+def sent_mail(mail: str | SendResult, mailbox: str, user: str | None) -> Mail:
+    """Return the mail as `mail_of` does; raise ValueError if it is known not to be sent yet."""
+    found = mail_of(mail, mailbox, user)
+    if found.scheduled_for is not None and found.goes_out_in():
+        raise ValueError(
+            f"mail: it is scheduled for {found.scheduled_for.isoformat()} and not sent yet; wait for that"
+        )
+    return found
 
 
 def schedule_of(at: datetime) -> Schedule:
@@ -54,15 +70,27 @@ def schedule_of(at: datetime) -> Schedule:
     Raises:
         TypeError, ValueError: it is no moment, names no time zone, or is less than five minutes ahead.
     """
-    if not isinstance(at, datetime):
-        raise TypeError(f"at: give a datetime with a time zone, not {type(at).__name__}")
-    if at.utcoffset() is None:
-        raise ValueError("at: it names no time zone; give one, for example datetime(..., tzinfo=ZoneInfo(...))")
-    seconds = math.ceil(at.timestamp())
-    left = seconds - _AHEAD - _MARGIN - wall_clock()
+    left = seconds_to("at", at) - _AHEAD - _MARGIN
     if left < 0:
         raise ValueError(f"at: {at.isoformat()} is less than five minutes ahead; give a later time, or none")
-    return Schedule(seconds, loop_time() + left)
+    return Schedule(math.ceil(at.timestamp()), loop_time() + left)
+
+
+def seconds_to(name: str, at: datetime) -> float:
+    """Return the seconds until a moment, which may have passed.
+
+    Args:
+        name: the name of the parameter, for the message.
+        at: the moment.
+
+    Raises:
+        TypeError, ValueError: it is no moment, or names no time zone.
+    """
+    if not isinstance(at, datetime):
+        raise TypeError(f"{name}: give a datetime with a time zone, not {type(at).__name__}")
+    if at.utcoffset() is None:
+        raise ValueError(f"{name}: it names no time zone; give one, as in datetime(..., tzinfo=ZoneInfo(...))")
+    return at.timestamp() - wall_clock()
 
 
 def check_mailbox(mailbox: str, user: str | None) -> None:

@@ -46,12 +46,23 @@ class ClientBase:
                 draft_id=draft.draft_id,
             )
 
-    async def _call_mail(self, endpoint: Endpoint[T], mail: Mail, deadline: float | None = None) -> T:
+    async def _call_mail(
+        self,
+        endpoint: Endpoint[T],
+        mail: Mail,
+        deadline: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> T:
         """Make a call about a mail; its errors carry the draft that it was."""
         with _about(mail.draft):
             account = self._tokens.account(mail.user)
             return await self._binding.call(
-                endpoint, account, mailbox=mail.mailbox, deadline=deadline, message_id=mail.message_id
+                endpoint,
+                account,
+                mailbox=mail.mailbox,
+                priority=priority,
+                deadline=deadline,
+                message_id=mail.message_id,
             )
 
 

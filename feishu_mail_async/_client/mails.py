@@ -1,5 +1,8 @@
 """The client's methods on mails that were handed to the server: cancel, follow up, recall."""
 
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime
+
 from feishu_mail_async._api.endpoints import CANCEL, DELIVERY, READ, RECALL, RECALL_PROGRESS
 from feishu_mail_async._api.mails import Delivery, Recall, RecallProgress
 from feishu_mail_async._clock import loop_time
@@ -7,11 +10,12 @@ from feishu_mail_async._scheduling.record import Record
 from feishu_mail_async._scheduling.store import of
 from feishu_mail_async._scheduling.waiters import mailbox_key
 from feishu_mail_async.errors import ApiError, DraftNotFound, NotScheduled, OutcomeUnknown
-from feishu_mail_async.model import Draft, SendResult, draft_of
+from feishu_mail_async.model import Draft, Priority, SendResult, draft_of
 
-from .arguments import Mail, check_deadline, mail_of
+from .arguments import Mail, check_deadline, mail_of, seconds_to, sent_mail
 from .base import ClientBase
 from .looking import look_before_repeating
+from .tracking import track
 
 __all__ = ["MailMethods"]
 
@@ -94,7 +98,7 @@ class MailMethods(ClientBase):
             its delivery; `final` says whether that can still change.
 
         Raises:
-            ValueError, TypeError: a parameter is wrong; a result has no message_id.
+            ValueError, TypeError: a parameter is wrong; a result has no message_id, or its mail is not sent yet.
             DraftNotFound: there is no such mail.
             BadReply: no readable answer came, also after retries.
             ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
@@ -102,7 +106,45 @@ class MailMethods(ClientBase):
         Source: "查询邮件发送状态" (`GET …/user_mailboxes/:id/messages/:message_id/send_status`).
         """
         self._binding.intake(DELIVERY)
-        return await self._call_mail(DELIVERY, mail_of(mail, mailbox, user))
+        return await self._call_mail(DELIVERY, sent_mail(mail, mailbox, user))
+
+    async def track(
+        self,
+        mails: Iterable[str | SendResult],
+        *,
+        mailbox: str = "me",
+        user: str | None = None,
+        until: datetime | None = None,
+    ) -> AsyncIterator[Delivery]:
+        """Follow mails up: yield the delivery of each, each time it changes, until all are final.
+
+        A mail is asked for soon after a change, and more rarely the longer nothing changes: every five minutes in
+        the end. Failures that pass are waited out.
+
+        Args:
+            mails: results of sending, or ids of mails. What is scheduled is asked for from its time on.
+            mailbox: the address of the mailbox of those that are ids; `me` is the user's own.
+            user: the user whose token asks for those; None: the client's only user.
+            until: when to stop although not all are final, with a time zone; None: not before.
+
+        Yields:
+            deliveries, by their `message_id`. One with an `error` is the last of its mail: no more is told.
+
+        Raises:
+            ValueError, TypeError: a parameter is wrong; nothing was asked.
+            ClientClosed: the client was closed.
+
+        Source: "查询邮件发送状态", one call for each mail and question.
+        """
+        self._binding.intake(DELIVERY)
+        followed = [mail_of(mail, mailbox, user) for mail in mails]
+        ends = None if until is None else loop_time() + seconds_to("until", until)
+
+        async def ask(mail: Mail) -> Delivery:
+            return await self._call_mail(DELIVERY, mail, priority=Priority.BULK)
+
+        async for delivery in track(followed, ask, ends):
+            yield delivery
 
     async def recall_message(
         self,
@@ -127,7 +169,7 @@ class MailMethods(ClientBase):
             whether the request was taken, and if not, why.
 
         Raises:
-            ValueError, TypeError: a parameter is wrong; a result has no message_id.
+            ValueError, TypeError: a parameter is wrong; a result has no message_id, or its mail is not sent yet.
             OutcomeUnknown: it may be recalled, and neither an answer nor the progress settled it.
             DraftNotFound: there is no such mail.
             ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
@@ -137,7 +179,7 @@ class MailMethods(ClientBase):
         intake = self._binding.intake(RECALL)
         if deadline is not None:
             check_deadline(deadline)
-        recalled = mail_of(mail, mailbox, user)
+        recalled = sent_mail(mail, mailbox, user)
         return await look_before_repeating(
             intake,
             lambda left: self._call_mail(RECALL, recalled, left),
@@ -167,7 +209,7 @@ class MailMethods(ClientBase):
             the progress, for each recipient.
 
         Raises:
-            ValueError, TypeError: a parameter is wrong; a result has no message_id.
+            ValueError, TypeError: a parameter is wrong; a result has no message_id, or its mail is not sent yet.
             DraftNotFound: there is no such mail.
             BadReply: no readable answer came, also after retries.
             ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
@@ -175,4 +217,4 @@ class MailMethods(ClientBase):
         Source: "查询邮件撤回进度" (`GET …/user_mailboxes/:id/messages/:message_id/recall`).
         """
         self._binding.intake(RECALL_PROGRESS)
-        return await self._call_mail(RECALL_PROGRESS, mail_of(mail, mailbox, user))
+        return await self._call_mail(RECALL_PROGRESS, sent_mail(mail, mailbox, user))

@@ -3,7 +3,8 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from email.message import EmailMessage
 from typing import Any, assert_never, assert_type
 
 import aiohttp
@@ -263,6 +264,16 @@ async def life(client: FeishuMailClient, draft: Draft, sent: SendResult) -> None
         assert_type(each, RecipientRecall)
         assert_type(each.status, RecallStatus)
     await client.delivery(draft)  # type: ignore[arg-type]
+    async for changed in client.track([sent, "m2"], until=datetime.now(UTC)):
+        assert_type(changed, Delivery)
+        assert_type(changed.error, FeishuMailError | None)
+    created = await client.create_draft(b"To: a@example.com\n\nx", priority=Priority.BULK, deadline=5)
+    assert_type(created, Draft)
+    assert_type(created.link, str | None)
+    await client.update_draft(created, EmailMessage(), deadline=5)
+    scheduled = await client.send_draft(created, at=datetime.now(UTC))
+    assert_type(scheduled.scheduled_for, datetime | None)
+    assert_type(client.send_drafts([created], at=datetime.now(UTC)), BulkRun)
 
 
 async def logins() -> None:
