@@ -76,10 +76,11 @@ class Binding:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
         self._intakes: dict[str, Intake] = {}
+        self._preparation: Preparation | None = None
         self._runs: WeakSet[BulkRun] = WeakSet()
         self._subscriptions: list[Subscription] = []
         self._readers: WeakSet[EventReader] = WeakSet()
-        self._bodies = itertools.count()
+        self._numbers = itertools.count()
         self._closed = False
         self._origin = Origin()
 
@@ -121,7 +122,8 @@ class Binding:
             name: Intake(scheduler, self._transport, self._tokens, self._retry)
             for name, scheduler in engine.schedulers.items()
         }
-        self._intakes[SEND.name].prepare = Preparation(self._intakes[SEND.name], self._intakes[READ.name]).admit
+        self._preparation = Preparation(self._intakes[SEND.name], self._intakes[READ.name])
+        self._intakes[SEND.name].prepare = self._preparation.admit
         self._loop = loop
         self._origin.opened()
 
@@ -177,7 +179,8 @@ class Binding:
     ) -> T:
         """Make a call that sends no draft, and return what it reads.
 
-        The same call made twice at once is one call, unless it has a body: then each has its own.
+        The same write made twice at once is one call, unless it has a body: then each has its own. So has each
+        read, since the answer on its way to somebody else may be older than what this caller knows of.
 
         Args:
             endpoint: the endpoint.
@@ -190,7 +193,7 @@ class Binding:
             **segments: the values of the other names in the endpoint's path.
         """
         path = endpoint.url(query, mailbox=mailbox, **segments)
-        name = path if body is None else f"{path} {next(self._bodies)}"
+        name = path if endpoint.writes and body is None else f"{path} {next(self._numbers)}"
         key = DraftKey(account.key, mailbox_key(account.key, mailbox), name)
         call = Call(endpoint, path, key, account, body=body)
         job = await request(self.intake(endpoint), call, priority, deadline)
@@ -308,6 +311,8 @@ class Binding:
             await run.read_rest(timeout)
         for intake in self._intakes.values():
             await intake.end_look_ups(timeout)
+        if self._preparation is not None:
+            await self._preparation.ended()
         for run in runs:
             await run.finish()
 

@@ -219,18 +219,18 @@ class SendResult:
         message_id: the sent mail's id; None where the server gave none (as with `already_sent`).
         thread_id: the conversation's id; None where the server gave none.
         already_sent: an earlier call had sent it (its reply may have been lost).
+        scheduled_for: when the server will send it; None: it was sent. Scheduled is not sent.
         attempts: calls made for this draft.
         log_id: the `X-Tt-Logid` of the answer, which support asks for.
-        scheduled_for: when the server will send it; None: it was sent. Scheduled is not sent.
     """
 
     draft: Draft
     message_id: str | None
     thread_id: str | None
     already_sent: bool
+    scheduled_for: datetime | None = field(default=None, kw_only=True)
     attempts: int
     log_id: str | None
-    scheduled_for: datetime | None = None
 
     @property
     def status(self) -> OutcomeStatus:

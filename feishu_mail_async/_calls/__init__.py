@@ -19,6 +19,7 @@ Theory of operation
     request   A `Call`: method, path, key, account, draft. Whoever wants it is an `Entry`.
     record    With a ledger, the draft's record is read first. On record as sent: done, without a call. In doubt:
               the job begins in doubt, so that it cannot end as "certainly not sent".
+    prepare   A scheduled send only: its draft is read, for the id of the mail that it will be.
     token     The intake waits for the user's token BEFORE a turn is requested.
     turn      A `Job` submits a `Waiter` to the scheduler, and is called back: granted, refused or recorded.
     attempt   One HTTP exchange inside that turn, in a task.

@@ -6,6 +6,9 @@
               on record as sent? --yes--> done, without a call
                    | no
                    v
+              to be sent later? --yes--> its draft is read first (`preparing`)
+                   | no
+                   v
               token at hand? --no--> fetched, once for all who wait for it; the other users go on meanwhile
                    | yes
                    v
@@ -76,6 +79,7 @@ class Intake:
         policy: the retry policy.
 
     Attributes:
+        closed: set once its client has begun to close, for those who wait for something else than a call.
         unread: the record to assume for a draft before its own is read; None where there are no records.
         prepare: prepares an entry that is to be scheduled, and hands it to `prepared`.
     """
@@ -89,6 +93,7 @@ class Intake:
         self.delays = PolicyDelays(policy)
         self.time = asyncio.get_running_loop().time
         self.closing = False
+        self.closed = asyncio.Event()
         self.jobs: dict[DraftKey, Job] = {}
         self.tasks: set[asyncio.Future[Any]] = set()
         self.outage = math.inf if policy.outage is None else policy.outage
@@ -335,6 +340,7 @@ class Intake:
 
     def close(self) -> None:
         """Begin to end all waiting calls. Calls in flight go on."""
+        self.closed.set()
         if self._ending is None:
             self._ending = self.scheduler.sweep(self._closing())
 

@@ -45,6 +45,11 @@ class Preparation:
         if len(self._tasks) < _AT_ONCE:
             start_task(self._work(), "feishu-mail-prepare-schedule", self._tasks)
 
+    async def ended(self) -> None:
+        """Wait until no entry is here any more; the intakes have been closed, so nothing is read for them."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _work(self) -> None:
         while self._waiting:
             entry = self._waiting.popleft()

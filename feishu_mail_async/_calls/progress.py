@@ -75,11 +75,13 @@ class Progress:
         if schedule is not None and not (already and self.tries.conclusive):
             scheduled_for, message_id = schedule.at, message_id or schedule.message_id
         at = None if scheduled_for is None else datetime.fromtimestamp(scheduled_for, UTC)
-        already = already and at is None
-        return SendResult(draft, message_id, thread_id, already, self.tries.calls, success.log_id, at)
+        already, attempts = already and at is None, self.tries.calls
+        return SendResult(draft, message_id, thread_id, already, attempts, success.log_id, scheduled_for=at)
 
     def value(self, what: str, read: Callable[[Mapping[str, Any]], T]) -> T:
         """Return what `read` makes of the answer's data, or raise the error.
+
+        A write whose data cannot be read has been done, but nobody knows to what: it ends in doubt.
 
         Args:
             what: what is read, as a message names it.
@@ -91,7 +93,8 @@ class Progress:
         try:
             return read(success.data)
         except (KeyError, TypeError, ValueError) as error:
-            raise BadReply(f"{what} does not have the documented form ({error})", log_id=success.log_id) from None
+            bad = BadReply(f"{what} does not have the documented form ({error})", log_id=success.log_id)
+        raise settled(bad, self.call, self.tries.calls, conclusive=not self.call.endpoint.writes)
 
     def error_for(self, draft: Draft | None) -> FeishuMailError:
         """Return the error, a copy for each listener, with the listener's draft and a traceback of its own.

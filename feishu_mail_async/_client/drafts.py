@@ -1,10 +1,12 @@
 """The client's methods on drafts: create, read, update, delete, list."""
 
+import asyncio
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
 from typing import Final
+from weakref import WeakValueDictionary
 
 from feishu_mail_async._api.bodies import message_body
 from feishu_mail_async._api.endpoints import CREATE, DELETE, LIST, READ, UPDATE
@@ -12,7 +14,8 @@ from feishu_mail_async._api.message import marker_of
 from feishu_mail_async._api.payloads import Created, DraftContent
 from feishu_mail_async._checks import check_type
 from feishu_mail_async._clock import loop_time
-from feishu_mail_async.errors import BadReply, DraftNotFound
+from feishu_mail_async._scheduling.waiters import mailbox_key
+from feishu_mail_async.errors import BadReply, DraftNotFound, NotSent
 from feishu_mail_async.events import DraftMayBeLeft
 from feishu_mail_async.model import Draft, Priority, draft_of
 
@@ -24,7 +27,7 @@ from .messages import Finder, written
 __all__ = ["DraftMethods"]
 
 _REMEMBERED: Final = 10_000
-"""Message-IDs of created drafts that a client remembers."""
+"""Drafts that it has created, of which a client remembers the ids."""
 _PAGE_SIZE: Final = "100"
 """Drafts on a page of a list: the most that the server gives."""
 
@@ -34,7 +37,8 @@ class DraftMethods(ClientBase):
 
     def __init__(self) -> None:
         self._finders: dict[tuple[str, str | None], Finder] = {}
-        self._created: OrderedDict[str, set[str]] = OrderedDict()
+        self._created: OrderedDict[str, None] = OrderedDict()
+        self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def create_draft(
         self,
@@ -50,7 +54,7 @@ class DraftMethods(ClientBase):
         The message is written the way the server is said to read it; a Message-ID is added if it has none.
         Creating twice makes two drafts. So if the answer is lost, the draft is looked for by its Message-ID before
         the call is repeated. Where that finds nothing, a draft that nobody sends may be left over: a
-        `DraftMayBeLeft` event says so.
+        `DraftMayBeLeft` event says so. Cancelling this while its call is in flight may leave a draft over, too.
 
         Args:
             message: the message, or the bytes of one; it is not changed.
@@ -88,16 +92,27 @@ class DraftMethods(ClientBase):
             )
 
         async def look() -> Created | None:
-            finder = self._finder(mailbox, user)
-            found = await finder.find(message_id, self._created.get(message_id, ()))
+            found = await self._finder(mailbox, user).find(message_id)
             if found is not None:
                 return Created(found, None)
             left = DraftMayBeLeft(loop_time(), account.key, mailbox, message_id)
             self._binding.engine.events.publish(left)
             return None
 
-        created = await look_before_repeating(intake, attempt, look, ends)
-        self._remember(message_id, created.draft_id)
+        # The same message once at a time: a draft that is found could be the one whose answer is on its way.
+        alone = self._creating.setdefault((mailbox_key(account.key, mailbox), message_id), asyncio.Lock())
+        try:
+            async with asyncio.timeout_at(ends):
+                await alone.acquire()
+        except TimeoutError:
+            raise NotSent(
+                f"not created: the deadline of {deadline:g} s passed while the same message was being created"
+            ) from None
+        try:
+            created = await look_before_repeating(intake, attempt, look, ends)
+            self._remember(created.draft_id)
+        finally:
+            alone.release()
         return Draft(created.draft_id, mailbox, user, link=created.link)
 
     def _finder(self, mailbox: str, user: str | None) -> Finder:
@@ -116,12 +131,11 @@ class DraftMethods(ClientBase):
                 return None  # sent or deleted meanwhile
             return content.smtp_message_id
 
-        return self._finders.setdefault((mailbox, user), Finder(ids, message_id))
+        return self._finders.setdefault((mailbox, user), Finder(ids, message_id, self._created))
 
-    def _remember(self, message_id: str, draft_id: str) -> None:
-        """Remember which draft a message became: the same one may be created once more, and is not that draft."""
-        self._created.setdefault(message_id, set()).add(draft_id)
-        self._created.move_to_end(message_id)
+    def _remember(self, draft_id: str) -> None:
+        """Remember a draft whose creation was answered: no other creation has made it."""
+        self._created[draft_id] = None
         if len(self._created) > _REMEMBERED:
             self._created.popitem(last=False)
 

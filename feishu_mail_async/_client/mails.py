@@ -1,5 +1,6 @@
 """The client's methods on mails that were handed to the server: cancel, follow up, recall."""
 
+import copy
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 
@@ -9,12 +10,12 @@ from feishu_mail_async._clock import loop_time
 from feishu_mail_async._scheduling.record import Record
 from feishu_mail_async._scheduling.store import of
 from feishu_mail_async._scheduling.waiters import mailbox_key
-from feishu_mail_async.errors import ApiError, DraftNotFound, NotScheduled, OutcomeUnknown
+from feishu_mail_async.errors import DraftNotFound, InvalidRequest, NotScheduled, OutcomeUnknown
 from feishu_mail_async.model import Draft, Priority, SendResult, draft_of
 
 from .arguments import Mail, check_deadline, mail_of, seconds_to, sent_mail
 from .base import ClientBase
-from .looking import look_before_repeating
+from .looking import look_before_repeating, look_in_doubt
 from .tracking import track
 
 __all__ = ["MailMethods"]
@@ -43,7 +44,7 @@ class MailMethods(ClientBase):
             NotScheduled: it is not scheduled: it went out, was cancelled before, or was never scheduled.
             DraftNotFound: there is no such mail.
             OutcomeUnknown: it may have been cancelled, and no answer settled it. Cancelling it again is safe.
-            LedgerError: it was cancelled, and the ledger still says that it is scheduled.
+            LedgerError: the ledger cannot be used. If the mail was cancelled by then, it is in doubt there.
             ApiError, TransportError, Suspended, UnknownUser, ClientClosed, NotSent: as for `send_draft`.
 
         Source: "取消定时发送" (`POST …/user_mailboxes/:id/messages/:message_id/cancel_scheduled_send`).
@@ -51,18 +52,33 @@ class MailMethods(ClientBase):
         self._binding.intake(CANCEL)
         if deadline is not None:
             check_deadline(deadline)
+        ends = None if deadline is None else loop_time() + deadline
         scheduled = await self._scheduled(mail, mailbox, user)
+        # In doubt before the call: if nobody is left to record its end, a later run asks the server, and does not
+        # take for scheduled what was cancelled.
+        await self._unschedule(scheduled, cancelled=False)
+        await self._cancel(scheduled, ends)
+        await self._unschedule(scheduled, cancelled=True)
+
+    async def _cancel(self, scheduled: Mail, ends: float | None) -> None:
         try:
-            await self._call_mail(CANCEL, scheduled, deadline)
+            await self._call_mail(CANCEL, scheduled, None if ends is None else ends - loop_time())
         except OutcomeUnknown as unknown:
             # A call whose answer was lost may have cancelled it; or it went out before the next one came.
-            if not isinstance(unknown.__cause__, NotScheduled) or scheduled.draft is None:
+            cause, draft = unknown.__cause__, scheduled.draft
+            if not isinstance(cause, NotScheduled) or draft is None:
                 raise
-            if not await self._is_draft(scheduled.draft):
-                raise unknown.__cause__ from None
+            if not await look_in_doubt(lambda: self._is_draft(draft), unknown, ends):
+                gone = copy.copy(cause)  # other callers may share it
+                gone.draft = draft
+                raise gone from None
+
+    async def _unschedule(self, scheduled: Mail, *, cancelled: bool) -> None:
+        """Record that the mail is being cancelled, or that it was."""
         account = self._tokens.account(scheduled.user)
+        mailbox = mailbox_key(account.key, scheduled.mailbox)
         store = self._binding.intake().scheduler.store
-        await of(store.unschedule(account.key, mailbox_key(account.key, scheduled.mailbox), scheduled.message_id))
+        await of(store.unschedule(account.key, mailbox, scheduled.message_id, cancelled=cancelled))
 
     async def _scheduled(self, mail: str | Draft | SendResult, mailbox: str, user: str | None) -> Mail:
         """Return the mail to cancel.
@@ -188,10 +204,14 @@ class MailMethods(ClientBase):
         )
 
     async def _was_recalled(self, mail: Mail) -> Recall | None:
-        """Return the answer that was lost, if the mail is being recalled; what is not, is taken to answer so."""
+        """Return the answer that was lost, if the mail is being recalled.
+
+        No document says how the server answers for a mail that is not: it is taken to know of no recall, or of no
+        such request. Any other refusal says nothing.
+        """
         try:
             progress = await self._call_mail(RECALL_PROGRESS, mail)
-        except ApiError:
+        except (DraftNotFound, InvalidRequest):
             return None
         return Recall(accepted=True, reason=None) if progress.done or progress.recipients else None
 

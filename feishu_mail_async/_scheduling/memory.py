@@ -199,7 +199,7 @@ class MemoryStore:
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
         pass
 
-    def unschedule(self, user: str, mailbox: str, mail: str) -> None:
+    def unschedule(self, user: str, mailbox: str, mail: str, *, cancelled: bool) -> None:
         pass
 
     async def written(self) -> None:

@@ -40,6 +40,7 @@ class DraftState(StrEnum):
 
         no record -- take --> IN_FLIGHT -- settle --> WAITING -- take --> IN_FLIGHT
                                         -- settle --> SENT, SCHEDULED, ALREADY_SENT, FAILED, UNKNOWN
+        SCHEDULED -- its cancellation begins --> WAITING, in doubt -- it has succeeded --> SKIPPED
 
     A draft that ends without a call of its own is recorded as FAILED, UNKNOWN or SKIPPED. All states but SENT and
     ALREADY_SENT may be left again: a later run may try the draft once more; SCHEDULED, if it is cancelled.

@@ -156,12 +156,8 @@ class SchedulerStore(Protocol):
     def note(self, key: DraftKey, status: OutcomeStatus, error: FeishuMailError) -> None:
         """Record the outcome of a draft that ended without being sent, as far as is known."""
 
-    def unschedule(self, user: str, mailbox: str, mail: str) -> Answer[None]:
-        """Record that a scheduled mail, named by its own id or its draft's, was cancelled.
-
-        Raises:
-            LedgerError: it is not on record, so a later run will take the draft for scheduled.
-        """
+    def unschedule(self, user: str, mailbox: str, mail: str, *, cancelled: bool) -> Answer[None]:
+        """Record that a scheduled mail, named by its own id or its draft's, is being cancelled, or that it was."""
 
     async def written(self) -> None:
         """Wait until everything begun so far is written."""

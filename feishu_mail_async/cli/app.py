@@ -11,6 +11,8 @@ from feishu_mail_async._signals import heard
 from feishu_mail_async._text import escape_lines
 
 from .commands.bulk import bulk
+from .commands.cancel import cancel
+from .commands.delete import delete
 from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.enqueue import enqueue
@@ -83,6 +85,8 @@ _COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "send": send,
     "bulk": bulk,
     "list": list_drafts,
+    "cancel": cancel,
+    "delete": delete,
     "enqueue": enqueue,
     "worker": worker,
     "status": status,

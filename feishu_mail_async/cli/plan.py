@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -10,6 +10,7 @@ from rich.text import Text
 from feishu_mail_async._text import escape
 from feishu_mail_async.codes import ResumeWhen
 from feishu_mail_async.errors import LedgerError
+from feishu_mail_async.ledger import DraftState
 from feishu_mail_async.model import Draft
 
 from .account import Account
@@ -22,9 +23,21 @@ from .render.wording import count, span
 from .schedule import Schedule
 from .state_dir import REMEDY
 
-__all__ = ["agreed", "check_askable", "print_plan", "sent_before"]
+__all__ = ["Before", "agreed", "check_askable", "print_plan", "sent_before"]
 
 _MOST_ROWS: Final = 10
+
+
+class Before(NamedTuple):
+    """The drafts that the ledger has on record as done, which need no call.
+
+    Attributes:
+        sent: the number of those that were sent.
+        scheduled: the number of those that the server will send.
+    """
+
+    sent: int = 0
+    scheduled: int = 0
 
 
 def print_plan(  # noqa: PLR0917 - one for each thing that is said
@@ -32,7 +45,7 @@ def print_plan(  # noqa: PLR0917 - one for each thing that is said
     drafts: Sequence[Draft],
     account: Account,
     repeated: int,
-    before: int = 0,
+    before: Before = Before(),  # noqa: B008 - a value
     schedule: Schedule | None = None,
 ) -> None:
     """Print the number of drafts by mailbox and user, and the expected duration.
@@ -42,19 +55,20 @@ def print_plan(  # noqa: PLR0917 - one for each thing that is said
         drafts: the drafts, with duplicates.
         account: the account that sends them.
         repeated: the number of drafts that repeat an earlier one.
-        before: the number of the others that were sent or scheduled before.
+        before: those of the others that were sent or scheduled before.
         schedule: when the server is to send them; None: at once.
     """
-    left = len(drafts) - repeated - before
+    left = len(drafts) - repeated - sum(before)
     print_line(place, f"{count(len(drafts), 'draft')} for {account.base_url}", "bold")
     print_rows(place, _mailboxes(drafts))
     if repeated:
         rows, verb = count(repeated, "row"), "names" if repeated == 1 else "name"
         once = "it is sent" if repeated == 1 else "each is sent"
         print_line(place, f"{rows} {verb} a draft named before: {once} once.")
-    if before:
-        were, each = ("was", "it is") if before == 1 else ("were", "they are")
-        print_line(place, f"{count(before, 'draft')} {were} sent before: {each} skipped.")
+    for number, what in zip(before, ("sent before", "scheduled before"), strict=True):
+        if number:
+            were, each = ("was", "it is") if number == 1 else ("were", "they are")
+            print_line(place, f"{count(number, 'draft')} {were} {what}: {each} skipped.")
     if left:
         seconds = max(1.0, duration(left, account.rate_limit))
         print_line(place, f"It takes about {span(seconds)}: {name_limit(account.rate_limit)}.")
@@ -97,16 +111,17 @@ def check_askable(*, from_input: bool) -> None:
         raise WrongUsage("--yes", "without a terminal nobody can be asked before mail is sent; give it")
 
 
-def agreed() -> bool:
+def agreed(schedule: Schedule | None = None) -> bool:
     """Ask for the confirmation, and return whether the answer is yes; Ctrl-C is a no."""
+    question = "Send them? Mail cannot be unsent." if schedule is None else f"Have them sent at {schedule.name}?"
     try:
-        return agrees("Send them? Mail cannot be unsent. [y/N] ")
+        return agrees(f"{question} [y/N] ")
     except KeyboardInterrupt:
         return False
 
 
-def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -> int:
-    """Return the number of drafts that the ledger has recorded as sent, which need no call.
+def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -> Before:
+    """Return the numbers of drafts that the ledger has recorded as sent or scheduled, which need no call.
 
     Subjects that an earlier run has left suspended until `resume` are resumed: a user who repeats the command has
     removed the cause, or wants to see whether it still exists.
@@ -120,17 +135,19 @@ def sent_before(account: Account, ledger: str | None, drafts: Sequence[Draft]) -
         CannotStart: the ledger cannot be read.
     """
     if ledger is None:
-        return 0
+        return Before()
     try:
         return run_loop(_sent_before(account, ledger, list(dict.fromkeys(drafts))))
     except LedgerError as error:
         raise CannotStart(f"{error}{REMEDY}") from None
 
 
-async def _sent_before(account: Account, ledger: str, drafts: Sequence[Draft]) -> int:
+async def _sent_before(account: Account, ledger: str, drafts: Sequence[Draft]) -> Before:
     async with account.client(ledger=ledger) as client:
         records = await client.records(drafts)
         for suspended in client.snapshot().suspended:
             if suspended.until is ResumeWhen.RESUMED:
                 client.resume(suspended.subject)
-    return sum(record is not None and record.state.done for record in records)
+    done = [record.state for record in records if record is not None and record.state.done]
+    scheduled = done.count(DraftState.SCHEDULED)
+    return Before(len(done) - scheduled, scheduled)

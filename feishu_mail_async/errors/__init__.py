@@ -12,7 +12,8 @@ Every message says what happened and, where possible, how to fix it; none contai
       Suspended              not attempted: its user, mailbox or app is suspended
       UnknownUser            not attempted: the client has no token for its user
 
-The class attribute `status` is the outcome that a draft gets when it ends with the error.
+The class attribute `status` is the outcome that a draft gets when it ends with the error. `retryable` says whether
+the same call may succeed later, `certainly_not_sent` whether nothing went out.
 """
 
 from .api import (

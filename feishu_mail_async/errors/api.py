@@ -1,5 +1,6 @@
 """The errors of answers with a code: one class for each group of codes."""
 
+from feishu_mail_async.codes import Verdict, lookup
 from feishu_mail_async.model import Draft
 
 from .base import FeishuMailError
@@ -70,6 +71,9 @@ class ApiError(FeishuMailError):
         self.http_status = http_status
         self.advice = advice
         self.advice_zh = advice_zh
+        row = lookup(code, http_status)
+        self.retryable = row.verdict is Verdict.RETRY or isinstance(self, QuotaSpent)
+        self.certainly_not_sent = row.conclusive
 
 
 class DraftRejected(ApiError):

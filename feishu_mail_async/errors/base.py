@@ -28,9 +28,13 @@ class FeishuMailError(Exception):
         log_id: the `X-Tt-Logid` of the last answer, which support asks for; None without one.
         attempts: calls made for the draft before the error.
         status: the outcome of a draft that ends with this error (set by class).
+        retryable: the same call may succeed later, without anybody changing anything.
+        certainly_not_sent: no call before this error has sent the mail, or done what else was asked for.
     """
 
     status: ClassVar[OutcomeStatus] = OutcomeStatus.FAILED
+    retryable: bool = False
+    certainly_not_sent: bool = True
 
     def __init__(
         self, message: str, *, draft: Draft | None = None, log_id: str | None = None, attempts: int = 0

@@ -60,6 +60,8 @@ class OutcomeUnknown(FeishuMailError):
     """
 
     status = OutcomeStatus.UNKNOWN
+    retryable = True
+    certainly_not_sent = False
 
 
 class NotSent(FeishuMailError):
@@ -69,20 +71,26 @@ class NotSent(FeishuMailError):
     """
 
     status = OutcomeStatus.SKIPPED
+    retryable = True
 
 
 class ScheduleMissed(NotSent):
     """A draft that could not be handed over in time to be sent when it was meant to; it was not sent."""
 
     status = OutcomeStatus.FAILED
+    retryable = False
 
 
 class ClientClosed(NotSent):
     """A client that is closed, or was closed before the draft had its turn."""
 
+    retryable = False
+
 
 class LoginRequired(NotSent):
     """A user whose tokens cannot be refreshed any more: a person has to log in again."""
+
+    retryable = False
 
 
 class LedgerError(NotSent):
@@ -96,10 +104,13 @@ class RecordRefused(LedgerError):
     """A draft of which the ledger's database takes no record, so no call is made. Other drafts go on."""
 
     status = OutcomeStatus.FAILED
+    retryable = False
 
 
 class TransportError(FeishuMailError):
     """A server that could not be reached: the name did not resolve, or no connection came about."""
+
+    retryable = True
 
 
 class Misconfigured(TransportError):
@@ -108,6 +119,8 @@ class Misconfigured(TransportError):
     Examples: a certificate that is not trusted, a proxy that refuses, an address that is not the API's.
     """
 
+    retryable = False
+
 
 class BadReply(FeishuMailError):
     """A call that brought no answer of the API: the answer was lost, unreadable, or from something else.
@@ -115,6 +128,9 @@ class BadReply(FeishuMailError):
     Attributes:
         http_status: the HTTP status; None where there was no answer at all.
     """
+
+    retryable = True
+    certainly_not_sent = False
 
     def __init__(
         self,
@@ -165,3 +181,4 @@ class Suspended(FeishuMailError):
         super().__init__(message, draft=draft, attempts=attempts)
         self.subject = subject
         self.until = until
+        self.retryable = until is not None

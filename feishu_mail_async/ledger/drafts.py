@@ -34,6 +34,7 @@ _KEY: Final = schema.draft.primary_key.columns
 _RECORD: Final = tuple(field.name for field in dataclasses.fields(Record))
 _KEPT: Final = tuple(state for state in DraftState if state.done or state is DraftState.IN_FLIGHT)
 """States that a note does not change: another process has sent the draft, or is sending it."""
+_CANCELLED: Final = "its scheduled sending was cancelled"
 _LARGEST_CODE: Final = 2**31 - 1
 
 
@@ -94,14 +95,16 @@ async def free(transaction: Transaction, turn: str) -> None:
     await transaction.run(mine.values(state=DraftState.WAITING, turn=None, calls=_draft.calls - 1))
 
 
-async def unschedule(transaction: Transaction, user: str, mailbox: str, message_id: str) -> None:
-    """Record that a scheduled mail was cancelled, so that its draft may be sent again."""
-    table = schema.draft
+async def unschedule(transaction: Transaction, user: str, mailbox: str, mail: str, *, cancelled: bool) -> None:
+    """Record that a scheduled mail, named by its own id or its draft's, is being cancelled, or that it was."""
     mine = (_draft.app_id == transaction.app_id, _draft.user_key == user, _draft.mailbox_key == mailbox)
-    named = sa.or_(_draft.message_id == message_id, _draft.draft_id == message_id)
-    cancelled = sa.update(table).where(*mine, _draft.state == DraftState.SCHEDULED, named)
-    values = {"state": DraftState.SKIPPED, "error": "its scheduled sending was cancelled", "scheduled_for": None}
-    await transaction.run(cancelled.values(**values, changed=wall_clock()))
+    named = sa.or_(_draft.message_id == mail, _draft.draft_id == mail)
+    states, values = [DraftState.SCHEDULED], {"state": DraftState.WAITING, "in_doubt": True}
+    if cancelled:
+        states.append(DraftState.WAITING)
+        values = {"state": DraftState.SKIPPED, "in_doubt": False, "scheduled_for": None, "error": _CANCELLED}
+    found = sa.update(schema.draft).where(*mine, _draft.state.in_(states), named)
+    await transaction.run(found.values(**values, changed=wall_clock()))
 
 
 async def write_notes(transaction: Transaction, notes: Mapping[DraftKey, Note]) -> None:

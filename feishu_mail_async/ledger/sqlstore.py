@@ -193,8 +193,8 @@ class SqlStore:
         self._records.note(key, status, error)
 
     @_in_task
-    async def unschedule(self, user: str, mailbox: str, mail: str) -> None:
-        work = functools.partial(drafts.unschedule, user=user, mailbox=mailbox, message_id=mail)
+    async def unschedule(self, user: str, mailbox: str, mail: str, *, cancelled: bool) -> None:
+        work = functools.partial(drafts.unschedule, user=user, mailbox=mailbox, mail=mail, cancelled=cancelled)
         await self.session.transact(work)
 
     async def written(self) -> None:

@@ -75,9 +75,10 @@ def test_cells_left_out_at_the_end_of_a_row(tmp_path: Path) -> None:
 
 
 def test_a_row_of_results_that_is_cut_off_is_no_row(tmp_path: Path) -> None:
-    columns = "draft_id,mailbox,user,status,message_id,thread_id,attempts,code,error_type,error,advice,log_id"
-    found = read(tmp_path, f"{columns}\n{'d-1,me' + ',' * 10}\nd-")
-    assert (found.drafts, found.wrong) == ([Draft("d-1")], ["line 3: it has 1 column, and the header has 12"])
+    columns = "draft_id,mailbox,user,status,message_id,thread_id,attempts,code,error_type,error,advice,log_id,"
+    columns += "scheduled_for"
+    found = read(tmp_path, f"{columns}\n{'d-1,me' + ',' * 11}\nd-")
+    assert (found.drafts, found.wrong) == ([Draft("d-1")], ["line 3: it has 1 column, and the header has 13"])
 
 
 def test_a_bad_byte_does_not_turn_utf_8_into_something_else(tmp_path: Path) -> None:

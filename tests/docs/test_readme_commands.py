@@ -72,7 +72,7 @@ def write_drafts(drafts: Mapping[str, str]) -> None:
 
 @runs(("sh", "Command line", 1))
 def test_the_command_line(code: str, shell: Shell) -> None:
-    export, send, bulk, everything, later, listing, status = code.splitlines()
+    export, send, bulk, everything, later, cancel, listing, status = code.splitlines()
     shell(export)
     shell.apart.do(lambda sandbox: sandbox.add_user("you", token="u-your-user-access-token"))
     one, two, three, four, five, six = shell.drafts("you", 6)
@@ -94,14 +94,17 @@ def test_the_command_line(code: str, shell: Shell) -> None:
     ended = shell(later)
     assert "Feishu sends them at 2030-12-01 09:00; they are handed over before 2030-12-01 08:54." in ended.out
     assert "1 draft: 1 scheduled" in ended.out
+    assert shell(cancel).out == f"cancelled     {six}\n"
+    assert six in shell(listing).out.split()
+    assert "1 draft: 1 scheduled" in shell(later).out
     assert four in shell(listing).out.split()
     shell(everything)
     assert shell.apart.sent == Counter([one, two, three, four, five])
-    assert shell.apart.calls == 6
+    assert shell.apart.calls == 7
     said = shell(status).out
     assert re.search(r"\bsent +5\b", said)
     assert re.search(r"\bscheduled +1\b", said)
-    assert "6 of 20 in use" in said
+    assert "7 of 20 in use" in said
 
 
 @runs(("sh", "Tokens", 1))

@@ -1,5 +1,6 @@
 """What is on record of a send that the server is to make later."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from feishu_mail_async import Draft, OutcomeStatus
 from feishu_mail_async.ledger import DraftState
 from feishu_mail_async.sandbox import Fault, Sandbox
-from tests.helpers.ledgers import open_client
+from tests.helpers.ledgers import open_client, until
 
 
 def ahead(**time: float) -> datetime:
@@ -52,5 +53,23 @@ async def test_what_was_cancelled_can_be_sent(by: str, url: str, sandbox: Sandbo
         [record] = await client.records([draft])
         assert record is not None
         assert (record.state, record.scheduled_for) == (DraftState.SKIPPED, None)
+        assert (await client.send_draft(draft)).status is OutcomeStatus.SENT
+    assert sandbox.ledger.sent == {draft_id: 1}
+
+
+async def test_a_cancellation_whose_end_nobody_has_seen_leaves_it_in_doubt(url: str, sandbox: Sandbox) -> None:
+    [draft_id] = sandbox.add_drafts("alice", 1)
+    draft = Draft(draft_id, user="alice")
+    async with open_client(sandbox, url) as client:
+        await client.send_draft(draft, at=ahead(hours=1))
+        sandbox.script_calls("cancel", Fault.hang_after())
+        cancelling = asyncio.create_task(client.cancel_scheduled(draft))
+        await until(lambda: sandbox.ledger.cancelled[draft_id])
+        cancelling.cancel()
+        await client.close(0.0)
+    async with open_client(sandbox, url) as client:
+        [record] = await client.records([draft])
+        assert record is not None
+        assert (record.state, record.in_doubt) == (DraftState.WAITING, True)
         assert (await client.send_draft(draft)).status is OutcomeStatus.SENT
     assert sandbox.ledger.sent == {draft_id: 1}

@@ -56,5 +56,5 @@ def test_limits_that_are_wrong(limits: Any, error: type[Exception], said: str) -
 
 async def test_a_changed_limit_of_no_endpoint() -> None:
     async with FeishuMailClient("u-token") as client:
-        with pytest.raises(ValueError, match="endpoint: there is no endpoint 'create'"):
-            client.set_rate_limit(RateLimit(), "create")
+        with pytest.raises(ValueError, match="endpoint: there is no endpoint 'creation'"):
+            client.set_rate_limit(RateLimit(), "creation")

@@ -9,7 +9,6 @@ import pytest
 
 from feishu_mail_async import (
     Address,
-    ApiError,
     Delivery,
     DeliveryStatus,
     Draft,
@@ -26,8 +25,6 @@ from feishu_mail_async import (
 )
 from feishu_mail_async._api.bodies import json_body
 from feishu_mail_async._api.endpoints import SEND
-from feishu_mail_async.codes import CODES
-from feishu_mail_async.errors import FeishuMailError
 from feishu_mail_async.events import DraftMayBeLeft, Event
 from feishu_mail_async.sandbox import Fault, Sandbox
 
@@ -337,36 +334,3 @@ async def test_a_result_without_an_id(sandbox: Sandbox, client: FeishuMailClient
         with pytest.raises(ValueError, match=r"^mailbox, user: "):
             await ask(SendResult(Draft("d1"), "m1", None, False, 1, None), user="bob")
     assert not sandbox.ledger.arrivals
-
-
-# --- each code, at each endpoint -----------------------------------------------------------------------------
-
-CALLS: dict[str, Any] = {
-    "create": lambda client, _: client.create_draft(letter()),
-    "update": lambda client, sent: client.update_draft(sent.draft, letter()),
-    "delete": lambda client, sent: client.delete_draft(sent.draft),
-    "read": lambda client, sent: client.read_draft(sent.draft),
-    "list": lambda client, _: drafts_of(client),
-    "cancel": lambda client, sent: client.cancel_scheduled(sent),
-    "delivery": lambda client, sent: client.delivery(sent),
-    "recall": lambda client, sent: client.recall_message(sent),
-    "recall_progress": lambda client, sent: client.recall_progress(sent),
-}
-
-
-@pytest.mark.parametrize("endpoint", CALLS)
-@pytest.mark.parametrize("row", [row for row in CODES.values() if row.number], ids=lambda row: row.name)
-async def test_every_code_at_every_endpoint(row: Any, endpoint: str, sandbox: Sandbox) -> None:
-    sent = SendResult(Draft("d1"), "m1", None, already_sent=False, attempts=1, log_id=None)
-    sandbox.on_call = lambda _: Fault.code(row.name)
-    retry = RetryPolicy(attempts=1, refusals=0, initial=0.1)
-    async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url, retry=retry) as client:
-        with pytest.raises(FeishuMailError) as failed:
-            await CALLS[endpoint](client, sent)
-    decided = failed.value if isinstance(failed.value, ApiError) else failed.value.__cause__
-    assert isinstance(decided, ApiError)
-    assert decided.code == row.number
-    assert type(decided).__name__ == (row.error or "ApiError")
-    # Only a write whose attempt settles nothing is in doubt.
-    writes = endpoint in {"create", "update", "delete", "cancel", "recall"}
-    assert isinstance(failed.value, OutcomeUnknown) == (writes and not row.conclusive)

@@ -74,13 +74,15 @@ async def test_a_draft_is_read_whole(sandbox: Sandbox) -> None:
         text="您好,\n账单见附件。\n",
         attachments=(Attachment("七月.pdf", "attachment1", inline=False),),
         message_id=sandbox.message_id(draft_id),
+        smtp_message_id=f"<{sandbox.message_id(draft_id)}@sandbox>",
     )
 
 
 async def test_a_draft_without_anything(sandbox: Sandbox) -> None:
     async with client_of(sandbox) as client:
         content = await client.read_draft(Draft(draft_id := sandbox.add_draft("alice")))
-    assert content == DraftContent("", None, (), (), (), None, None, (), sandbox.message_id(draft_id))
+    message_id = sandbox.message_id(draft_id)
+    assert content == DraftContent("", None, (), (), (), None, None, (), message_id, content.smtp_message_id)
 
 
 async def test_a_draft_that_is_not_there_any_more(sandbox: Sandbox) -> None:

@@ -15,6 +15,7 @@ from feishu_mail_async import (
     OutcomeUnknown,
     RetryPolicy,
     ScheduleMissed,
+    SendResult,
 )
 from feishu_mail_async.sandbox import Fault, Sandbox
 
@@ -198,3 +199,18 @@ async def test_bad_input_costs_no_call(sandbox: Sandbox, client: FeishuMailClien
     with pytest.raises(TypeError, match=r"^at: give a datetime with a time zone, not str"):
         await client.send_draft("d1", at="09:00")  # type: ignore[arg-type]
     assert not sandbox.ledger.arrivals
+
+
+@pytest.mark.parametrize("patience", [None, 0.0])
+async def test_closing_ends_all_that_is_read_first(patience: float | None, sandbox: Sandbox) -> None:
+    ids = sandbox.add_drafts("alice", 3100)
+    client, at = client_of(sandbox), ahead(sandbox, hours=1)
+    single = [asyncio.create_task(client.send_draft(draft_id, at=at)) for draft_id in ids[:3000]]
+    run = client.send_drafts(ids[3000:], at=at)
+    reading = asyncio.ensure_future(anext(run))
+    await asyncio.sleep(5)
+    await client.close(patience)
+    assert [task.get_name() for task in asyncio.all_tasks() if "prepare" in task.get_name()] == []
+    ends = await asyncio.gather(*single, return_exceptions=True)
+    assert all(isinstance(end, SendResult | NotSent) for end in ends)
+    assert len([await reading, *[outcome async for outcome in run]]) == 100

@@ -67,6 +67,7 @@ from feishu_mail_async import (
     RefreshingTokens,
     ResumeWhen,
     RetryPolicy,
+    ScheduleMissed,
     ScopeMissing,
     SenderCheckFailed,
     SendResult,
@@ -348,6 +349,8 @@ async def every_error(client: FeishuMailClient) -> str:
         assert_type(error.until, float | None)
     except UnknownUser as error:
         assert_type(error.users, tuple[str, ...])
+    except ScheduleMissed as error:
+        assert_type(error.attempts, int)
     except Misconfigured as error:
         return str(error)
     except BadReply as error:
@@ -355,6 +358,8 @@ async def every_error(client: FeishuMailClient) -> str:
     except (OutcomeUnknown, ClientClosed, NotSent, TransportError) as error:
         assert_type(error.__cause__, BaseException | None)
     except FeishuMailError as error:
+        assert_type(error.retryable, bool)
+        assert_type(error.certainly_not_sent, bool)
         return str(error)
     return ""
 

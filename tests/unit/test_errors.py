@@ -40,6 +40,7 @@ from feishu_mail_async import (
     QuotaSpent,
     ReceiverCheckFailed,
     RecordRefused,
+    ScheduleMissed,
     ScopeMissing,
     SenderCheckFailed,
     ServerError,
@@ -93,6 +94,7 @@ FAMILY: dict[type[BaseException], type[BaseException]] = {
     AutomatedSendDisabled: FeishuMailError,
     OutcomeUnknown: FeishuMailError,
     NotSent: FeishuMailError,
+    ScheduleMissed: NotSent,
     ClientClosed: NotSent,
     LedgerError: NotSent,
     RecordRefused: LedgerError,
@@ -129,6 +131,7 @@ EVERY: list[FeishuMailError] = [
     LedgerError("ledger: /var/mail.db: the disk is full", draft=DRAFT),
     RecordRefused("draft 'd1': the ledger takes no record of it", draft=DRAFT),
     LoginRequired("user alice has to log in again", draft=DRAFT),
+    ScheduleMissed("not scheduled: its turn came too late", draft=DRAFT),
     ClientClosed("the client is closed"),
     TransportError("the server cannot be reached", draft=DRAFT),
     Misconfigured("the server cannot be reached", draft=DRAFT),
@@ -252,3 +255,34 @@ def test_an_error_pickles_whatever_the_tag() -> None:
     assert again.draft.tag is None
     kept = pickle.loads(pickle.dumps(NotSent("not sent", draft=Draft("d", tag=("row", 7)))))
     assert kept.draft.tag == ("row", 7)
+
+
+# --- whether it may succeed later, and whether nothing went out -----------------------------------------------
+
+LATER = {1236006, 1236010, 1236019, 1235000, 99991400, 1236007, 1236008, 1236009, 1236013, 99991403}
+"""Codes after which the same call may succeed later."""
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_whether_the_same_call_may_succeed_later(error: FeishuMailError) -> None:
+    if isinstance(error, ApiError):
+        wanted = error.code in LATER
+    elif isinstance(error, Suspended):
+        wanted = error.until is not None
+    else:
+        wanted = type(error) in {OutcomeUnknown, NotSent, LedgerError, TransportError, BadReply}
+    assert error.retryable is wanted
+    assert pickle.loads(pickle.dumps(error)).retryable is wanted
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_whether_nothing_went_out(error: FeishuMailError) -> None:
+    in_doubt = isinstance(error, OutcomeUnknown | BadReply | ServerError)
+    assert error.certainly_not_sent is not in_doubt
+    assert copy.copy(error).certainly_not_sent is not in_doubt
+
+
+def test_a_code_of_tomorrow_goes_by_its_status() -> None:
+    for http_status, later, certain in ((400, False, True), (429, True, True), (503, True, False)):
+        error = of(lookup(1239999, http_status, "a code of tomorrow"))
+        assert (error.retryable, error.certainly_not_sent) == (later, certain)

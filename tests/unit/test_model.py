@@ -160,10 +160,10 @@ def test_the_defaults_are_the_promised_ones() -> None:
         "maximum",
         "outage",
     ]
-    assert [field.name for field in fields(Draft)] == ["draft_id", "mailbox", "user", "tag"]
+    assert [field.name for field in fields(Draft)] == ["draft_id", "mailbox", "user", "tag", "link"]
     assert [field.name for field in fields(Outcome)] == ["draft", "status", "result", "error"]
     assert [field.name for field in fields(SendResult)] == (
-        ["draft", "message_id", "thread_id", "already_sent", "attempts", "log_id"]
+        ["draft", "message_id", "thread_id", "already_sent", "scheduled_for", "attempts", "log_id"]
     )
 
 
@@ -186,7 +186,8 @@ def test_priorities_are_served_in_their_order() -> None:
 
 
 def test_the_statuses_are_the_promised_words() -> None:
-    assert [str(status) for status in OutcomeStatus] == ["sent", "already_sent", "failed", "unknown", "skipped"]
+    words = ["sent", "scheduled", "already_sent", "failed", "unknown", "skipped"]
+    assert [str(status) for status in OutcomeStatus] == words
 
 
 RESULT = SendResult(Draft("d1"), "m1", "t1", already_sent=False, attempts=1, log_id="log")

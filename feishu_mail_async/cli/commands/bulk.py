@@ -167,7 +167,7 @@ def _send(
     if dry_run:
         print_line(board.out, "Nothing was sent: this is a dry run.")
         return 0
-    if not (yes or before == different or agreed()):
+    if not (yes or sum(before) == different or agreed(schedule)):
         print_line(board.out, "Nothing was sent.")
         return SOME_NOT
     try:

@@ -1,5 +1,6 @@
 """`feishu-mail-async send`: send some drafts by their ids."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -23,7 +24,7 @@ from feishu_mail_async.outcomes import Outcome
 
 from .listing import check_mailbox
 
-__all__ = ["send"]
+__all__ = ["drafts_of", "send"]
 
 
 def send(
@@ -63,7 +64,7 @@ def send(
     Ctrl-C once makes no new calls and finishes those under way; twice stops at once. Sending again is always
     safe: a draft that went out is not sent twice, and is reported as "already sent".
     """
-    drafts, schedule = _drafts(draft_ids, mailbox), read_at(at)
+    drafts, schedule = drafts_of(draft_ids, mailbox), read_at(at)
     try:
         retry = RetryPolicy(outage=outage)
     except ValueError:
@@ -92,12 +93,17 @@ def send(
     return run.exit_code
 
 
-def _drafts(ids: list[str], mailbox: str) -> list[Draft]:
+def drafts_of(ids: Sequence[str], mailbox: str, user: str | None = None) -> list[Draft]:
+    """Return the drafts that the arguments name, each once.
+
+    Raises:
+        WrongUsage: an id, or the mailbox, cannot be one.
+    """
     check_mailbox(mailbox)
     drafts = []
     for draft_id in dict.fromkeys(ids):
         try:
-            drafts.append(Draft(check_spelling("draft_id", draft_id), mailbox))
+            drafts.append(Draft(check_spelling("draft_id", draft_id), mailbox, user))
         except ValueError as error:
             raise WrongUsage("DRAFT_ID", error) from None
     return drafts

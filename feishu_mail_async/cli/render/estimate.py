@@ -48,7 +48,7 @@ def fit_into(seconds: float, limit: RateLimit) -> int:
     if seconds < 0:
         return 0
     windows, rest = divmod(seconds, limit.per + limit.margin)
-    in_last = limit.calls if not limit.spacing else min(limit.calls, int(rest / limit.spacing) + 1)
+    in_last = limit.calls if not limit.spacing else int(min(limit.calls - 1, rest / limit.spacing)) + 1
     return int(windows) * limit.calls + in_last
 
 

@@ -72,6 +72,7 @@ def test_json(cli: Callable[..., Ended], server: Server) -> None:
         "error": None,
         "advice": None,
         "log_id": "",
+        "scheduled_for": None,
     }
     assert sent["message_id"]
     assert sent["thread_id"]
@@ -121,7 +122,7 @@ def test_nothing_to_reach(cli: Callable[..., Ended]) -> None:
 
 
 def test_a_mistake_of_ours_is_one_line(cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> RateLimit:
+    def broken(*_: object, **__: object) -> RateLimit:
         raise LookupError(os.environ[TOKEN_VARIABLE])
 
     monkeypatch.setattr("feishu_mail_async.cli.options.read_base_url", lambda *_, **__: "https://example.com")
