@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from feishu_mail_async._checks import check_id
@@ -97,6 +98,7 @@ class DraftContent:
         attachments: the files and the inline images.
         message_id: the message's own id at the server; None if it did not say.
         smtp_message_id: the Message-ID that the server shows; None if it did not say.
+        dated: the time that the server shows of it; None if it did not say.
     """
 
     subject: str
@@ -109,6 +111,7 @@ class DraftContent:
     attachments: tuple[Attachment, ...]
     message_id: str | None
     smtp_message_id: str | None = None
+    dated: datetime | None = None
 
 
 def read_content(data: Mapping[str, Any]) -> DraftContent:
@@ -138,6 +141,7 @@ def read_content(data: Mapping[str, Any]) -> DraftContent:
         ),
         message_id=text_of(message, "message_id"),
         smtp_message_id=text_of(message, "smtp_message_id"),
+        dated=_dated(message),
     )
 
 
@@ -193,6 +197,14 @@ def read_address(value: Any) -> Address:
     """Read a party of a mail."""
     item = fields_of(value)
     return Address(text_of(item, "mail_address") or "", text_of(item, "name") or "")
+
+
+def _dated(message: Mapping[str, Any]) -> datetime | None:
+    """Return the time of a message, which is in milliseconds since 1970; None if there is none to be read."""
+    try:
+        return datetime.fromtimestamp(int(message["internal_date"]) / 1000, UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def _addresses(message: Mapping[str, Any], name: str) -> tuple[Address, ...]:

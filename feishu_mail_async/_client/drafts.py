@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from email.message import EmailMessage
 from typing import Final
 from weakref import WeakValueDictionary
@@ -13,7 +14,7 @@ from feishu_mail_async._api.endpoints import CREATE, DELETE, LIST, READ, UPDATE
 from feishu_mail_async._api.message import marker_of
 from feishu_mail_async._api.payloads import Created, DraftContent
 from feishu_mail_async._checks import check_type
-from feishu_mail_async._clock import loop_time
+from feishu_mail_async._clock import loop_time, wall_clock
 from feishu_mail_async._scheduling.waiters import mailbox_key
 from feishu_mail_async.errors import BadReply, DraftNotFound, NotSent
 from feishu_mail_async.events import DraftMayBeLeft
@@ -28,6 +29,8 @@ __all__ = ["DraftMethods"]
 
 _REMEMBERED: Final = 10_000
 """Drafts that it has created, of which a client remembers the ids."""
+_EARLIER: Final = 600.0
+"""Seconds by which the server's clock may be behind ours."""
 _PAGE_SIZE: Final = "100"
 """Drafts on a page of a list: the most that the server gives."""
 
@@ -82,9 +85,12 @@ class DraftMethods(ClientBase):
             check_deadline(deadline)
         account = self._tokens.account(user)
         ends = None if deadline is None else loop_time() + deadline
-        encoded = await written(message, f"{uuid.uuid4().hex}@feishu-mail-async")
+        ours, began = f"{uuid.uuid4().hex}@feishu-mail-async", wall_clock()
+        encoded = await written(message, ours)
         body, message_id = message_body(encoded), marker_of(encoded)
         assert message_id is not None  # `written` has added one
+        # A Message-ID of the caller's own may have been used before, by another program or an earlier run.
+        since = None if message_id == ours else datetime.fromtimestamp(began - _EARLIER, UTC)
 
         async def attempt(left: float | None) -> Created:
             return await self._binding.call(
@@ -92,7 +98,7 @@ class DraftMethods(ClientBase):
             )
 
         async def look() -> Created | None:
-            found = await self._finder(mailbox, user).find(message_id)
+            found = await self._finder(mailbox, user).find(message_id, since)
             if found is not None:
                 return Created(found, None)
             left = DraftMayBeLeft(loop_time(), account.key, mailbox, message_id)
@@ -122,16 +128,13 @@ class DraftMethods(ClientBase):
             async for draft in self.list_drafts(mailbox=mailbox, user=user):
                 yield draft.draft_id
 
-        async def message_id(draft_id: str) -> str | None:
+        async def read(draft_id: str) -> DraftContent | None:
             try:
-                content = await self._call_draft(
-                    READ, Draft(draft_id, mailbox, user), query={"format": "metadata"}
-                )
+                return await self._call_draft(READ, Draft(draft_id, mailbox, user), query={"format": "metadata"})
             except DraftNotFound:
                 return None  # sent or deleted meanwhile
-            return content.smtp_message_id
 
-        return self._finders.setdefault((mailbox, user), Finder(ids, message_id, self._created))
+        return self._finders.setdefault((mailbox, user), Finder(ids, read, self._created))
 
     def _remember(self, draft_id: str) -> None:
         """Remember a draft whose creation was answered: no other creation has made it."""

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from datetime import datetime
 from email.message import EmailMessage
-from typing import Final
+from typing import Final, NamedTuple
 
 from feishu_mail_async._api.message import write_message
+from feishu_mail_async._api.payloads import DraftContent
 
 __all__ = ["Finder", "written"]
 
@@ -37,6 +39,13 @@ def _size(message: object) -> int:
     return sum(len(payload) for payload in payloads if isinstance(payload, str | bytes))
 
 
+class _Seen(NamedTuple):
+    """What was read of a draft: its Message-ID, and the time that the server shows of it."""
+
+    message_id: str | None
+    dated: datetime | None
+
+
 class Finder:
     """Finds drafts of one mailbox by their Message-ID.
 
@@ -47,38 +56,43 @@ class Finder:
 
     Args:
         ids: returns the ids of the mailbox's drafts.
-        message_id: returns the Message-ID of a draft; None if there is no such draft, or the server does not say.
+        read: reads a draft; None if there is no such draft any more.
         created: ids of drafts whose creation was answered: they are never what is looked for.
     """
 
     def __init__(
         self,
         ids: Callable[[], AsyncIterator[str]],
-        message_id: Callable[[str], Awaitable[str | None]],
+        read: Callable[[str], Awaitable[DraftContent | None]],
         created: Collection[str],
     ) -> None:
         self._ids = ids
-        self._message_id = message_id
+        self._read_one = read
         self._created = created
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, _Seen] = {}
         self._unread: list[str] = []
         self._asked = 0
         self._listed = 0
         self._alone = asyncio.Lock()
 
-    async def find(self, message_id: str) -> str | None:
-        """Return the id of a draft with this Message-ID whose creation was not answered; None: there is none."""
+    async def find(self, message_id: str, since: datetime | None = None) -> str | None:
+        """Return the id of a draft with this Message-ID whose creation was not answered; None: there is none.
+
+        Args:
+            message_id: the Message-ID.
+            since: the draft is not dated before this; None: the Message-ID alone tells it.
+        """
         self._asked += 1
         asked = self._asked
         async with self._alone:
             if self._listed < asked:
                 await self._list()
-            while (found := self._look_up(message_id)) is None and self._unread:
+            while (found := self._look_up(message_id, since)) is None and self._unread:
                 # Each to its end: the one that cannot be read may be another, and no read goes on after this.
                 some = self._unread[:_AT_ONCE]
                 read = await asyncio.gather(*map(self._read, some), return_exceptions=True)
                 failed = [said for said in read if isinstance(said, BaseException)]
-                if failed and (found := self._look_up(message_id)) is None:
+                if failed and (found := self._look_up(message_id, since)) is None:
                     raise failed[0]
             return found
 
@@ -91,13 +105,18 @@ class Finder:
         self._listed = asked
 
     async def _read(self, draft_id: str) -> None:
-        said = await self._message_id(draft_id)
-        self._known[draft_id] = said and said.strip("<> ")
+        content, seen = await self._read_one(draft_id), _Seen(None, None)
+        if content is not None and content.smtp_message_id is not None:
+            seen = _Seen(content.smtp_message_id.strip("<> "), content.dated)
+        self._known[draft_id] = seen
         self._unread.remove(draft_id)
 
-    def _look_up(self, message_id: str) -> str | None:
-        known = self._known.items()
-        return next((one for one, said in known if said == message_id and one not in self._created), None)
+    def _look_up(self, message_id: str, since: datetime | None) -> str | None:
+        for one, seen in self._known.items():
+            too_old = since is not None and seen.dated is not None and seen.dated < since
+            if seen.message_id == message_id and one not in self._created and not too_old:
+                return one
+        return None
 
 
 def _from_both_ends(ids: list[str]) -> list[str]:

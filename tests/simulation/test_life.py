@@ -122,6 +122,21 @@ async def test_a_lost_answer_is_looked_for(
     assert not [one for one in told if isinstance(one, DraftMayBeLeft)]
 
 
+@pytest.mark.parametrize("fault", [LOST[0], NOTHING[0]], ids=repr)
+async def test_an_older_draft_with_the_same_message_id_is_another_one(
+    fault: Fault, sandbox: Sandbox, client: FeishuMailClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feishu_mail_async._client.drafts.wall_clock", sandbox.unix_time)
+    message = letter(Message_ID="<weekly@example.com>")
+    async with FeishuMailClient(sandbox.token("alice"), base_url=sandbox.base_url) as earlier_run:
+        before = await earlier_run.create_draft(message)
+    await asyncio.sleep(7 * 86_400)
+    sandbox.script_calls("create", fault)
+    draft = await client.create_draft(message)
+    assert {*sandbox.ledger.created} == {before.draft_id, draft.draft_id}
+    assert before.draft_id != draft.draft_id
+
+
 @pytest.mark.parametrize("fault", NOTHING, ids=repr)
 async def test_a_call_that_did_nothing_is_repeated_once_that_is_known(
     fault: Fault, sandbox: Sandbox, client: FeishuMailClient

@@ -75,14 +75,19 @@ async def test_a_draft_is_read_whole(sandbox: Sandbox) -> None:
         attachments=(Attachment("七月.pdf", "attachment1", inline=False),),
         message_id=sandbox.message_id(draft_id),
         smtp_message_id=f"<{sandbox.message_id(draft_id)}@sandbox>",
+        dated=content.dated,
     )
+    assert content.dated is not None
+    assert abs(content.dated.timestamp() - sandbox.unix_time()) < 60
 
 
 async def test_a_draft_without_anything(sandbox: Sandbox) -> None:
     async with client_of(sandbox) as client:
         content = await client.read_draft(Draft(draft_id := sandbox.add_draft("alice")))
     message_id = sandbox.message_id(draft_id)
-    assert content == DraftContent("", None, (), (), (), None, None, (), message_id, content.smtp_message_id)
+    assert content == DraftContent(
+        "", None, (), (), (), None, None, (), message_id, content.smtp_message_id, content.dated
+    )
 
 
 async def test_a_draft_that_is_not_there_any_more(sandbox: Sandbox) -> None:
