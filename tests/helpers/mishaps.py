@@ -8,17 +8,24 @@ from feishu_mail_async import codes
 from feishu_mail_async.sandbox import Arrival, Fault, Sandbox
 from feishu_mail_async.sandbox.faults import Kind
 
-__all__ = ["LOST", "MISHAPS", "QUICK", "mishaps"]
+__all__ = ["LOST", "LOST_KINDS", "MISHAPS", "NOTHING_KINDS", "QUICK", "mishaps"]
 
 _INVALID: Final = codes.named("InvalidRequest").number
 _READS: Final = {"list", "read", "delivery", "recall_progress"}
 _EMPTY_SUCCESS: Final = Fault.code("Success", accepted=True)
 
-LOST: Final = [
+LOST_KINDS: Final = [
     Fault.reset_after(),
     Fault.hang_after(),
     Fault.gateway(accepted=True),
     Fault.code("InternalError", accepted=True),
+]
+"""One of each kind of call that is carried out, and whose answer does not say so."""
+NOTHING_KINDS: Final = [Fault.reset_before(), Fault.hang_before(), Fault.gateway(), Fault.code("InternalError")]
+"""The same for who made the call; and nothing was done."""
+
+LOST: Final = [
+    *LOST_KINDS,
     Fault.code("ServiceFailed", accepted=True),
     _EMPTY_SUCCESS,
     Fault.unknown(1299998, 503, accepted=True),
@@ -34,11 +41,8 @@ LOST: Final = [
 ]
 """The call is carried out, and its answer does not say so, or comes too late."""
 NOTHING: Final = [
-    Fault.reset_before(),
-    Fault.hang_before(),
-    Fault.gateway(),
+    *NOTHING_KINDS,
     Fault.gateway(504),
-    Fault.code("InternalError"),
     Fault.broken(),
     Fault.nulls(),
     Fault.redirect("http://127.0.0.1:9/elsewhere"),

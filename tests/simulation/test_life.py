@@ -27,18 +27,9 @@ from feishu_mail_async._api.bodies import json_body
 from feishu_mail_async._api.endpoints import SEND
 from feishu_mail_async.events import DraftMayBeLeft, Event
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.mishaps import LOST_KINDS, NOTHING_KINDS
 
 pytestmark = pytest.mark.looptime
-
-LOST = [
-    Fault.reset_after(),
-    Fault.hang_after(),
-    Fault.gateway(accepted=True),
-    Fault.code("InternalError", accepted=True),
-]
-"""Calls that are carried out, and whose answers do not say so."""
-NOTHING = [Fault.reset_before(), Fault.hang_before(), Fault.gateway(), Fault.code("InternalError")]
-"""The same for who made the call; and nothing was done."""
 
 
 @pytest.fixture
@@ -107,7 +98,7 @@ async def test_each_shape_of_the_answer_that_was_seen(
     assert draft.draft_id == (made if shape != "message_id" else sandbox.message_id(made))
 
 
-@pytest.mark.parametrize("fault", LOST, ids=repr)
+@pytest.mark.parametrize("fault", LOST_KINDS, ids=repr)
 @pytest.mark.parametrize("own", [False, True])
 async def test_a_lost_answer_is_looked_for(
     fault: Fault, own: bool, sandbox: Sandbox, client: FeishuMailClient
@@ -122,7 +113,7 @@ async def test_a_lost_answer_is_looked_for(
     assert not [one for one in told if isinstance(one, DraftMayBeLeft)]
 
 
-@pytest.mark.parametrize("fault", [LOST[0], NOTHING[0]], ids=repr)
+@pytest.mark.parametrize("fault", [LOST_KINDS[0], NOTHING_KINDS[0]], ids=repr)
 async def test_an_older_draft_with_the_same_message_id_is_another_one(
     fault: Fault, sandbox: Sandbox, client: FeishuMailClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +128,7 @@ async def test_an_older_draft_with_the_same_message_id_is_another_one(
     assert before.draft_id != draft.draft_id
 
 
-@pytest.mark.parametrize("fault", NOTHING, ids=repr)
+@pytest.mark.parametrize("fault", NOTHING_KINDS, ids=repr)
 async def test_a_call_that_did_nothing_is_repeated_once_that_is_known(
     fault: Fault, sandbox: Sandbox, client: FeishuMailClient
 ) -> None:
@@ -220,7 +211,7 @@ async def test_a_large_message_leaves_the_loop_to_others(sandbox: Sandbox, clien
 # --- changing ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [None, *LOST, *NOTHING], ids=repr)
+@pytest.mark.parametrize("fault", [None, *LOST_KINDS, *NOTHING_KINDS], ids=repr)
 async def test_an_update(fault: Fault | None, sandbox: Sandbox, client: FeishuMailClient) -> None:
     draft = await client.create_draft(letter("before"))
     sandbox.script_calls("update", *[fault] if fault else ())
@@ -235,7 +226,7 @@ async def test_updates_of_one_draft_at_once_are_all_made(sandbox: Sandbox, clien
     assert sandbox.ledger.updated == {draft.draft_id: 3}
 
 
-@pytest.mark.parametrize("fault", [None, *LOST, *NOTHING], ids=repr)
+@pytest.mark.parametrize("fault", [None, *LOST_KINDS, *NOTHING_KINDS], ids=repr)
 async def test_a_deletion(fault: Fault | None, sandbox: Sandbox, client: FeishuMailClient) -> None:
     draft = await client.create_draft(letter())
     sandbox.script_calls("delete", *[fault] if fault else ())
@@ -249,7 +240,7 @@ async def test_a_deletion(fault: Fault | None, sandbox: Sandbox, client: FeishuM
 # --- scheduled -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [None, *LOST, *NOTHING], ids=repr)
+@pytest.mark.parametrize("fault", [None, *LOST_KINDS, *NOTHING_KINDS], ids=repr)
 @pytest.mark.parametrize("by", ["id", "result"])
 async def test_a_scheduled_mail_is_cancelled(
     by: str, fault: Fault | None, sandbox: Sandbox, client: FeishuMailClient
@@ -260,7 +251,7 @@ async def test_a_scheduled_mail_is_cancelled(
     message_id = sandbox.message_id(draft.draft_id)
     result = SendResult(draft, message_id, None, already_sent=False, attempts=1, log_id=None)
     sandbox.script_calls("cancel", *[fault] if fault else ())
-    if by == "id" and fault in LOST:
+    if by == "id" and fault in LOST_KINDS:
         # Without the draft nobody can tell a mail that was cancelled from one that went out.
         with pytest.raises(OutcomeUnknown, match="it may have been cancelled"):
             await client.cancel_scheduled(message_id)
@@ -315,7 +306,7 @@ async def test_a_delivery_is_followed_up(sandbox: Sandbox, client: FeishuMailCli
     assert last == Delivery(sent.message_id or "", last.recipients)
 
 
-@pytest.mark.parametrize("fault", [None, *LOST, *NOTHING], ids=repr)
+@pytest.mark.parametrize("fault", [None, *LOST_KINDS, *NOTHING_KINDS], ids=repr)
 async def test_a_recall(fault: Fault | None, sandbox: Sandbox, client: FeishuMailClient) -> None:
     sent = await client.send_draft(await client.create_draft(letter()))
     await asyncio.sleep(60)

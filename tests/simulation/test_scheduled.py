@@ -18,6 +18,7 @@ from feishu_mail_async import (
     SendResult,
 )
 from feishu_mail_async.sandbox import Fault, Sandbox
+from tests.helpers.mishaps import LOST_KINDS
 
 pytestmark = pytest.mark.looptime
 
@@ -73,15 +74,7 @@ async def test_parts_of_a_second_never_make_it_earlier(sandbox: Sandbox, client:
     assert result.scheduled_for == at + timedelta(seconds=1)
 
 
-LOST = [
-    Fault.reset_after(),
-    Fault.hang_after(),
-    Fault.gateway(accepted=True),
-    Fault.code("InternalError", accepted=True),
-]
-
-
-@pytest.mark.parametrize("fault", LOST, ids=repr)
+@pytest.mark.parametrize("fault", LOST_KINDS, ids=repr)
 async def test_a_lost_answer_is_asked_for_again(fault: Fault, sandbox: Sandbox, client: FeishuMailClient) -> None:
     [draft_id] = sandbox.add_drafts("alice", 1)
     at = ahead(sandbox, hours=1)
