@@ -71,8 +71,7 @@ class Progress:
         already = success.verdict is Verdict.ALREADY_DONE
         message_id, thread_id = success.text("message_id"), success.text("thread_id")
         scheduled_for, schedule = success.scheduled_for, self.call.schedule
-        # "Already sent" after an attempt without an answer: it was that one, which scheduled it.
-        if schedule is not None and not (already and self.tries.conclusive):
+        if schedule is not None and schedule.holds(already=already, in_doubt=not self.tries.conclusive):
             scheduled_for, message_id = schedule.at, message_id or schedule.message_id
         at = None if scheduled_for is None else datetime.fromtimestamp(scheduled_for, UTC)
         already, attempts = already and at is None, self.tries.calls

@@ -9,12 +9,24 @@ from feishu_mail_async._clock import loop_time, wall_clock
 from feishu_mail_async._scheduling.record import Schedule
 from feishu_mail_async.model import Draft, SendResult
 
-__all__ = ["Mail", "check_deadline", "check_mailbox", "mail_of", "schedule_of", "seconds_to", "sent_mail"]
+__all__ = [
+    "AHEAD",
+    "Mail",
+    "check_deadline",
+    "check_mailbox",
+    "end_of",
+    "left_until",
+    "mail_of",
+    "schedule_of",
+    "seconds_to",
+    "sent_mail",
+]
 
-_AHEAD: Final = 300
-"""Seconds between a call and the sending that it schedules, at least ("发送草稿", `send_time`)."""
-_MARGIN: Final = 5
-"""Seconds more, for clocks that differ and the way to the server."""
+AHEAD: Final = 305
+"""Seconds between handing a draft over and the sending that it schedules, at least.
+
+The server wants 300 ("发送草稿", `send_time`); the rest is for clocks that differ and the way to it.
+"""
 
 
 class Mail(NamedTuple):
@@ -70,7 +82,7 @@ def schedule_of(at: datetime) -> Schedule:
     Raises:
         TypeError, ValueError: it is no moment, names no time zone, or is less than five minutes ahead.
     """
-    left = seconds_to("at", at) - _AHEAD - _MARGIN
+    left = seconds_to("at", at) - AHEAD
     if left < 0:
         raise ValueError(f"at: {at.isoformat()} is less than five minutes ahead; give a later time, or none")
     return Schedule(math.ceil(at.timestamp()), loop_time() + left)
@@ -103,3 +115,20 @@ def check_mailbox(mailbox: str, user: str | None) -> None:
 def check_deadline(deadline: float) -> None:
     """Raise TypeError or ValueError unless this is a number of seconds."""
     check_number("deadline", deadline, lambda _: True, "seconds, or None")
+
+
+def end_of(deadline: float | None) -> float | None:
+    """Return when a call with this deadline has to be over, in the loop's time; None: there is no limit.
+
+    Raises:
+        TypeError, ValueError: it is no number of seconds.
+    """
+    if deadline is None:
+        return None
+    check_deadline(deadline)
+    return loop_time() + deadline
+
+
+def left_until(ends: float | None) -> float | None:
+    """Return the seconds left until then; None: there is no limit."""
+    return None if ends is None else ends - loop_time()

@@ -20,7 +20,7 @@ from feishu_mail_async.errors import BadReply, DraftNotFound, NotSent
 from feishu_mail_async.events import DraftMayBeLeft
 from feishu_mail_async.model import Draft, Priority, draft_of
 
-from .arguments import check_deadline, check_mailbox
+from .arguments import check_deadline, check_mailbox, end_of, left_until
 from .base import ClientBase
 from .looking import look_before_repeating
 from .messages import Finder, written
@@ -81,10 +81,8 @@ class DraftMethods(ClientBase):
         intake = self._binding.intake(CREATE)
         check_mailbox(mailbox, user)
         check_type("priority", priority, Priority)
-        if deadline is not None:
-            check_deadline(deadline)
+        ends = end_of(deadline)
         account = self._tokens.account(user)
-        ends = None if deadline is None else loop_time() + deadline
         ours, began = f"{uuid.uuid4().hex}@feishu-mail-async", wall_clock()
         encoded = await written(message, ours)
         body, message_id = message_body(encoded), marker_of(encoded)
@@ -173,13 +171,10 @@ class DraftMethods(ClientBase):
         Source: "更新草稿" (`PUT …/user_mailboxes/:id/drafts/:id`), as the official SDK calls it.
         """
         self._binding.intake(UPDATE)
-        if deadline is not None:
-            check_deadline(deadline)
+        ends = end_of(deadline)
         updated = draft_of(draft, mailbox, user)
-        ends = None if deadline is None else loop_time() + deadline
         body = message_body(await written(message))
-        left = None if ends is None else ends - loop_time()
-        await self._call_draft(UPDATE, updated, body=body, deadline=left)
+        await self._call_draft(UPDATE, updated, body=body, deadline=left_until(ends))
 
     async def read_draft(
         self, draft: str | Draft, *, mailbox: str = "me", user: str | None = None

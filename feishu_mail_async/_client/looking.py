@@ -8,6 +8,8 @@ from feishu_mail_async._calls.intake import Intake
 from feishu_mail_async._clock import loop_time
 from feishu_mail_async.errors import FeishuMailError, NotSent, OutcomeUnknown
 
+from .arguments import left_until
+
 __all__ = ["look_before_repeating", "look_in_doubt"]
 
 T = TypeVar("T")
@@ -40,7 +42,7 @@ async def look_before_repeating(
     try:
         for _ in range(intake.policy.attempts):
             try:
-                return await attempt(None if ends is None else ends - loop_time())
+                return await attempt(left_until(ends))
             except OutcomeUnknown as unknown:
                 # Without a cause, or with one that is no answer's, its caller or its client has given it up.
                 if unknown.__cause__ is None or isinstance(unknown.__cause__, NotSent):

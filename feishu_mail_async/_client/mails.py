@@ -13,7 +13,7 @@ from feishu_mail_async._scheduling.waiters import mailbox_key
 from feishu_mail_async.errors import DraftNotFound, InvalidRequest, NotScheduled, OutcomeUnknown
 from feishu_mail_async.model import Draft, Priority, SendResult, draft_of
 
-from .arguments import Mail, check_deadline, mail_of, seconds_to, sent_mail
+from .arguments import Mail, end_of, left_until, mail_of, seconds_to, sent_mail
 from .base import ClientBase
 from .looking import look_before_repeating, look_in_doubt
 from .tracking import track
@@ -50,9 +50,7 @@ class MailMethods(ClientBase):
         Source: "取消定时发送" (`POST …/user_mailboxes/:id/messages/:message_id/cancel_scheduled_send`).
         """
         self._binding.intake(CANCEL)
-        if deadline is not None:
-            check_deadline(deadline)
-        ends = None if deadline is None else loop_time() + deadline
+        ends = end_of(deadline)
         scheduled = await self._scheduled(mail, mailbox, user)
         # In doubt before the call: if nobody is left to record its end, a later run asks the server, and does not
         # take for scheduled what was cancelled.
@@ -62,7 +60,7 @@ class MailMethods(ClientBase):
 
     async def _cancel(self, scheduled: Mail, ends: float | None) -> None:
         try:
-            await self._call_mail(CANCEL, scheduled, None if ends is None else ends - loop_time())
+            await self._call_mail(CANCEL, scheduled, left_until(ends))
         except OutcomeUnknown as unknown:
             # A call whose answer was lost may have cancelled it; or it went out before the next one came.
             cause, draft = unknown.__cause__, scheduled.draft
@@ -193,14 +191,13 @@ class MailMethods(ClientBase):
         Source: "撤回邮件" (`POST …/user_mailboxes/:id/messages/:message_id/recall`).
         """
         intake = self._binding.intake(RECALL)
-        if deadline is not None:
-            check_deadline(deadline)
+        ends = end_of(deadline)
         recalled = sent_mail(mail, mailbox, user)
         return await look_before_repeating(
             intake,
             lambda left: self._call_mail(RECALL, recalled, left),
             lambda: self._was_recalled(recalled),
-            None if deadline is None else loop_time() + deadline,
+            ends,
         )
 
     async def _was_recalled(self, mail: Mail) -> Recall | None:

@@ -34,6 +34,15 @@ class Schedule(NamedTuple):
     latest: float
     message_id: str | None = None
 
+    def holds(self, *, already: bool, in_doubt: bool) -> bool:
+        """Return whether a call that has succeeded means that the server will send the draft then.
+
+        Args:
+            already: the server said that the draft was sent already.
+            in_doubt: an earlier call had no answer: then it was that one, which scheduled it.
+        """
+        return in_doubt or not already
+
 
 class DraftState(StrEnum):
     """The state of a draft in a ledger: the statuses of outcomes, and two before one is reached.

@@ -111,9 +111,8 @@ def check_askable(*, from_input: bool) -> None:
         raise WrongUsage("--yes", "without a terminal nobody can be asked before mail is sent; give it")
 
 
-def agreed(schedule: Schedule | None = None) -> bool:
+def agreed(question: str = "Send them? Mail cannot be unsent.") -> bool:
     """Ask for the confirmation, and return whether the answer is yes; Ctrl-C is a no."""
-    question = "Send them? Mail cannot be unsent." if schedule is None else f"Have them sent at {schedule.name}?"
     try:
         return agrees(f"{question} [y/N] ")
     except KeyboardInterrupt:

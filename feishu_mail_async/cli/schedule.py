@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
+from feishu_mail_async._client.arguments import AHEAD
 from feishu_mail_async._clock import wall_clock
 from feishu_mail_async.model import RateLimit
 
@@ -14,9 +15,6 @@ from .render.estimate import fit_into
 from .render.wording import count, moment
 
 __all__ = ["AtOption", "Schedule", "read_at"]
-
-_AHEAD: Final = 305
-"""Seconds before the time of sending by which the server wants to know, with some for the way."""
 
 AtOption = Annotated[
     str | None,
@@ -45,14 +43,19 @@ class Schedule:
         """The time for a person, in the local time zone."""
         return moment(self.at.timestamp())
 
+    @property
+    def question(self) -> str:
+        """The question before the drafts are handed over."""
+        return f"Have them sent at {self.name}?"
+
     def fitting(self, drafts: int, limit: RateLimit) -> int:
         """Return how many of these drafts can be handed over in time, if all calls go to them."""
-        return min(drafts, fit_into(self.at.timestamp() - _AHEAD - wall_clock(), limit))
+        return min(drafts, fit_into(self.at.timestamp() - AHEAD - wall_clock(), limit))
 
     def sentence(self, drafts: int, limit: RateLimit) -> str:
         """Return in words whether so many drafts can be handed over in time."""
         fitting = self.fitting(drafts, limit)
-        last = moment(self.at.timestamp() - _AHEAD)
+        last = moment(self.at.timestamp() - AHEAD)
         if fitting == drafts:
             return f"Feishu sends them at {self.name}; they are handed over before {last}."
         late = f"the other {drafts - fitting} will fail, and are not sent"
@@ -75,7 +78,7 @@ def read_at(text: str | None) -> Schedule | None:
     try:
         at = datetime.fromisoformat(text.strip())
         at = at if at.utcoffset() is not None else at.astimezone()
-        ahead = at.timestamp() - _AHEAD - wall_clock()
+        ahead = at.timestamp() - AHEAD - wall_clock()
     except (ValueError, OverflowError, OSError):
         raise WrongUsage("--at", f'give a date and a time like "2026-12-01 09:00", not {text!r}') from None
     if len(text.strip()) <= len("2026-12-01"):

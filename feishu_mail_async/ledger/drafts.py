@@ -72,9 +72,8 @@ async def end_call(transaction: Transaction, turn: Turn, judgement: Judgement, *
         state = DraftState.SENT if judgement.verdict is Verdict.DONE else DraftState.ALREADY_SENT
         values |= {name: judgement.text(name) for name in ("message_id", "thread_id")}
         values |= {"code": None, "error": None}
-        schedule = turn.waiter.schedule
-        # "Already sent" after a call without an answer: it was that one, which scheduled it.
-        if schedule is not None and (state is DraftState.SENT or turn.permit.in_doubt):
+        schedule, already = turn.waiter.schedule, state is DraftState.ALREADY_SENT
+        if schedule is not None and schedule.holds(already=already, in_doubt=turn.permit.in_doubt):
             state = DraftState.SCHEDULED
             values |= {"scheduled_for": schedule.at, "message_id": values["message_id"] or schedule.message_id}
     elif judgement.verdict is Verdict.FATAL and not renewing:

@@ -1,4 +1,4 @@
-"""A call that may be carried out, and the clock by which that happens."""
+"""A call that may be carried out, the clock by which that happens, and what its handlers have."""
 
 import asyncio
 import time
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from feishu_mail_async import codes
 
+from .calllog import CallLog
 from .faults import Reply
+from .knobs import Knobs
 from .messages import Mail
 from .paths import Call
-from .world import Mailbox, User
+from .world import Mailbox, User, World
 
-__all__ = ["Answer", "Case", "Clock", "Effect", "now"]
+__all__ = ["Answer", "Case", "Clock", "Effect", "Handlers", "now"]
 
 Effect = Callable[[], None]
 """The change that a call makes when it has been processed."""
@@ -59,6 +61,23 @@ class Clock:
             # virtual clock moves scheduled sends as well.
             self._offset = time.time() - now()
         return self._offset + (now() if at is None else at)
+
+
+class Handlers:
+    """What the handlers of some endpoints share.
+
+    Args:
+        world: the mail.
+        ledger: the call log, which notes what happens to the mails.
+        knobs: the settings.
+        clock: the Unix time.
+    """
+
+    def __init__(self, world: World, ledger: CallLog, knobs: Knobs, clock: Clock) -> None:
+        self._world = world
+        self._ledger = ledger
+        self._knobs = knobs
+        self._clock = clock
 
 
 def now() -> float:

@@ -5,14 +5,12 @@ from urllib.parse import parse_qs
 
 from feishu_mail_async import codes
 
-from .calllog import CallLog
-from .case import Answer, Case, Clock
+from .case import Answer, Case, Handlers
 from .content import show_message
 from .faults import refusal, success
-from .knobs import Knobs
 from .messages import Mail
 from .pages import read_page, show_page
-from .world import StoredDraft, World
+from .world import StoredDraft
 
 __all__ = ["Drafts"]
 
@@ -21,21 +19,8 @@ _REFERENCE: Final = "https://mail.example.com/draft/"
 """The page where a person can open a draft, without the draft's id."""
 
 
-class Drafts:
-    """The endpoints of drafts.
-
-    Args:
-        world: the mail.
-        ledger: the call log, which notes what is created and deleted.
-        knobs: the settings.
-        clock: the Unix time.
-    """
-
-    def __init__(self, world: World, ledger: CallLog, knobs: Knobs, clock: Clock) -> None:
-        self._world = world
-        self._ledger = ledger
-        self._knobs = knobs
-        self._clock = clock
+class Drafts(Handlers):
+    """The endpoints of drafts."""
 
     def list(self, case: Case) -> Answer:
         """Answer a call for a page of the mailbox's drafts."""

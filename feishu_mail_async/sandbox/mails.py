@@ -6,14 +6,12 @@ from urllib.parse import parse_qs
 
 from feishu_mail_async import codes
 
-from .calllog import CallLog
-from .case import Answer, Case, Clock, now
+from .case import Answer, Case, Handlers, now
 from .content import show_party
 from .faults import refusal, success
-from .knobs import Knobs
 from .messages import Party
 from .pages import read_page, show_page
-from .world import DAY, StoredDraft, World
+from .world import DAY, StoredDraft
 
 __all__ = ["BOUNCING", "Mails"]
 
@@ -29,21 +27,8 @@ _FOLDERS: Final[dict[str, Callable[[StoredDraft], bool]]] = {
 }
 
 
-class Mails:
-    """The endpoints of mails.
-
-    Args:
-        world: the mail.
-        ledger: the call log, which notes what is recalled.
-        knobs: the settings.
-        clock: the Unix time.
-    """
-
-    def __init__(self, world: World, ledger: CallLog, knobs: Knobs, clock: Clock) -> None:
-        self._world = world
-        self._ledger = ledger
-        self._knobs = knobs
-        self._clock = clock
+class Mails(Handlers):
+    """The endpoints of mails."""
 
     def list(self, case: Case) -> Answer:
         """Answer a call for a page of the mails in a folder."""

@@ -167,7 +167,7 @@ def _send(
     if dry_run:
         print_line(board.out, "Nothing was sent: this is a dry run.")
         return 0
-    if not (yes or sum(before) == different or agreed(schedule)):
+    if not (yes or sum(before) == different or _agreed(schedule)):
         print_line(board.out, "Nothing was sent.")
         return SOME_NOT
     try:
@@ -188,6 +188,10 @@ def _send(
         if results is not None:
             results.close()
     return _conclude(board, run, results, kept=kept)
+
+
+def _agreed(schedule: Schedule | None) -> bool:
+    return agreed() if schedule is None else agreed(schedule.question)
 
 
 def _record(results: Results, outcome: Outcome, board: Board, *, kept: bool) -> bool:

@@ -8,9 +8,8 @@ from feishu_mail_async.cli.account import read_account
 from feishu_mail_async.cli.each import do_each
 from feishu_mail_async.cli.logs import Verbose
 from feishu_mail_async.cli.options import AccountOptions, JsonOption, MailboxOption, VerboseOption
-from feishu_mail_async.cli.plan import check_askable
+from feishu_mail_async.cli.plan import agreed, check_askable
 from feishu_mail_async.cli.problems import SOME_NOT
-from feishu_mail_async.cli.prompts import agrees
 from feishu_mail_async.cli.render.console import console, print_line
 from feishu_mail_async.cli.render.wording import count
 from feishu_mail_async.model import RetryPolicy
@@ -39,16 +38,8 @@ def delete(
     drafts = drafts_of(draft_ids, mailbox, account.user)
     if not yes:
         check_askable(from_input=False)
-        if not _agreed(len(drafts)):
+        if not agreed(f"Delete {count(len(drafts), 'draft')}? That cannot be undone."):
             print_line(console(), "Nothing was deleted.")
             return SOME_NOT
     client = account.client(RetryPolicy(outage=60.0))
     return do_each(client, drafts, client.delete_draft, "deleted", Verbose(on=verbose), as_json=as_json)
-
-
-def _agreed(number: int) -> bool:
-    """Ask for the confirmation, and return whether the answer is yes; Ctrl-C is a no."""
-    try:
-        return agrees(f"Delete {count(number, 'draft')}? That cannot be undone. [y/N] ")
-    except KeyboardInterrupt:
-        return False
